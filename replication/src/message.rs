@@ -1,0 +1,173 @@
+//! What a writer and a replica say to each other.
+//!
+//! Between one writer and one replica messages arrive in the order sent or not at all; when a link breaks, both
+//! ends are told and the writer fences anew. A replica therefore always holds a prefix of the stream.
+
+use store::{BlockVersion, ClearKind, ReadPart, StoreError};
+use types::{BlockNo, DiskId, LayerId, LeafNo, RequestId, Seq, ShardId, Token};
+
+/// From the writer of a shard to one of its replicas.
+#[derive(Clone, Debug)]
+pub struct ToReplica<B> {
+    /// Which shard.
+    pub shard: ShardId,
+    /// The sender's right to write; the replica refuses anything below what it promised.
+    pub token: Token,
+    /// Echoed in the reply; unique per writer.
+    pub id: RequestId,
+    /// What.
+    pub request: ReplicaRequest<B>,
+}
+
+/// What a writer asks of a replica.
+#[derive(Clone, Debug)]
+pub enum ReplicaRequest<B> {
+    /// Promise to refuse lower tokens, durably; keep `record` (the shard's record as bytes) beside the promise.
+    /// First message of every writer to every replica. Answered by [`ReplicaReply::Promised`].
+    Fence {
+        /// What `weft pool recover` will find on the disk.
+        record: Vec<u8>,
+    },
+    /// A guest's write, in stream order.
+    Write {
+        /// Which layer.
+        layer: LayerId,
+        /// First block.
+        block: BlockNo,
+        /// Its number.
+        seq: Seq,
+        /// Whole blocks, at most 256.
+        data: B,
+        /// crc32c of each block's bytes.
+        crcs: Vec<u32>,
+    },
+    /// A guest's discard or write of zeros, in stream order.
+    Clear {
+        /// Which layer.
+        layer: LayerId,
+        /// First block.
+        block: BlockNo,
+        /// How many.
+        count: u32,
+        /// Its number.
+        seq: Seq,
+        /// Discarded or zeros.
+        kind: ClearKind,
+    },
+    /// Everything of the stream before this is to be on stable media.
+    Flush,
+    /// Read verified content, at most 256 blocks.
+    Read {
+        /// Which layer.
+        layer: LayerId,
+        /// First block.
+        block: BlockNo,
+        /// How many.
+        count: u32,
+    },
+    /// Content of one or more blocks from another replica: resync, catching up, repair.
+    Repair {
+        /// Which layer.
+        layer: LayerId,
+        /// First block.
+        block: BlockNo,
+        /// The seq these blocks have at the source.
+        seq: Seq,
+        /// Content, or how many blocks to clear.
+        content: RepairContent<B>,
+        /// Do not touch a block whose present seq is this or later.
+        live_from: Seq,
+    },
+    /// After catching up: everything up to `end` is here, durably; the shard's end becomes `end`. From here on
+    /// the stream goes on at seqs above it.
+    SetEnd {
+        /// The chosen end.
+        end: Seq,
+    },
+    /// Resync begins beside the running stream: remember durably that this replica is good only up to `since`.
+    BeginResync {
+        /// The last seq up to which this replica's content is known to be right.
+        since: Seq,
+    },
+    /// Which leaves hold something newer than `newer_than`? See [`store::Request::ChangedLeaves`].
+    ChangedLeaves {
+        /// Which layer.
+        layer: LayerId,
+        /// Only above this.
+        newer_than: Seq,
+        /// From this leaf on.
+        from: LeafNo,
+    },
+    /// The versions of a leaf's blocks.
+    LeafVersions {
+        /// Which layer.
+        layer: LayerId,
+        /// Which leaf.
+        leaf: LeafNo,
+    },
+    /// The shard leaves this disk: its VDI was deleted, or another disk has taken its place.
+    Drop,
+}
+
+/// What a repair puts in place.
+#[derive(Clone, Debug)]
+pub enum RepairContent<B> {
+    /// Whole blocks, at most 256, with the crc32c of each.
+    Data(B, Vec<u32>),
+    /// This many blocks read as zeros.
+    Clear(u32, ClearKind),
+}
+
+/// From a replica to the writer.
+#[derive(Clone, Debug)]
+pub struct FromReplica<B> {
+    /// Which shard.
+    pub shard: ShardId,
+    /// Which disk speaks.
+    pub disk: DiskId,
+    /// The token of the request: replies to a past life of the writer are ignored by it.
+    pub token: Token,
+    /// Of the request.
+    pub id: RequestId,
+    /// How it went.
+    pub result: Result<ReplicaReply<B>, Refusal>,
+}
+
+/// What a replica answers.
+#[derive(Clone, Debug)]
+pub enum ReplicaReply<B> {
+    /// The promise is durable.
+    Promised {
+        /// What it had promised before; the default token if this disk did not know the shard.
+        previous: Token,
+        /// Highest seq of the stream it holds with nothing missing before.
+        end: Seq,
+        /// Good only up to here because a resync was under way; `None` when it is whole up to `end`.
+        good_until: Option<Seq>,
+    },
+    /// Done; for writes and clears: on the device; for flush, end and resync marks: on stable media.
+    Done,
+    /// Content; the parts add up to the blocks asked for.
+    Read(Vec<ReadPart<B>>),
+    /// See [`store::Reply::Leaves`].
+    Leaves(Vec<LeafNo>),
+    /// See [`store::Reply::Versions`].
+    Versions(Vec<BlockVersion>),
+}
+
+/// Why a replica did not do it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// A newer writer was promised: the sender is out of date and can complete nothing.
+    #[error("a newer writer holds {promised:?}")]
+    Stale {
+        /// What the replica promised.
+        promised: Token,
+    },
+    /// The sender did not fence first.
+    #[error("no fence came before")]
+    NotFenced,
+    /// The store below could not.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

@@ -1,0 +1,334 @@
+//! What the store is asked and what it answers.
+//!
+//! ```text
+//!  Request ──▶ ┌───────┐ ──▶ Reply            (to the replica role above)
+//!              │ Store │ ──▶ DiskOp           (to the disk)        ◀── Completion
+//!   Tick   ──▶ └───────┘ ──▶ IndexRequest     (to the index thread) ◀── IndexResponse
+//! ```
+
+use edge::{Completion, DiskError, DiskOp, IoId, KvBatch, KvError};
+use types::{BlockNo, LayerId, LeafNo, RequestId, Seq, ShardId};
+
+/// Where a write came from; decides whether it may replace what the index holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The writer's stream: always replaces (streams arrive in order).
+    Live,
+    /// Resync, repair or catching up: replaces a block unless the block's present seq is `live_from` or later,
+    /// that is, unless the running stream has already overwritten it. Does not advance the shard's end.
+    Repair {
+        /// First seq of the stream that runs beside the resync.
+        live_from: Seq,
+    },
+}
+
+/// How a range without data came to be. Both read as zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ClearKind {
+    /// Zeros were written.
+    Zero,
+    /// The guest discarded the range.
+    Trim,
+}
+
+/// One thing to do. Ranges are of blocks within one shard and inside the shard's size (the caller asserts).
+#[derive(Clone, Debug)]
+pub enum Request<B> {
+    /// Stores `data`, whole blocks, from `block` on. Replied when its batch and all earlier ones are complete.
+    Write {
+        /// Whose.
+        shard: ShardId,
+        /// In which layer.
+        layer: LayerId,
+        /// First block.
+        block: BlockNo,
+        /// One number for all its blocks.
+        seq: Seq,
+        /// The content, a positive whole number of blocks, at most 256 (1 MiB).
+        data: B,
+        /// crc32c of each block's bytes, computed once where the data entered Weft.
+        crcs: Vec<u32>,
+        /// Stream or repair.
+        origin: Origin,
+    },
+    /// Makes a range read as zeros without storing data.
+    Clear {
+        /// Whose.
+        shard: ShardId,
+        /// In which layer.
+        layer: LayerId,
+        /// First block.
+        block: BlockNo,
+        /// How many; at most the shard.
+        count: u32,
+        /// One number for the range.
+        seq: Seq,
+        /// Zeros or discarded.
+        kind: ClearKind,
+        /// Stream or repair.
+        origin: Origin,
+    },
+    /// Reads at most 256 blocks; each is checked against its sum before the reply.
+    Read {
+        /// Whose.
+        shard: ShardId,
+        /// In which layer.
+        layer: LayerId,
+        /// First block.
+        block: BlockNo,
+        /// How many, 1 to 256.
+        count: u32,
+    },
+    /// Makes every request that was received before this one durable; replied after them.
+    Flush,
+    /// Keeps `record` (opaque, at most 3 KiB) as the shard's record, replacing the last one. Durable when replied.
+    /// Also makes the shard known to this disk.
+    PutRecord {
+        /// Whose.
+        shard: ShardId,
+        /// The new record.
+        record: Vec<u8>,
+    },
+    /// Forgets the shard and gives its space back. Durable when replied.
+    DropShard {
+        /// Which.
+        shard: ShardId,
+    },
+    /// Lists leaves, ascending from `from`, that hold a block with seq above `newer_than`; at most 1024.
+    ChangedLeaves {
+        /// Whose.
+        shard: ShardId,
+        /// In which layer.
+        layer: LayerId,
+        /// Only leaves with a block above this; `Seq(0)` lists every leaf that ever held anything.
+        newer_than: Seq,
+        /// First leaf to consider.
+        from: LeafNo,
+    },
+    /// The version of each of the 256 blocks of a leaf.
+    LeafVersions {
+        /// Whose.
+        shard: ShardId,
+        /// In which layer.
+        layer: LayerId,
+        /// Which leaf.
+        leaf: LeafNo,
+    },
+}
+
+/// What the index knows of one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockState {
+    /// Never written in this layer.
+    Absent,
+    /// Zeros or discarded.
+    Clear(ClearKind),
+    /// Data with this crc32c of its plain content,
+    /// bound to its identity ([`types::bind`]).
+    Data(types::BlockSum),
+}
+
+/// State and seq of one block; equal versions hold equal content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockVersion {
+    /// Seq of the write that made it; `Seq(0)` where absent.
+    pub seq: Seq,
+    /// What it holds.
+    pub state: BlockState,
+}
+
+/// A run of blocks that a read brought, in order.
+#[derive(Clone, Debug)]
+pub enum ReadPart<B> {
+    /// Whole blocks of verified content.
+    Data(B),
+    /// This many blocks of zeros (cleared or never written).
+    Zeros(u32),
+}
+
+/// What this disk holds of one shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardSummary {
+    /// Which.
+    pub shard: ShardId,
+    /// Highest seq of the writer's stream that is in the log without a gap before it.
+    pub end: Seq,
+    /// The record last put, empty if none.
+    pub record: Vec<u8>,
+    /// Blocks of data the shard holds on this disk.
+    pub data_blocks: u64,
+}
+
+/// Why a request was not done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The block's content does not match its sum, or could not be read; other blocks may be fine.
+    #[error("block {block} of shard {shard} does not match its checksum")]
+    Corrupt {
+        /// Whose.
+        shard: ShardId,
+        /// First bad block of the request.
+        block: BlockNo,
+    },
+    /// The disk failed (an I/O error on write, any failed sync): it takes no more until reopened and checked.
+    #[error("the disk failed: {0}")]
+    DiskFailed(DiskError),
+    /// The index failed; as final as a failed disk.
+    #[error("the disk's index failed: {0}")]
+    IndexFailed(KvError),
+    /// No such shard on this disk.
+    #[error("shard {0} is not on this disk")]
+    NoShard(ShardId),
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Debug)]
+pub enum Reply<B> {
+    /// Write, clear, flush, record or drop is done.
+    Done,
+    /// A read's content; the parts add up to the blocks asked for.
+    Read(Vec<ReadPart<B>>),
+    /// For [`Request::ChangedLeaves`]; fewer than 1024 means there are no more.
+    Leaves(Vec<LeafNo>),
+    /// For [`Request::LeafVersions`]: 256 of them.
+    Versions(Vec<BlockVersion>),
+}
+
+/// Key of an index leaf; sorts as (shard, layer, leaf) in the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeafKey {
+    /// Whose.
+    pub shard: ShardId,
+    /// In which layer.
+    pub layer: LayerId,
+    /// Which.
+    pub leaf: LeafNo,
+}
+
+/// What the store asks of the thread that owns its index (RocksDB).
+#[derive(Clone, Debug)]
+pub enum IndexRequest {
+    /// Bring the value of `encoded`, the key of `key`.
+    Load {
+        /// Echoed in the response.
+        key: LeafKey,
+        /// Its bytes in the index.
+        encoded: Vec<u8>,
+    },
+    /// Apply atomically and durably.
+    Checkpoint {
+        /// Echoed in the response.
+        id: u64,
+        /// All of it.
+        batch: KvBatch,
+    },
+}
+
+/// What the index thread answers.
+#[derive(Clone, Debug)]
+pub enum IndexResponse {
+    /// For [`IndexRequest::Load`].
+    Loaded {
+        /// Which leaf.
+        key: LeafKey,
+        /// Its value, if it has one.
+        value: Result<Option<Vec<u8>>, KvError>,
+    },
+    /// For [`IndexRequest::Checkpoint`].
+    Checkpointed {
+        /// Which.
+        id: u64,
+        /// Whether it is durable.
+        result: Result<(), KvError>,
+    },
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event<B> {
+    /// Somebody above wants something.
+    Request(RequestId, Request<B>),
+    /// The disk finished an operation.
+    Disk(Completion<B>),
+    /// The index thread answered.
+    Index(IndexResponse),
+    /// The driver has handed over all events of this turn: close the batch and submit it.
+    TurnEnd,
+    /// Time passed (a few times a second while anything is pending, never needed when idle): pace checkpoints
+    /// and cleaning.
+    Tick,
+}
+
+/// What to do about it.
+#[derive(Clone, Debug)]
+pub enum Effect<B> {
+    /// Answer whoever asked.
+    Reply(RequestId, Result<Reply<B>, StoreError>),
+    /// Hand to the disk.
+    Disk(IoId, DiskOp<B>),
+    /// Hand to the index thread.
+    Index(IndexRequest),
+    /// The disk just failed; said once.
+    Failed(StoreError),
+    /// Free space ran out for guests (`true`) or came back (`false`); writes wait in between.
+    Full(bool),
+}
+
+/// Figures for `weft status` and `/metrics`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreStats {
+    /// Segments on the disk.
+    pub segments: u32,
+    /// Segments that hold nothing and may be opened.
+    pub segments_free: u32,
+    /// Blocks of live data.
+    pub live_blocks: u64,
+    /// Bytes that guests can store in all.
+    pub capacity_bytes: u64,
+    /// Blocks appended for guests since start.
+    pub written_blocks: u64,
+    /// Blocks appended by cleaning since start.
+    pub cleaned_blocks: u64,
+    /// Batches appended since start.
+    pub batches: u64,
+    /// Syncs since start.
+    pub syncs: u64,
+    /// Checkpoints since start.
+    pub checkpoints: u64,
+    /// Blocks whose checksum failed since start.
+    pub corrupt_blocks: u64,
+    /// Bytes of index leaves in memory.
+    pub cached_bytes: u64,
+    /// Requests that wait for free space.
+    pub waiting_for_space: u64,
+}
+
+/// What an operator may choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreSettings {
+    /// Hard limit of memory for index leaves, bytes.
+    pub cache_bytes: u64,
+    /// Appends under way at once.
+    pub appends_in_flight: usize,
+    /// Log written since the last checkpoint that starts the next, bytes.
+    pub checkpoint_bytes: u64,
+    /// Segments that only cleaning may use.
+    pub segments_reserved: u32,
+    /// Cleaning starts when fewer than this many segments are free.
+    pub clean_below_free: u32,
+}
+
+impl Default for StoreSettings {
+    fn default() -> StoreSettings {
+        StoreSettings {
+            cache_bytes: 256 << 20,
+            appends_in_flight: 8,
+            checkpoint_bytes: 256 << 20,
+            segments_reserved: 4,
+            clean_below_free: 12,
+        }
+    }
+}
+
+/// The most blocks one [`Request::Write`] or [`Request::Read`] may name.
+pub const REQUEST_BLOCKS_MAX: u32 = 256;

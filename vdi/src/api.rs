@@ -1,0 +1,272 @@
+//! What an open VDI is asked and what it answers.
+//!
+//! ```text
+//!  front ends ──Request──▶ ┌─────┐ ──Done──▶ front ends
+//!  disk nodes ──Replica──▶ │ Vdi │ ──Send──▶ disk nodes      (one Writer per shard inside)
+//!  control ──RecordSaved─▶ └─────┘ ──SaveRecord──▶ control
+//! ```
+
+use replication::{FromReplica, ShardRecord, ToReplica};
+use types::{DiskId, LayerId, RequestId, ShardNo, VdiId};
+
+/// What does not change while a VDI is open, and the size it opens with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VdiSpec {
+    /// Which.
+    pub id: VdiId,
+    /// Virtual size in bytes, a multiple of the sector size.
+    pub bytes: u64,
+    /// Logical sector: 512 or 4096 bytes.
+    pub sector_bytes: u32,
+    /// Bytes per shard, a multiple of 1 MiB.
+    pub shard_bytes: u64,
+    /// The head layer, which takes the writes.
+    pub head: LayerId,
+}
+
+/// A front end's request. Offsets and lengths are bytes, multiples of the sector, inside the VDI; anything else
+/// is answered with [`VdiError::OutOfRange`] or [`VdiError::Misaligned`], never asserted: guests send these.
+#[derive(Clone, Debug)]
+pub enum Op<B> {
+    /// Read `length` bytes, at most 32 MiB.
+    Read {
+        /// From here.
+        offset: u64,
+        /// This many.
+        length: u64,
+    },
+    /// Write `data`, at most 32 MiB.
+    Write {
+        /// To here.
+        offset: u64,
+        /// This content; a stable copy, nobody changes it any more.
+        data: B,
+        /// Complete only when on stable media.
+        fua: bool,
+    },
+    /// Complete when every write completed before this was submitted is on stable media of a quorum.
+    Flush,
+    /// The content of the range is no longer needed; it reads as zeros afterwards.
+    Discard {
+        /// From here.
+        offset: u64,
+        /// This many.
+        length: u64,
+    },
+    /// The range shall read as zeros.
+    WriteZeroes {
+        /// From here.
+        offset: u64,
+        /// This many.
+        length: u64,
+        /// Complete only when on stable media.
+        fua: bool,
+    },
+    /// Which parts of the range hold data; may answer for a prefix of the range only (at least one block).
+    Extents {
+        /// From here.
+        offset: u64,
+        /// This many.
+        length: u64,
+    },
+}
+
+/// A run of bytes of a read's answer, in order.
+#[derive(Clone, Debug)]
+pub enum ReadPart<B> {
+    /// Verified content.
+    Data(B),
+    /// This many zero bytes.
+    Zeros(u64),
+}
+
+/// A run of bytes of the same allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// How long.
+    pub length: u64,
+    /// Holds data; otherwise reads as zeros and holds nothing.
+    pub is_data: bool,
+}
+
+/// What a request brought.
+#[derive(Clone, Debug)]
+pub enum Outcome<B> {
+    /// Write, flush, discard or zeroes: done.
+    Done,
+    /// The parts add up to the length asked for.
+    Read(Vec<ReadPart<B>>),
+    /// Adjacent from the offset asked for.
+    Extents(Vec<Extent>),
+}
+
+/// Why a request failed. No quorum and a full pool are not among them: requests wait those out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VdiError {
+    /// Outside the VDI, or longer than allowed.
+    #[error("{length} bytes at {offset} are not inside the disk of {size} bytes")]
+    OutOfRange {
+        /// Asked for.
+        offset: u64,
+        /// Asked for.
+        length: u64,
+        /// The VDI's size.
+        size: u64,
+    },
+    /// Not a multiple of the logical sector.
+    #[error("{length} bytes at {offset} are not whole sectors of {sector} bytes")]
+    Misaligned {
+        /// Asked for.
+        offset: u64,
+        /// Asked for.
+        length: u64,
+        /// The logical sector size.
+        sector: u32,
+    },
+    /// No good copy of a block exists on any replica that can be reached.
+    #[error("no replica has a good copy of the block at {offset}")]
+    Unreadable {
+        /// Byte offset of the first such block.
+        offset: u64,
+    },
+    /// The VDI is being closed or has been deleted.
+    #[error("the virtual disk is closed")]
+    Closed,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event<B> {
+    /// A front end wants something. Ids are unique among requests not yet done.
+    Request(RequestId, Op<B>),
+    /// A disk node answered.
+    Replica(FromReplica<B>),
+    /// A disk came (and its node is ready for a fence) or went (answers that are missing will not come).
+    DiskState {
+        /// Which.
+        disk: DiskId,
+        /// Whether it can be reached.
+        is_up: bool,
+    },
+    /// The control store took, or (epoch conflict) refused, the record of a [`Effect::SaveRecord`].
+    RecordSaved {
+        /// Which shard.
+        shard: ShardNo,
+        /// What the control store now holds; equal to what was sent when it was taken.
+        record: ShardRecord,
+    },
+    /// The VDI was made larger; the new shards' records come along. Control has saved them before.
+    Resized {
+        /// New size.
+        bytes: u64,
+        /// Records of shards that did not exist before, in order.
+        added: Vec<ShardRecord>,
+    },
+    /// An operator replaced a disk: in every shard `old` gives its place to `new`, which is filled by resync.
+    ReplaceDisk {
+        /// Leaves.
+        old: DiskId,
+        /// Comes, as chosen by placement for that shard.
+        new: Vec<(ShardNo, DiskId)>,
+    },
+    /// Read and verify everything, compare replicas, repair. Ignored while one is running.
+    Scrub,
+    /// Delete: drop every shard from every disk that is up, then say [`Notice::Dropped`].
+    Delete,
+    /// A few times a second while [`Vdi::is_busy`](crate::Vdi) says so: background fencing, resync pacing.
+    Tick,
+}
+
+/// What to do about it.
+#[derive(Clone, Debug)]
+pub enum Effect<B> {
+    /// Answer a front end.
+    Done(RequestId, Result<Outcome<B>, VdiError>),
+    /// Hand to a disk node.
+    Send(DiskId, ToReplica<B>),
+    /// Compare-and-swap the shard's record: the one held now must have the epoch just below.
+    SaveRecord(ShardRecord),
+    /// For counters, events and `weft status`.
+    Notice(Notice),
+}
+
+/// Things an operator wants to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A replica is no longer in sync.
+    Degraded {
+        /// Which shard.
+        shard: ShardNo,
+        /// Which disk.
+        disk: DiskId,
+    },
+    /// A replica is in sync again; `moved_blocks` travelled to make it so.
+    Restored {
+        /// Which shard.
+        shard: ShardNo,
+        /// Which disk.
+        disk: DiskId,
+        /// Blocks copied.
+        moved_blocks: u64,
+    },
+    /// A bad block was replaced by a good copy.
+    Repaired {
+        /// Which shard.
+        shard: ShardNo,
+        /// Where the bad copy was.
+        disk: DiskId,
+        /// Blocks repaired.
+        blocks: u64,
+    },
+    /// No good copy of a block was found.
+    Unreadable {
+        /// Which shard.
+        shard: ShardNo,
+        /// Byte offset in the VDI.
+        offset: u64,
+    },
+    /// Writes to a shard wait because too few replicas can be reached (`true`), or go on (`false`).
+    NoQuorum {
+        /// Which shard.
+        shard: ShardNo,
+        /// Waiting or not.
+        is_waiting: bool,
+    },
+    /// A newer writer holds the shard: this one completes nothing any more.
+    Fenced {
+        /// Which shard.
+        shard: ShardNo,
+    },
+    /// A scrub went on or (`done == total`) ended; counts are of this scrub.
+    Scrub {
+        /// Shards done.
+        done: u32,
+        /// Shards in all.
+        total: u32,
+        /// Blocks read and verified, over all replicas.
+        blocks: u64,
+        /// Blocks repaired.
+        repaired: u64,
+        /// Blocks without a good copy.
+        unreadable: u64,
+    },
+    /// Every shard has left every disk that could be reached.
+    Dropped,
+}
+
+/// Figures for `weft vdi show`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VdiStatus {
+    /// Shards in all.
+    pub shards: u32,
+    /// Shards whose replicas are all in sync.
+    pub shards_whole: u32,
+    /// Shards that cannot complete writes now.
+    pub shards_waiting: u32,
+    /// Per disk: shards placed there, and how many of those are in sync.
+    pub disks: Vec<(DiskId, u32, u32)>,
+    /// Leaves still to compare in running resyncs.
+    pub resync_leaves_left: u64,
+    /// Requests under way.
+    pub in_flight: usize,
+}
