@@ -1,2 +1,39 @@
-//! (being written)
-fn main() {}
+//! `cargo xtask`: everything a developer or a newcomer runs, by one name each.
+
+mod layers;
+mod packages;
+mod run;
+mod tests;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Weft's own tasks. Each installs the Debian packages it misses (as root, by apt-get).
+#[derive(Parser)]
+#[command(name = "cargo xtask", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Everything that must hold before a change lands: lints, unit tests, simulator, real clients.
+    Test {
+        /// The soak as well: many more seeds, minutes to hours.
+        #[arg(long)]
+        long: bool,
+    },
+    /// Formatting, clippy with warnings denied, who may import whom, licences and sources of crates.
+    Lint,
+    /// Install the Debian packages that building and testing need.
+    Install,
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().task {
+        Task::Test { long } => tests::test(long),
+        Task::Lint => tests::lint(),
+        Task::Install => packages::install(packages::BUILD_AND_TEST),
+    }
+}

@@ -1,0 +1,94 @@
+//! Who may import whom: the arrows of docs/ARCHITECTURE.md, as a check.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail};
+
+use crate::run::{cargo, output};
+
+/// Each crate's folder and the folders of ours it may depend on. A new arrow is a design change: say so in the
+/// commit that adds it here.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("types", &[]),
+    ("edge", &["types"]),
+    ("store", &["types", "edge"]),
+    ("replication", &["types", "edge", "store"]),
+    ("vdi", &["types", "store", "replication"]),
+    ("sim", &["types", "edge", "store", "replication", "vdi"]),
+    ("vhost-blk", &["types", "vdi"]),
+    ("nbd", &["types"]),
+    ("control", &["types", "edge", "replication"]),
+    (
+        "blockd",
+        &[
+            "types",
+            "edge",
+            "store",
+            "replication",
+            "vdi",
+            "vhost-blk",
+            "nbd",
+            "control",
+        ],
+    ),
+    // Offline disk tools read disks themselves; all else goes through REST.
+    ("cli", &["types", "control", "edge", "store"]),
+    ("fio-tests", &["types"]),
+    ("xtask", &[]),
+];
+
+/// Crates that may not look at the world, and what they may use from outside Weft.
+const PURE: &[&str] = &["types", "store", "replication", "vdi"];
+const PURE_MAY_USE: &[&str] = &["crc32c", "serde", "smallvec", "thiserror"];
+
+/// Fails where the workspace has an arrow that the table does not.
+pub fn check() -> Result<()> {
+    let text = output(&mut cargo(&[
+        "metadata",
+        "--no-deps",
+        "--format-version",
+        "1",
+        "--offline",
+    ]))
+    .or_else(|_| output(&mut cargo(&["metadata", "--no-deps", "--format-version", "1"])))?;
+    let metadata: serde_json::Value = serde_json::from_str(&text).context("cargo metadata")?;
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo metadata: no packages")?;
+    let allowed: BTreeMap<&str, &[&str]> = ARROWS.iter().copied().collect();
+    let mut faults = Vec::new();
+    for package in packages {
+        let name = package["name"].as_str().context("a package without a name")?;
+        let folder = name.strip_prefix("weft-").unwrap_or(name);
+        let Some(arrows) = allowed.get(folder) else {
+            faults.push(format!("crate {name} is not in the table of xtask/src/layers.rs"));
+            continue;
+        };
+        let manifest = package["manifest_path"].as_str().unwrap_or_default();
+        if !manifest.ends_with(&format!("/{folder}/Cargo.toml")) {
+            faults.push(format!(
+                "crate {name} must live in the top-level folder {folder}/"
+            ));
+        }
+        for dependency in package["dependencies"].as_array().context("no dependencies")? {
+            if !dependency["kind"].is_null() {
+                continue; // Tests may look anywhere.
+            }
+            let on = dependency["name"].as_str().unwrap_or_default();
+            match on.strip_prefix("weft-") {
+                Some(ours) if !arrows.contains(&ours) => {
+                    faults.push(format!("{folder} may not import {ours}"));
+                }
+                None if PURE.contains(&folder) && !PURE_MAY_USE.contains(&on) => {
+                    faults.push(format!("{folder} is pure and may not use the crate {on}"));
+                }
+                _ => {}
+            }
+        }
+    }
+    if !faults.is_empty() {
+        bail!("layers (see docs/ARCHITECTURE.md):\n  {}", faults.join("\n  "));
+    }
+    println!("layers: {} crates import only what they may", packages.len());
+    Ok(())
+}

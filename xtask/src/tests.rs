@@ -1,0 +1,75 @@
+//! `cargo xtask test` and `cargo xtask lint`.
+
+use anyhow::Result;
+
+use crate::layers;
+use crate::packages;
+use crate::run::{cargo, output, run};
+
+/// Everything that must hold before a change lands; `long` adds the soak.
+pub fn test(long: bool) -> Result<()> {
+    packages::install(packages::BUILD_AND_TEST)?;
+    lint()?;
+    run(&mut cargo(&["test", "--workspace", "--locked", "--quiet"]))?;
+    simulate(if long { 20_000 } else { 1_000 })
+}
+
+/// Formatting, clippy, layers, licences.
+pub fn lint() -> Result<()> {
+    packages::install(packages::BUILD_AND_TEST)?;
+    run(&mut cargo(&["fmt", "--all", "--check"]))?;
+    layers::check()?;
+    run(&mut cargo(&[
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
+    install_cargo_deny()?;
+    run(&mut cargo(&[
+        "deny",
+        "--offline",
+        "--log-level",
+        "error",
+        "check",
+        "bans",
+        "licenses",
+        "sources",
+    ]))
+}
+
+/// The first seeds of both simulated worlds.
+fn simulate(seeds: u32) -> Result<()> {
+    let range = format!("0..{seeds}");
+    for world in ["store", "vdi"] {
+        run(&mut cargo(&[
+            "run",
+            "--quiet",
+            "--package",
+            "weft-sim",
+            "--",
+            world,
+            "--seeds",
+            &range,
+        ]))?;
+    }
+    Ok(())
+}
+
+fn install_cargo_deny() -> Result<()> {
+    if output(&mut cargo(&["deny", "--version"])).is_ok() {
+        return Ok(());
+    }
+    run(&mut cargo(&[
+        "install",
+        "cargo-deny",
+        "--locked",
+        "--version",
+        "^0.20",
+        "--quiet",
+    ]))
+}
