@@ -8,6 +8,10 @@
 
 mod message;
 mod record;
+mod writer;
 
 pub use message::{FromReplica, Refusal, RepairContent, ReplicaReply, ReplicaRequest, ToReplica};
 pub use record::{EpochEnd, ShardRecord};
+pub use writer::{
+    ShardError, ShardOp, ShardReply, WriterEffect, WriterEvent, WriterNotice, WriterPhase, WriterStatus,
+};

@@ -1,0 +1,199 @@
+//! What a writer is told and what it answers.
+
+use store::{BlockVersion, ClearKind, ReadPart};
+use types::{BlockNo, DiskId, LeafNo, RequestId, Seq, Token};
+
+use crate::{FromReplica, ShardRecord, ToReplica};
+
+/// What is asked of one shard. Blocks are inside the shard; two requests under way never touch the same block
+/// unless both read (the caller's conflict table sees to it).
+#[derive(Clone, Debug)]
+pub enum ShardOp<B> {
+    /// Read 1 to 256 blocks.
+    Read {
+        /// First block.
+        block: BlockNo,
+        /// How many.
+        count: u32,
+    },
+    /// Write 1 to 256 whole blocks.
+    Write {
+        /// First block.
+        block: BlockNo,
+        /// The content.
+        data: B,
+        /// crc32c of each block's bytes.
+        crcs: Vec<u32>,
+    },
+    /// Make a range read as zeros.
+    Clear {
+        /// First block.
+        block: BlockNo,
+        /// How many, at least one.
+        count: u32,
+        /// Zeros or discarded.
+        kind: ClearKind,
+    },
+    /// Done when every write completed before this is on stable media of a quorum.
+    Flush,
+    /// The versions of a leaf's 256 blocks on a current replica.
+    Versions {
+        /// Which leaf.
+        leaf: LeafNo,
+    },
+}
+
+/// What a request brought.
+#[derive(Clone, Debug)]
+pub enum ShardReply<B> {
+    /// Write, clear or flush is done.
+    Done,
+    /// Verified content; the parts add up to the blocks asked for.
+    Read(Vec<ReadPart<B>>),
+    /// 256 of them.
+    Versions(Vec<BlockVersion>),
+}
+
+/// Why a request failed. Missing replicas are not among the reasons: requests wait for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ShardError {
+    /// No reachable replica has a good copy of this block.
+    #[error("no replica has a good copy of block {block}")]
+    Unreadable {
+        /// The first such block.
+        block: BlockNo,
+    },
+    /// A newer writer holds the shard; this one can complete nothing any more.
+    #[error("a newer writer holds the shard")]
+    Fenced,
+    /// The shard is being dropped.
+    #[error("the shard is being dropped")]
+    Closed,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum WriterEvent<B> {
+    /// The VDI wants something. Ids are unique among requests not yet answered.
+    Request(RequestId, ShardOp<B>),
+    /// A replica answered.
+    Replica(FromReplica<B>),
+    /// A disk came, and its node is ready for a fence; or went, and answers that are missing will not come.
+    DiskState {
+        /// Which.
+        disk: DiskId,
+        /// Whether it can be reached.
+        is_up: bool,
+    },
+    /// What the control store holds after a [`WriterEffect::SaveRecord`]: what was sent when it was taken.
+    RecordSaved(ShardRecord),
+    /// `old` gives its place to `new`, which is filled by resync.
+    ReplaceDisk {
+        /// Leaves.
+        old: DiskId,
+        /// Comes; not yet a replica of this shard.
+        new: DiskId,
+    },
+    /// Read and verify everything on every in-sync replica, compare, repair. Ignored while one runs.
+    Scrub,
+    /// The shard goes: drop it from every disk that is up, then say [`WriterNotice::Dropped`].
+    Drop,
+    /// Fence now, in the background, rather than at the first request.
+    Touch,
+    /// Time passed; a few times a second while [`Writer::is_busy`](crate::Writer::is_busy).
+    Tick,
+}
+
+/// What to do about it.
+#[derive(Clone, Debug)]
+pub enum WriterEffect<B> {
+    /// Answer whoever asked.
+    Reply(RequestId, Result<ShardReply<B>, ShardError>),
+    /// Hand to a disk node.
+    Send(DiskId, ToReplica<B>),
+    /// Compare-and-swap: the record held now must have the epoch just below. Answered by
+    /// [`WriterEvent::RecordSaved`]; may be said again with the same record when no answer came for a while.
+    SaveRecord(ShardRecord),
+    /// For counters, events and status.
+    Notice(WriterNotice),
+}
+
+/// Things an operator wants to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriterNotice {
+    /// A replica is no longer in sync.
+    Degraded {
+        /// Where.
+        disk: DiskId,
+    },
+    /// A replica is in sync again.
+    Restored {
+        /// Where.
+        disk: DiskId,
+        /// Blocks that travelled to make it so.
+        moved_blocks: u64,
+    },
+    /// Bad blocks were replaced by good copies.
+    Repaired {
+        /// Where the bad copy was.
+        disk: DiskId,
+        /// How many.
+        blocks: u64,
+    },
+    /// No good copy of a block was found.
+    Unreadable {
+        /// Which.
+        block: BlockNo,
+    },
+    /// Writes wait because too few replicas can be reached (`true`), or go on (`false`).
+    NoQuorum(bool),
+    /// A newer writer holds the shard.
+    Fenced,
+    /// A scrub ended.
+    ScrubDone {
+        /// Data blocks read and verified, over all replicas.
+        blocks: u64,
+        /// Blocks repaired.
+        repaired: u64,
+        /// Blocks without a good copy.
+        unreadable: u64,
+    },
+    /// The shard has left every disk that could be reached.
+    Dropped,
+}
+
+/// Where a writer is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriterPhase {
+    /// Nobody asked anything yet; no message was sent.
+    Idle,
+    /// Fencing, or bringing a quorum to the same end.
+    Opening,
+    /// Serving.
+    Open,
+    /// A newer writer took over.
+    Fenced,
+    /// Being dropped, or dropped.
+    Closed,
+}
+
+/// Figures for status pages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WriterStatus {
+    /// Where in its life.
+    pub phase: WriterPhase,
+    /// The right under which it writes.
+    pub token: Token,
+    /// Last seq given to a write.
+    pub last_seq: Seq,
+    /// Whether writes wait for replicas.
+    pub is_waiting: bool,
+    /// Per replica: the disk, and whether it is in sync by the record.
+    pub replicas: Vec<(DiskId, bool)>,
+    /// Leaves still to compare in running resyncs.
+    pub resync_leaves_left: u64,
+    /// Whether a scrub runs.
+    pub is_scrubbing: bool,
+    /// Requests not yet given to a replica.
+    pub waiting: usize,
+}
