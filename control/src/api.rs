@@ -1,0 +1,317 @@
+//! The REST API's bodies. Sizes are bytes, times RFC 3339, ids strings. Requests refuse fields they do not know;
+//! answers may grow fields, so clients must ignore those they do not know.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use types::{DiskId, PoolId, VdiId};
+use utoipa::ToSchema;
+
+use crate::{Attachment, DiskState};
+
+/// `POST /v1/pool`
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PoolCreateBody {
+    /// `[a-z0-9][a-z0-9._-]{0,62}`
+    pub name: String,
+}
+
+/// `POST /v1/disks`
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskAddBody {
+    /// Absolute path of a block device, or of a file.
+    pub path: String,
+    /// Make a preallocated file of this many bytes at `path`; it must not exist yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub create_bytes: Option<u64>,
+    /// Failure domain; default none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// Take it although it holds something.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// `POST /v1/disks/{id}/replace`
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskReplaceBody {
+    /// The disk that takes the place.
+    pub with: DiskAddBody,
+}
+
+/// `POST /v1/vdis`
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VdiCreateBody {
+    /// `[a-z0-9][a-z0-9._-]{0,62}`, unique in the pool.
+    pub name: String,
+    /// Virtual size: 1 MiB to 64 TiB, a multiple of the sector.
+    pub bytes: u64,
+    /// 1 to 3, default 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u8>,
+    /// 512 (default) or 4096.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sector_bytes: Option<u32>,
+    /// Bytes per shard, a multiple of 1 MiB up to 64 GiB; default 1 GiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard_bytes: Option<u64>,
+}
+
+/// `POST /v1/vdis/{name}/resize`
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VdiResizeBody {
+    /// New virtual size, not below the present one.
+    pub bytes: u64,
+}
+
+/// `POST /v1/vdis/{name}/attach`
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AttachBody {
+    /// `vhost-user:/PATH`, `nbd:unix:/PATH` or `nbd:tcp:ADDRESS:PORT`.
+    pub target: String,
+    /// Guests may not write.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Request queues of vhost-user, 1 to 16, default 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+}
+
+/// `POST /v1/vdis/{name}/detach`
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DetachBody {
+    /// Which attachment; all of them if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+}
+
+/// `POST /v1/scrub`
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScrubBody {
+    /// Only this VDI; all of them if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vdi: Option<String>,
+}
+
+/// The pool and its space.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PoolInfo {
+    /// Identity.
+    #[schema(value_type = String)]
+    pub id: PoolId,
+    /// Name.
+    pub name: String,
+    /// When.
+    #[schema(value_type = String)]
+    pub created: Timestamp,
+    /// Disks that belong to it, whatever their state.
+    pub disks: u32,
+    /// VDIs.
+    pub vdis: u32,
+    /// Bytes that replicas can store in all.
+    pub capacity_bytes: u64,
+    /// Bytes of live data on all disks.
+    pub used_bytes: u64,
+}
+
+/// One disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DiskInfo {
+    /// Identity, as in its superblock.
+    #[schema(value_type = String)]
+    pub id: DiskId,
+    /// Where it is (or was last) open.
+    pub path: String,
+    /// In what state.
+    pub state: DiskState,
+    /// Failure domain, may be empty.
+    pub zone: String,
+    /// Size of the device or file.
+    pub bytes: u64,
+    /// Bytes that replicas can store there.
+    pub capacity_bytes: u64,
+    /// Bytes of live data.
+    pub used_bytes: u64,
+    /// Segments of its log.
+    pub segments: u32,
+    /// Segments that hold nothing.
+    pub segments_free: u32,
+    /// Replicas of shards placed there.
+    pub replicas: u32,
+    /// Blocks whose checksum failed since the daemon started.
+    pub corrupt_blocks: u64,
+    /// Why it is failed or missing, in words; empty otherwise.
+    pub reason: String,
+}
+
+/// How well a VDI is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// Every replica of every shard is in sync.
+    Whole,
+    /// Some replica is not in sync; guests do not notice.
+    Degraded,
+    /// Writes to some shard wait for a quorum.
+    Waiting,
+}
+
+/// Where the replicas of a VDI are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VdiDisk {
+    /// The disk.
+    #[schema(value_type = String)]
+    pub disk: DiskId,
+    /// Its path.
+    pub path: String,
+    /// Replicas of this VDI's shards there.
+    pub replicas: u32,
+    /// How many of those are in sync.
+    pub in_sync: u32,
+}
+
+/// One VDI.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VdiInfo {
+    /// Identity; never used again.
+    #[schema(value_type = u32)]
+    pub id: VdiId,
+    /// Name.
+    pub name: String,
+    /// Virtual size.
+    pub bytes: u64,
+    /// Bytes of data in one replica (the fullest one of each shard).
+    pub used_bytes: u64,
+    /// Bytes of data in all replicas.
+    pub stored_bytes: u64,
+    /// Logical sector.
+    pub sector_bytes: u32,
+    /// Copies of each shard.
+    pub replicas: u8,
+    /// Bytes per shard.
+    pub shard_bytes: u64,
+    /// When.
+    #[schema(value_type = String)]
+    pub created: Timestamp,
+    /// See there.
+    pub health: Health,
+    /// Shards in all.
+    pub shards: u32,
+    /// Shards whose replicas are all in sync.
+    pub shards_whole: u32,
+    /// Shards whose writes wait.
+    pub shards_waiting: u32,
+    /// Leaves (1 MiB each) still to compare in running resyncs.
+    pub resync_leaves_left: u64,
+    /// Being deleted.
+    pub deleting: bool,
+    /// Where guests find it.
+    pub attachments: Vec<Attachment>,
+    /// Where its replicas are.
+    pub disks: Vec<VdiDisk>,
+}
+
+/// One scrub of one VDI, running or the last one that ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScrubInfo {
+    /// The VDI's name.
+    pub vdi: String,
+    /// When it began.
+    #[schema(value_type = String)]
+    pub started: Timestamp,
+    /// When it ended, absent while it runs.
+    #[schema(value_type = Option<String>)]
+    pub ended: Option<Timestamp>,
+    /// Shards done.
+    pub shards_done: u32,
+    /// Shards in all.
+    pub shards: u32,
+    /// Blocks of 4 KiB read and verified, over all replicas.
+    pub blocks: u64,
+    /// Blocks repaired from another replica.
+    pub repaired: u64,
+    /// Blocks without a good copy.
+    pub unreadable: u64,
+}
+
+/// `GET /v1/scrub`, and the answer to `POST`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScrubStatus {
+    /// One entry for each VDI that was scrubbed since the daemon started.
+    pub scrubs: Vec<ScrubInfo>,
+}
+
+/// How much an event matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// For the record.
+    Info,
+    /// Redundancy is less than asked for; act soon.
+    Warning,
+    /// Guests wait or data is lost; act now.
+    Critical,
+}
+
+/// Something an operator wants to know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EventInfo {
+    /// When.
+    #[schema(value_type = String)]
+    pub at: Timestamp,
+    /// How bad.
+    pub severity: Severity,
+    /// One sentence.
+    pub message: String,
+}
+
+/// A VDI whose replicas are being brought up to date.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ResyncInfo {
+    /// The VDI's name.
+    pub vdi: String,
+    /// Shards that are not whole.
+    pub shards_left: u32,
+    /// Leaves (1 MiB each) still to compare.
+    pub leaves_left: u64,
+}
+
+/// `GET /v1/status`: all of it at a glance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct StatusInfo {
+    /// The daemon.
+    pub version: VersionInfo,
+    /// Absent until `pool create`.
+    pub pool: Option<PoolInfo>,
+    /// All disks.
+    pub disks: Vec<DiskInfo>,
+    /// All VDIs.
+    pub vdis: Vec<VdiInfo>,
+    /// Running resyncs.
+    pub resyncs: Vec<ResyncInfo>,
+    /// Running and last scrubs.
+    pub scrubs: Vec<ScrubInfo>,
+    /// The latest, oldest first; bounded.
+    pub events: Vec<EventInfo>,
+}
+
+/// `GET /v1/version`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VersionInfo {
+    /// Of the daemon.
+    pub version: String,
+    /// The API's; grows when a field or path changes its meaning.
+    pub api: u32,
+    /// Version of the log format written to new disks.
+    pub disk_format: u32,
+}
+
+/// The version this crate's API speaks.
+pub const API_VERSION: u32 = 1;

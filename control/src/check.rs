@@ -1,0 +1,306 @@
+//! The border: bodies become checked requests here, once. A refusal says what is wrong and what would be right.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use types::{ByteSize, SHARD_BYTES_DEFAULT};
+
+use crate::{
+    ApiError, ApiResult, AttachBody, AttachTarget, DetachBody, DiskAddBody, Frontend, PoolCreateBody,
+    ScrubBody, VdiCreateBody, VdiResizeBody,
+};
+
+/// Smallest VDI.
+pub const VDI_BYTES_MIN: u64 = 1 << 20;
+/// Largest VDI.
+pub const VDI_BYTES_MAX: u64 = 64 << 40;
+/// Smallest disk a pool takes: fewer segments than this holds leave the log no room to clean.
+pub const DISK_BYTES_MIN: u64 = 1 << 30;
+/// Largest disk a pool takes.
+pub const DISK_BYTES_MAX: u64 = 256 << 40;
+/// Most request queues of an attachment.
+pub const QUEUES_MAX: u16 = 16;
+/// Most shards of a VDI; bounds the records that one `vdi create` writes at once.
+pub const SHARDS_MAX: u64 = 65_536;
+const SHARD_BYTES_MAX: u64 = 64 << 30;
+const NAME_BYTES_MAX: usize = 63;
+const PATH_BYTES_MAX: usize = 1024;
+
+/// Name of a pool, zone or VDI: `[a-z0-9][a-z0-9._-]{0,62}`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(String);
+
+impl Name {
+    /// As text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Name {
+    type Err = ApiError;
+
+    fn from_str(text: &str) -> ApiResult<Name> {
+        let is_alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let is_valid = text.len() <= NAME_BYTES_MAX
+            && text.bytes().next().is_some_and(is_alphanumeric)
+            && text.bytes().all(|b| is_alphanumeric(b) || b"._-".contains(&b));
+        if is_valid {
+            return Ok(Name(text.to_owned()));
+        }
+        let shown: String = text.chars().take(80).filter(|c| !c.is_control()).collect();
+        Err(ApiError::invalid(
+            format!("'{shown}' is not a name"),
+            "use 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit",
+        ))
+    }
+}
+
+/// A checked [`PoolCreateBody`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolCreate {
+    /// Its name.
+    pub name: Name,
+}
+
+/// A checked [`DiskAddBody`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskAdd {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Make a preallocated file of this size first.
+    pub create_bytes: Option<u64>,
+    /// Failure domain.
+    pub zone: Option<Name>,
+    /// Take it although it holds something.
+    pub force: bool,
+}
+
+/// A checked [`VdiCreateBody`], defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VdiCreate {
+    /// Its name.
+    pub name: Name,
+    /// Virtual size.
+    pub bytes: u64,
+    /// 1 to 3.
+    pub replicas: u8,
+    /// 512 or 4096.
+    pub sector_bytes: u32,
+    /// Bytes per shard.
+    pub shard_bytes: u64,
+}
+
+/// A checked [`AttachBody`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attach {
+    /// Protocol and address.
+    pub target: AttachTarget,
+    /// Guests may not write.
+    pub read_only: bool,
+    /// 1 to [`QUEUES_MAX`].
+    pub queues: u16,
+}
+
+/// A checked [`DetachBody`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Detach {
+    /// Which; `None` is all.
+    pub target: Option<AttachTarget>,
+}
+
+impl TryFrom<PoolCreateBody> for PoolCreate {
+    type Error = ApiError;
+
+    fn try_from(body: PoolCreateBody) -> ApiResult<PoolCreate> {
+        Ok(PoolCreate {
+            name: body.name.parse()?,
+        })
+    }
+}
+
+impl TryFrom<DiskAddBody> for DiskAdd {
+    type Error = ApiError;
+
+    fn try_from(body: DiskAddBody) -> ApiResult<DiskAdd> {
+        if let Some(bytes) = body.create_bytes {
+            range("a disk", bytes, DISK_BYTES_MIN, DISK_BYTES_MAX)?;
+            multiple("a disk", bytes, 4096)?;
+        }
+        Ok(DiskAdd {
+            path: disk_path(&body.path)?,
+            create_bytes: body.create_bytes,
+            zone: body.zone.map(|zone| zone.parse()).transpose()?,
+            force: body.force,
+        })
+    }
+}
+
+impl TryFrom<VdiCreateBody> for VdiCreate {
+    type Error = ApiError;
+
+    fn try_from(body: VdiCreateBody) -> ApiResult<VdiCreate> {
+        let name = body.name.parse()?;
+        let sector_bytes = body.sector_bytes.unwrap_or(512);
+        if ![512, 4096].contains(&sector_bytes) {
+            return Err(ApiError::invalid(
+                format!("a sector of {sector_bytes} bytes is not supported"),
+                "use 512 or 4096",
+            ));
+        }
+        let replicas = body.replicas.unwrap_or(3);
+        if !(1..=3).contains(&replicas) {
+            return Err(ApiError::invalid(
+                format!("{replicas} replicas are not supported"),
+                "use 1, 2 or 3",
+            ));
+        }
+        vdi_bytes(body.bytes, sector_bytes)?;
+        let shard_bytes = body.shard_bytes.unwrap_or(SHARD_BYTES_DEFAULT);
+        range("a shard", shard_bytes, 1 << 20, SHARD_BYTES_MAX)?;
+        multiple("a shard", shard_bytes, 1 << 20)?;
+        shards_fit(body.bytes, shard_bytes)?;
+        Ok(VdiCreate {
+            name,
+            bytes: body.bytes,
+            replicas,
+            sector_bytes,
+            shard_bytes,
+        })
+    }
+}
+
+impl TryFrom<AttachBody> for Attach {
+    type Error = ApiError;
+
+    fn try_from(body: AttachBody) -> ApiResult<Attach> {
+        let target = target(&body.target)?;
+        let queues = body.queues.unwrap_or(1);
+        if !(1..=QUEUES_MAX).contains(&queues) {
+            return Err(ApiError::invalid(
+                format!("{queues} queues are not supported"),
+                format!("use 1 to {QUEUES_MAX}"),
+            ));
+        }
+        if target.frontend() == Frontend::Nbd && queues != 1 {
+            return Err(ApiError::invalid(
+                format!("an NBD attachment has no queues, {queues} were asked for"),
+                "leave queues out; clients open as many connections as they like",
+            ));
+        }
+        Ok(Attach {
+            target,
+            read_only: body.read_only,
+            queues,
+        })
+    }
+}
+
+impl TryFrom<DetachBody> for Detach {
+    type Error = ApiError;
+
+    fn try_from(body: DetachBody) -> ApiResult<Detach> {
+        Ok(Detach {
+            target: body.target.as_deref().map(target).transpose()?,
+        })
+    }
+}
+
+impl ScrubBody {
+    /// The VDI asked for, checked; `None` is all.
+    ///
+    /// # Errors
+    /// When it is not a name.
+    pub fn check(self) -> ApiResult<Option<Name>> {
+        self.vdi.map(|vdi| vdi.parse()).transpose()
+    }
+}
+
+impl VdiResizeBody {
+    /// The new size as far as it can be judged without the VDI; [`vdi_bytes`] judges the rest.
+    ///
+    /// # Errors
+    /// When no VDI may have this size.
+    pub fn check(self) -> ApiResult<u64> {
+        vdi_bytes(self.bytes, 512)?;
+        Ok(self.bytes)
+    }
+}
+
+/// Checks the virtual size of a VDI with sectors of `sector_bytes`.
+///
+/// # Errors
+/// When it is out of range or not whole sectors.
+pub fn vdi_bytes(bytes: u64, sector_bytes: u32) -> ApiResult<()> {
+    range("a VDI", bytes, VDI_BYTES_MIN, VDI_BYTES_MAX)?;
+    multiple("a VDI", bytes, u64::from(sector_bytes))
+}
+
+/// Checks that a VDI of `bytes` in shards of `shard_bytes` has at most [`SHARDS_MAX`] of them.
+///
+/// # Errors
+/// When there would be more.
+pub fn shards_fit(bytes: u64, shard_bytes: u64) -> ApiResult<()> {
+    let shards = bytes.div_ceil(shard_bytes);
+    if shards <= SHARDS_MAX {
+        return Ok(());
+    }
+    let least = bytes.div_ceil(SHARDS_MAX).next_multiple_of(1 << 20);
+    Err(ApiError::invalid(
+        format!(
+            "{} in shards of {} are {shards} shards, at most {SHARDS_MAX} are supported",
+            ByteSize(bytes),
+            ByteSize(shard_bytes)
+        ),
+        format!("use shards of at least {}", ByteSize(least)),
+    ))
+}
+
+fn target(text: &str) -> ApiResult<AttachTarget> {
+    text.parse()
+        .map_err(|e: crate::ParseTargetError| ApiError::invalid(e.to_string(), ""))
+}
+
+fn disk_path(text: &str) -> ApiResult<PathBuf> {
+    let is_plain = text.starts_with('/')
+        && text.len() <= PATH_BYTES_MAX
+        && !text.chars().any(char::is_control)
+        && !text.split('/').any(|part| part == "..");
+    if is_plain {
+        return Ok(PathBuf::from(text));
+    }
+    let shown: String = text.chars().take(120).filter(|c| !c.is_control()).collect();
+    Err(ApiError::invalid(
+        format!("'{shown}' is not the path of a disk"),
+        format!("give an absolute path without '..', at most {PATH_BYTES_MAX} bytes"),
+    ))
+}
+
+fn range(what: &str, bytes: u64, least: u64, most: u64) -> ApiResult<()> {
+    if (least..=most).contains(&bytes) {
+        return Ok(());
+    }
+    let side = if bytes < least { "small" } else { "large" };
+    Err(ApiError::invalid(
+        format!("{} is too {side} for {what}", ByteSize(bytes)),
+        format!("use {} to {}", ByteSize(least), ByteSize(most)),
+    ))
+}
+
+fn multiple(what: &str, bytes: u64, of: u64) -> ApiResult<()> {
+    if bytes.is_multiple_of(of) {
+        return Ok(());
+    }
+    Err(ApiError::invalid(
+        format!("{bytes} bytes for {what} are not a multiple of {of}"),
+        format!("use {} bytes", bytes.next_multiple_of(of)),
+    ))
+}
