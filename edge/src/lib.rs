@@ -6,6 +6,8 @@
 //! as that: every method here is one more thing a fault can happen in.
 
 mod disk;
+#[cfg(feature = "file")]
+pub mod file;
 mod kv;
 mod link;
 #[cfg(feature = "rocks")]

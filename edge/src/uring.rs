@@ -1,1 +1,47 @@
-//! (uring)
+//! The real world of a data-plane thread: one io_uring for its disks, its guests' kicks and its mailbox.
+//!
+//! ```text
+//!  other threads ──Waker──┐
+//!  guests' kick fds ──────┤ watch                     ┌─► Event::Woken, Event::Ready(token)
+//!  Ring::submit(disk) ────┴─► Ring::turn(wait) ───────┴─► Event::Disk(slot, completion)
+//!                             one io_uring_enter
+//! ```
+//!
+//! Buffers come from a [`Pool`] whose region is registered with the ring where the kernel permits.
+
+mod operation;
+mod pool;
+mod ring;
+mod waker;
+
+pub use pool::{BUFFER_ALIGN, Buf, BufMut, Pool, PoolConfig, PoolCounters, SLOT_BYTES};
+pub use ring::{DiskSlot, Event, Ring, RingConfig, RingDisk, RingError, RingTraits, Token, Wait};
+pub use waker::Waker;
+
+use types::Instant;
+
+use crate::Clock;
+
+/// The operating system's monotonic clock; all instances agree.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MonotonicClock;
+
+impl Clock for MonotonicClock {
+    fn now(&self) -> Instant {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let seconds = u64::try_from(now.tv_sec).expect("a monotonic clock counts from zero");
+        Instant(seconds * 1_000_000_000 + now.tv_nsec as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_does_not_go_back() {
+        let first = MonotonicClock.now();
+        let later = MonotonicClock.now();
+        assert!(first > Instant(0) && later >= first);
+    }
+}
