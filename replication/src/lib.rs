@@ -7,10 +7,12 @@
 //! thread, a socket or the simulator carries it is nobody's business here.
 
 mod message;
+mod node;
 mod record;
 mod writer;
 
 pub use message::{FromReplica, Refusal, RepairContent, ReplicaReply, ReplicaRequest, ToReplica};
+pub use node::{DiskNode, LogStore, NodeEffect, NodeEvent};
 pub use record::{EpochEnd, ShardRecord};
 pub use writer::{
     ShardError, ShardOp, ShardReply, WriterEffect, WriterEvent, WriterNotice, WriterPhase, WriterStatus,

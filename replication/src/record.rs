@@ -3,6 +3,11 @@
 use serde::{Deserialize, Serialize};
 use types::{DiskId, Epoch, Seq, ShardId};
 
+/// Entries of `ended` that are kept.
+pub const ENDED_MAX: usize = 64;
+
+const RECORD_VERSION: u8 = 1;
+
 /// Where a past epoch ended: what a replica holds of that epoch above `end` was never chosen and is resynced away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpochEnd {
@@ -60,6 +65,78 @@ impl ShardRecord {
         }
     }
 
+    /// The form kept on the replicas' disks, for `weft pool recover`: version, shard, epoch, replicas with a mark on
+    /// those in sync, past epochs; little endian. Replicas come before everything that varies.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        assert!(self.replicas.len() <= 3 && self.ended.len() <= ENDED_MAX);
+        let mut bytes = vec![RECORD_VERSION];
+        bytes.extend_from_slice(&self.shard.to_u64().to_le_bytes());
+        bytes.extend_from_slice(&self.epoch.0.to_le_bytes());
+        bytes.push(self.replicas.len() as u8);
+        for disk in &self.replicas {
+            bytes.push(u8::from(self.in_sync.contains(disk)));
+            bytes.extend_from_slice(&disk.0.to_le_bytes());
+        }
+        bytes.push(self.ended.len() as u8);
+        for ended in &self.ended {
+            bytes.extend_from_slice(&ended.epoch.0.to_le_bytes());
+            bytes.extend_from_slice(&ended.end.0.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote; `None` for anything else. `in_sync` comes back in replica order.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<ShardRecord> {
+        fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
+            let (head, rest) = bytes.split_at_checked(count)?;
+            *bytes = rest;
+            Some(head)
+        }
+        fn number(bytes: &mut &[u8]) -> Option<u64> {
+            Some(u64::from_le_bytes(take(bytes, 8)?.try_into().ok()?))
+        }
+        let rest = &mut &*bytes;
+        if take(rest, 1)? != [RECORD_VERSION] {
+            return None;
+        }
+        let mut record = ShardRecord {
+            shard: ShardId::from_u64(number(rest)?),
+            epoch: Epoch(number(rest)?),
+            replicas: Vec::new(),
+            in_sync: Vec::new(),
+            ended: Vec::new(),
+        };
+        let replicas = take(rest, 1)?[0];
+        if !(1..=3).contains(&replicas) {
+            return None;
+        }
+        for _ in 0..replicas {
+            let is_in_sync = take(rest, 1)?[0] != 0;
+            let disk = DiskId(u128::from_le_bytes(take(rest, 16)?.try_into().ok()?));
+            if record.replicas.contains(&disk) {
+                return None;
+            }
+            record.replicas.push(disk);
+            if is_in_sync {
+                record.in_sync.push(disk);
+            }
+        }
+        let ended = take(rest, 1)?[0];
+        if usize::from(ended) > ENDED_MAX {
+            return None;
+        }
+        for _ in 0..ended {
+            let epoch = Epoch(number(rest)?);
+            record.ended.push(EpochEnd {
+                epoch,
+                end: Seq(number(rest)?),
+            });
+        }
+        rest.is_empty().then_some(record)
+    }
+
     /// In-sync replicas that must report before the writer knows every completed write.
     #[must_use]
     pub fn fence_quorum(&self) -> usize {
@@ -71,6 +148,28 @@ impl ShardRecord {
 mod tests {
     use super::*;
     use types::{ShardNo, VdiId};
+
+    #[test]
+    fn the_disk_form_survives_and_rubbish_does_not() {
+        let mut record = ShardRecord::new(
+            ShardId {
+                vdi: VdiId(3),
+                no: ShardNo(9),
+            },
+            vec![DiskId(7), DiskId(u128::MAX), DiskId(1)],
+        );
+        record.in_sync.remove(1);
+        record.ended = vec![EpochEnd {
+            epoch: Epoch(4),
+            end: Seq(1 << 40),
+        }];
+        let bytes = record.encode();
+        assert_eq!(ShardRecord::decode(&bytes), Some(record));
+        for length in 0..bytes.len() {
+            assert_eq!(ShardRecord::decode(&bytes[..length]), None, "{length} bytes");
+        }
+        assert_eq!(ShardRecord::decode(&[bytes, vec![0]].concat()), None);
+    }
 
     #[test]
     fn fence_and_write_quorums_always_meet() {

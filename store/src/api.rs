@@ -89,6 +89,14 @@ pub enum Request<B> {
         /// The new record.
         record: Vec<u8>,
     },
+    /// Makes the shard's end `end`, be it lower or higher than before: the writer has brought this replica up to
+    /// it by repair. Durable when replied.
+    SetEnd {
+        /// Whose.
+        shard: ShardId,
+        /// The new end.
+        end: Seq,
+    },
     /// Forgets the shard and gives its space back. Durable when replied.
     DropShard {
         /// Which.

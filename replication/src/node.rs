@@ -1,0 +1,649 @@
+//! The replica side of every shard on one disk.
+//!
+//! ```text
+//!                      token < promised ──▶ Stale        token > promised ──▶ NotFenced
+//!  writer ──Fence──▶ promise in memory, PutRecord ──durable, and all earlier work done──▶ Promised
+//!  writer ──BeginResync──▶ good_until in the record ──durable──▶ Done ┐ what is newer than good_until
+//!  writer ──SetEnd──▶ end in the store ──durable──▶ good_until goes ──┘ is not to be trusted meanwhile
+//! ```
+//!
+//! A promise holds from the moment the fence is read, not from the moment it is durable: refusing early is always
+//! safe. It is *answered* only when it is durable and everything accepted before it has ended, so the end it
+//! reports counts every write that an older writer may still be told about.
+
+use std::collections::BTreeMap;
+
+use edge::{Completion, DiskOp, IoId};
+use store::{
+    Effect as StoreEffect, Event as StoreEvent, IndexRequest, IndexResponse, Origin, Reply, Request,
+    ShardSummary, StoreError, StoreStats,
+};
+use types::{DiskId, Instant, Payload, RequestId, Seq, ShardId, Token};
+
+use crate::message::{FromReplica, Refusal, RepairContent, ReplicaReply, ReplicaRequest, ToReplica};
+
+/// The log store as the node uses it: [`store::Store`] in the daemon and the simulator, a small map in tests.
+///
+/// An implementor owes what [`store::Request`] states, and answers every request exactly once, the writes of a
+/// shard in the order they came. It may assume that `step` is called with nothing of an earlier life.
+pub trait LogStore<B> {
+    /// See [`store::Event`] and [`store::Effect`].
+    fn step(&mut self, now: Instant, event: StoreEvent<B>, effects: &mut Vec<StoreEffect<B>>);
+    /// What the disk holds, by shard.
+    fn shards(&self) -> Vec<ShardSummary>;
+    /// Figures.
+    fn stats(&self) -> StoreStats;
+    /// Whether anything is under way, so that ticks are wanted.
+    fn is_busy(&self) -> bool;
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum NodeEvent<B> {
+    /// A writer wants something.
+    Message(ToReplica<B>),
+    /// The disk finished an operation.
+    Disk(Completion<B>),
+    /// The index thread answered.
+    Index(IndexResponse),
+    /// All events of this turn are in: close the batch.
+    TurnEnd,
+    /// Time passed.
+    Tick,
+}
+
+/// What to do about it.
+#[derive(Clone, Debug)]
+pub enum NodeEffect<B> {
+    /// Answer a writer.
+    Send(FromReplica<B>),
+    /// Hand to the disk.
+    Disk(IoId, DiskOp<B>),
+    /// Hand to the index thread.
+    Index(IndexRequest),
+    /// The disk just failed; said once.
+    Failed(StoreError),
+    /// The disk has no space for guests any more (`true`), or again (`false`).
+    Full(bool),
+}
+
+/// What the disk remembers of a shard besides its blocks.
+#[derive(Debug)]
+struct Promise {
+    /// Tells this life of the shard on this disk from one that was dropped.
+    life: u64,
+    promised: Token,
+    good_until: Option<Seq>,
+    /// Highest stream seq done, nothing missing before.
+    end: Seq,
+    /// The writer's record, as it came.
+    record: Vec<u8>,
+    /// Changes handed to the store, and how many of them have ended.
+    submitted: u64,
+    finished: u64,
+    /// Counts the resyncs begun: a `SetEnd` ends only the resync that was under way when it came.
+    resyncs: u64,
+    /// Durable promises that wait for earlier changes to end, oldest first.
+    fences: Vec<FenceWait>,
+}
+
+#[derive(Debug)]
+struct FenceWait {
+    token: Token,
+    id: RequestId,
+    previous: Token,
+    after: u64,
+}
+
+/// What the store is working on.
+#[derive(Debug)]
+struct Pending {
+    shard: ShardId,
+    life: u64,
+    token: Token,
+    id: RequestId,
+    kind: PendingKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PendingKind {
+    Stream(Seq),
+    Change,
+    Plain,
+    Drop,
+    Fence { previous: Token, after: u64 },
+    SetEnd { resyncs: u64 },
+    EndOfResync,
+}
+
+impl PendingKind {
+    /// Whether a fence must wait for it: all that a promise's report could depend on.
+    fn is_change(self) -> bool {
+        !matches!(
+            self,
+            PendingKind::Plain | PendingKind::Drop | PendingKind::Fence { .. }
+        )
+    }
+}
+
+/// The replica side of every shard on one disk; owns the disk's log store.
+#[derive(Debug)]
+pub struct DiskNode<B, S> {
+    disk: DiskId,
+    store: S,
+    shards: BTreeMap<ShardId, Promise>,
+    pending: BTreeMap<RequestId, Pending>,
+    next_id: u64,
+    next_life: u64,
+    /// Reused between steps.
+    store_effects: Vec<StoreEffect<B>>,
+}
+
+impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
+    /// The node of `disk`, whose promises are read from `store`.
+    ///
+    /// A shard whose promise cannot be read (a record of a later version) promises everything: it refuses every
+    /// writer, which is the one safe answer.
+    #[must_use]
+    pub fn new(disk: DiskId, store: S) -> DiskNode<B, S> {
+        let shards = store
+            .shards()
+            .into_iter()
+            .zip(0..)
+            .map(|(summary, life)| {
+                let kept = Kept::decode(&summary.record);
+                let promise = Promise {
+                    life,
+                    promised: kept.promised,
+                    good_until: kept.good_until,
+                    end: summary.end,
+                    record: kept.record,
+                    submitted: 0,
+                    finished: 0,
+                    resyncs: 0,
+                    fences: Vec::new(),
+                };
+                (summary.shard, promise)
+            })
+            .collect::<BTreeMap<_, _>>();
+        DiskNode {
+            disk,
+            store,
+            next_life: shards.len() as u64,
+            shards,
+            pending: BTreeMap::new(),
+            next_id: 0,
+            store_effects: Vec::new(),
+        }
+    }
+
+    /// Takes one event and says what to do about it.
+    pub fn step(&mut self, now: Instant, event: NodeEvent<B>, effects: &mut Vec<NodeEffect<B>>) {
+        match event {
+            NodeEvent::Message(message) => self.message(now, message, effects),
+            NodeEvent::Disk(completion) => self.store_step(now, StoreEvent::Disk(completion), effects),
+            NodeEvent::Index(response) => self.store_step(now, StoreEvent::Index(response), effects),
+            NodeEvent::TurnEnd => self.store_step(now, StoreEvent::TurnEnd, effects),
+            NodeEvent::Tick => self.store_step(now, StoreEvent::Tick, effects),
+        }
+    }
+
+    /// Which disk this is.
+    #[must_use]
+    pub fn disk(&self) -> DiskId {
+        self.disk
+    }
+
+    /// Figures of the store.
+    #[must_use]
+    pub fn stats(&self) -> StoreStats {
+        self.store.stats()
+    }
+
+    /// What the disk holds; `record` is what the last writer's fence carried ([`crate::ShardRecord::decode`]).
+    #[must_use]
+    pub fn shards(&self) -> Vec<ShardSummary> {
+        let mut shards = self.store.shards();
+        for summary in &mut shards {
+            summary.record = Kept::decode(&summary.record).record;
+        }
+        shards
+    }
+
+    /// The highest token promised for a shard, and how far its content can be trusted while a resync is unfinished.
+    #[must_use]
+    pub fn promise(&self, shard: ShardId) -> Option<(Token, Option<Seq>)> {
+        self.shards
+            .get(&shard)
+            .map(|promise| (promise.promised, promise.good_until))
+    }
+
+    /// The store below, for figures that only it has.
+    #[must_use]
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// Whether anything is under way, so that ticks are wanted.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        !self.pending.is_empty() || self.store.is_busy()
+    }
+
+    fn message(&mut self, now: Instant, message: ToReplica<B>, effects: &mut Vec<NodeEffect<B>>) {
+        let ToReplica {
+            shard,
+            token,
+            id,
+            request,
+        } = message;
+        let is_fence = matches!(request, ReplicaRequest::Fence { .. });
+        let is_drop = matches!(request, ReplicaRequest::Drop);
+        let refusal = match self.shards.get(&shard) {
+            Some(promise) if token < promise.promised => Some(Refusal::Stale {
+                promised: promise.promised,
+            }),
+            Some(promise) if token > promise.promised && !is_fence && !is_drop => Some(Refusal::NotFenced),
+            None if is_drop => {
+                self.send(shard, token, id, Ok(ReplicaReply::Done), effects);
+                return;
+            }
+            None if !is_fence => Some(Refusal::NotFenced),
+            _ => None,
+        };
+        if let Some(refusal) = refusal {
+            self.send(shard, token, id, Err(refusal), effects);
+            return;
+        }
+        let (request, kind) = self.translate(shard, token, request);
+        self.submit(now, shard, token, id, request, kind, effects);
+    }
+
+    /// What an accepted message asks of the store. Memory changes here, before the store is asked, so that the
+    /// messages behind this one meet the new state.
+    fn translate(
+        &mut self,
+        shard: ShardId,
+        token: Token,
+        request: ReplicaRequest<B>,
+    ) -> (Request<B>, PendingKind) {
+        match request {
+            ReplicaRequest::Fence { record } => {
+                assert!(
+                    record.len() <= RECORD_BYTES_MAX,
+                    "record of {} bytes",
+                    record.len()
+                );
+                let life = self.next_life;
+                let promise = self.shards.entry(shard).or_insert_with(|| Promise {
+                    life,
+                    promised: Token::default(),
+                    good_until: None,
+                    end: Seq(0),
+                    record: Vec::new(),
+                    submitted: 0,
+                    finished: 0,
+                    resyncs: 0,
+                    fences: Vec::new(),
+                });
+                self.next_life += 1;
+                let previous = promise.promised;
+                promise.promised = token;
+                promise.record = record;
+                let after = promise.submitted;
+                (promise.put(shard), PendingKind::Fence { previous, after })
+            }
+            ReplicaRequest::Write {
+                layer,
+                block,
+                seq,
+                data,
+                crcs,
+            } => (
+                Request::Write {
+                    shard,
+                    layer,
+                    block,
+                    seq,
+                    data,
+                    crcs,
+                    origin: Origin::Live,
+                },
+                PendingKind::Stream(seq),
+            ),
+            ReplicaRequest::Clear {
+                layer,
+                block,
+                count,
+                seq,
+                kind,
+            } => (
+                Request::Clear {
+                    shard,
+                    layer,
+                    block,
+                    count,
+                    seq,
+                    kind,
+                    origin: Origin::Live,
+                },
+                PendingKind::Stream(seq),
+            ),
+            ReplicaRequest::Repair {
+                layer,
+                block,
+                seq,
+                content,
+                live_from,
+            } => {
+                let origin = Origin::Repair { live_from };
+                let request = match content {
+                    RepairContent::Data(data, crcs) => Request::Write {
+                        shard,
+                        layer,
+                        block,
+                        seq,
+                        data,
+                        crcs,
+                        origin,
+                    },
+                    RepairContent::Clear(count, kind) => Request::Clear {
+                        shard,
+                        layer,
+                        block,
+                        count,
+                        seq,
+                        kind,
+                        origin,
+                    },
+                };
+                (request, PendingKind::Change)
+            }
+            ReplicaRequest::SetEnd { end } => {
+                let promise = self.known(shard);
+                promise.end = end;
+                let resyncs = promise.resyncs;
+                (Request::SetEnd { shard, end }, PendingKind::SetEnd { resyncs })
+            }
+            ReplicaRequest::BeginResync { since } => {
+                let promise = self.known(shard);
+                promise.resyncs += 1;
+                promise.good_until = Some(promise.good_until.map_or(since, |good| good.min(since)));
+                (promise.put(shard), PendingKind::Change)
+            }
+            ReplicaRequest::Flush => (Request::Flush, PendingKind::Plain),
+            ReplicaRequest::Read { layer, block, count } => (
+                Request::Read {
+                    shard,
+                    layer,
+                    block,
+                    count,
+                },
+                PendingKind::Plain,
+            ),
+            ReplicaRequest::ChangedLeaves {
+                layer,
+                newer_than,
+                from,
+            } => (
+                Request::ChangedLeaves {
+                    shard,
+                    layer,
+                    newer_than,
+                    from,
+                },
+                PendingKind::Plain,
+            ),
+            ReplicaRequest::LeafVersions { layer, leaf } => {
+                (Request::LeafVersions { shard, layer, leaf }, PendingKind::Plain)
+            }
+            ReplicaRequest::Drop => (Request::DropShard { shard }, PendingKind::Drop),
+        }
+    }
+
+    fn known(&mut self, shard: ShardId) -> &mut Promise {
+        self.shards
+            .get_mut(&shard)
+            .expect("a message past the token check is for a known shard")
+    }
+
+    fn submit(
+        &mut self,
+        now: Instant,
+        shard: ShardId,
+        token: Token,
+        id: RequestId,
+        request: Request<B>,
+        kind: PendingKind,
+        effects: &mut Vec<NodeEffect<B>>,
+    ) {
+        let promise = self.known(shard);
+        let life = promise.life;
+        promise.submitted += u64::from(kind.is_change());
+        if kind == PendingKind::Drop {
+            // The next fence begins a new life; the store sees the drop before it.
+            self.shards.remove(&shard);
+        }
+        let store_id = RequestId(self.next_id);
+        self.next_id += 1;
+        self.pending.insert(
+            store_id,
+            Pending {
+                shard,
+                life,
+                token,
+                id,
+                kind,
+            },
+        );
+        self.store_step(now, StoreEvent::Request(store_id, request), effects);
+    }
+
+    fn store_step(&mut self, now: Instant, event: StoreEvent<B>, effects: &mut Vec<NodeEffect<B>>) {
+        let mut store_effects = std::mem::take(&mut self.store_effects);
+        self.store.step(now, event, &mut store_effects);
+        for effect in store_effects.drain(..) {
+            match effect {
+                StoreEffect::Reply(id, result) => self.store_reply(now, id, result, effects),
+                StoreEffect::Disk(id, operation) => effects.push(NodeEffect::Disk(id, operation)),
+                StoreEffect::Index(request) => effects.push(NodeEffect::Index(request)),
+                StoreEffect::Failed(error) => effects.push(NodeEffect::Failed(error)),
+                StoreEffect::Full(is_full) => effects.push(NodeEffect::Full(is_full)),
+            }
+        }
+        if store_effects.capacity() > self.store_effects.capacity() {
+            self.store_effects = store_effects;
+        }
+    }
+
+    fn store_reply(
+        &mut self,
+        now: Instant,
+        store_id: RequestId,
+        result: Result<Reply<B>, StoreError>,
+        effects: &mut Vec<NodeEffect<B>>,
+    ) {
+        let Pending {
+            shard,
+            life,
+            token,
+            id,
+            kind,
+        } = self
+            .pending
+            .remove(&store_id)
+            .expect("the store answers what it was asked, once");
+        let mut answer = match result {
+            Ok(Reply::Done) => Ok(ReplicaReply::Done),
+            Ok(Reply::Read(parts)) => Ok(ReplicaReply::Read(parts)),
+            Ok(Reply::Leaves(leaves)) => Ok(ReplicaReply::Leaves(leaves)),
+            Ok(Reply::Versions(versions)) => Ok(ReplicaReply::Versions(versions)),
+            Err(error) => Err(Refusal::Store(error)),
+        };
+        let promise = self.shards.get_mut(&shard).filter(|promise| promise.life == life);
+        let Some(promise) = promise else {
+            // Dropped meanwhile; only the drop itself is worth an answer that says so.
+            if kind != PendingKind::Drop && answer.is_ok() {
+                answer = Err(Refusal::NotFenced);
+            }
+            self.send(shard, token, id, answer, effects);
+            return;
+        };
+        promise.finished += u64::from(kind.is_change());
+        match (kind, &answer) {
+            (PendingKind::Stream(seq), Ok(_)) => promise.end = promise.end.max(seq),
+            (PendingKind::SetEnd { resyncs }, Ok(_)) if promise.resyncs == resyncs => {
+                if promise.good_until.is_some() {
+                    promise.good_until = None;
+                    let put = promise.put(shard);
+                    self.submit(now, shard, token, id, put, PendingKind::EndOfResync, effects);
+                    return;
+                }
+            }
+            (PendingKind::SetEnd { .. }, Ok(_)) => {
+                // Another resync began since: this end is of a life that is over.
+                answer = Err(Refusal::Stale {
+                    promised: promise.promised,
+                });
+            }
+            (PendingKind::Fence { previous, after }, Ok(_)) => {
+                promise.fences.push(FenceWait {
+                    token,
+                    id,
+                    previous,
+                    after,
+                });
+                self.answer_fences(shard, effects);
+                return;
+            }
+            _ => {}
+        }
+        self.send(shard, token, id, answer, effects);
+        if kind.is_change() {
+            self.answer_fences(shard, effects);
+        }
+    }
+
+    /// Answers the durable promises of a shard before which nothing is under way any more.
+    fn answer_fences(&mut self, shard: ShardId, effects: &mut Vec<NodeEffect<B>>) {
+        let disk = self.disk;
+        let promise = self.known(shard);
+        let (end, good_until, finished) = (promise.end, promise.good_until, promise.finished);
+        promise.fences.retain(|fence| {
+            let is_ready = finished >= fence.after;
+            if is_ready {
+                effects.push(NodeEffect::Send(FromReplica {
+                    shard,
+                    disk,
+                    token: fence.token,
+                    id: fence.id,
+                    result: Ok(ReplicaReply::Promised {
+                        previous: fence.previous,
+                        end,
+                        good_until,
+                    }),
+                }));
+            }
+            !is_ready
+        });
+    }
+
+    fn send(
+        &self,
+        shard: ShardId,
+        token: Token,
+        id: RequestId,
+        result: Result<ReplicaReply<B>, Refusal>,
+        effects: &mut Vec<NodeEffect<B>>,
+    ) {
+        effects.push(NodeEffect::Send(FromReplica {
+            shard,
+            disk: self.disk,
+            token,
+            id,
+            result,
+        }));
+    }
+}
+
+/// The most bytes a writer's record may have.
+pub(crate) const RECORD_BYTES_MAX: usize = 2048;
+
+impl Promise {
+    /// Persists what is in memory now.
+    fn put<B>(&self, shard: ShardId) -> Request<B> {
+        let kept = Kept {
+            promised: self.promised,
+            good_until: self.good_until,
+            record: self.record.clone(),
+        };
+        Request::PutRecord {
+            shard,
+            record: kept.encode(),
+        }
+    }
+}
+
+/// What the store keeps as the shard's record: the promise, then the writer's record.
+///
+/// ```text
+/// 0       version, 1
+/// 1..9    promised epoch          9..17   promised incarnation      (little endian)
+/// 17      1 if a resync is unfinished     18..26  good until
+/// 26..    the writer's record
+/// ```
+#[derive(Debug, PartialEq, Eq)]
+struct Kept {
+    promised: Token,
+    good_until: Option<Seq>,
+    record: Vec<u8>,
+}
+
+impl Kept {
+    const VERSION: u8 = 1;
+    const HEAD: usize = 26;
+
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(Kept::HEAD + self.record.len());
+        bytes.push(Kept::VERSION);
+        bytes.extend_from_slice(&self.promised.epoch.0.to_le_bytes());
+        bytes.extend_from_slice(&self.promised.incarnation.0.to_le_bytes());
+        bytes.push(u8::from(self.good_until.is_some()));
+        bytes.extend_from_slice(&self.good_until.unwrap_or_default().0.to_le_bytes());
+        bytes.extend_from_slice(&self.record);
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Kept {
+        let number = |at: usize| {
+            let bytes: [u8; 8] = bytes[at..at + 8].try_into().expect("eight bytes");
+            u64::from_le_bytes(bytes)
+        };
+        if bytes.is_empty() {
+            // Writes without a record: the store knew the shard, no writer ever fenced it here.
+            return Kept {
+                promised: Token::default(),
+                good_until: Some(Seq(0)),
+                record: Vec::new(),
+            };
+        }
+        if bytes.len() < Kept::HEAD || bytes[0] != Kept::VERSION {
+            return Kept {
+                promised: Token {
+                    epoch: types::Epoch(u64::MAX),
+                    incarnation: types::Incarnation(u64::MAX),
+                },
+                good_until: Some(Seq(0)),
+                record: Vec::new(),
+            };
+        }
+        Kept {
+            promised: Token {
+                epoch: types::Epoch(number(1)),
+                incarnation: types::Incarnation(number(9)),
+            },
+            good_until: (bytes[17] != 0).then(|| Seq(number(18))),
+            record: bytes[Kept::HEAD..].to_vec(),
+        }
+    }
+}
