@@ -12,14 +12,20 @@
 mod api;
 mod check;
 mod error;
+mod memory;
+pub mod placement;
 mod records;
+pub mod rest;
 mod service;
+mod store;
 
 pub use api::*;
 pub use check::*;
 pub use error::{ApiError, ApiResult, ErrorKind, Problem};
+pub use memory::MemoryKv;
 pub use records::{
     AttachTarget, Attachment, DiskRecord, DiskState, Frontend, NbdAddress, ParseTargetError, PoolRecord,
-    VdiRecord,
+    VdiRecord, shard_count,
 };
 pub use service::Service;
+pub use store::{ControlStore, RecordError};

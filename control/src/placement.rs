@@ -1,0 +1,263 @@
+//! Where the replicas of a shard go: weighted rendezvous hashing over failure domains.
+//!
+//! Every (shard, disk) pair gets a score that no other pair influences; the highest scores win. So a disk that
+//! joins takes only what it wins, a disk that leaves gives away only what it had, and every daemon that knows the
+//! same disks chooses the same ones. A disk wins in proportion to its bytes. The choice is written into the
+//! shard's record, so a later version may choose differently without moving anything.
+
+use std::collections::BTreeMap;
+
+use types::{DiskId, ShardId};
+
+/// A disk that may be chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Which.
+    pub disk: DiskId,
+    /// Weight: bytes it can store. 0 is never chosen.
+    pub bytes: u64,
+    /// Failure domain. Replicas go to different ones where there are enough. Disks with an empty zone are each a
+    /// domain of their own.
+    pub zone: String,
+}
+
+/// Too few disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{replicas} replicas need {replicas} disks, the pool has {disks} in use")]
+pub struct TooFewDisks {
+    /// Asked for.
+    pub replicas: usize,
+    /// That could be chosen.
+    pub disks: usize,
+}
+
+/// Chooses `replicas` different disks for `shard`, best first; in different zones as far as there are any.
+///
+/// # Errors
+/// When there are fewer candidates with a weight than replicas.
+///
+/// # Panics
+/// When a disk is listed twice.
+pub fn place(shard: ShardId, replicas: usize, candidates: &[Candidate]) -> Result<Vec<DiskId>, TooFewDisks> {
+    extend(shard, &[], replicas, candidates)
+}
+
+/// Chooses one more disk for `shard`, none of `present`, preferably in a zone that none of those is in: for a
+/// disk that leaves. `candidates` may or may not list the disks of `present`.
+///
+/// # Errors
+/// When there is no further candidate with a weight.
+pub fn replace(shard: ShardId, present: &[DiskId], candidates: &[Candidate]) -> Result<DiskId, TooFewDisks> {
+    let chosen = extend(shard, present, 1, candidates)?;
+    Ok(chosen[0])
+}
+
+fn extend(
+    shard: ShardId,
+    present: &[DiskId],
+    more: usize,
+    candidates: &[Candidate],
+) -> Result<Vec<DiskId>, TooFewDisks> {
+    // Zones that hold a replica, and how many; best scores go first among the zones that hold the fewest.
+    let mut zones: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut ranked: Vec<(f64, &Candidate)> = Vec::new();
+    for (i, candidate) in candidates.iter().enumerate() {
+        assert!(
+            candidates[..i].iter().all(|c| c.disk != candidate.disk),
+            "disk {} twice",
+            candidate.disk
+        );
+        if present.contains(&candidate.disk) {
+            *zones.entry(&candidate.zone).or_default() += usize::from(!candidate.zone.is_empty());
+        } else if candidate.bytes > 0 {
+            ranked.push((score(shard, candidate), candidate));
+        }
+    }
+    if ranked.len() < more {
+        return Err(TooFewDisks {
+            replicas: present.len() + more,
+            disks: present.len() + ranked.len(),
+        });
+    }
+    ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.disk.cmp(&b.1.disk)));
+    let mut chosen = Vec::with_capacity(more);
+    for _ in 0..more {
+        let crowd = |c: &Candidate| zones.get(c.zone.as_str()).copied().unwrap_or(0);
+        let (at, _) = ranked
+            .iter()
+            .enumerate()
+            .min_by_key(|(rank, (_, c))| (crowd(c), *rank))
+            .expect("counted above");
+        let (_, best) = ranked.remove(at);
+        *zones.entry(&best.zone).or_default() += usize::from(!best.zone.is_empty());
+        chosen.push(best.disk);
+    }
+    Ok(chosen)
+}
+
+/// Weighted rendezvous score: -weight / ln(u), u uniform in (0, 1). The highest of n such scores belongs to each
+/// with probability weight / sum of weights.
+fn score(shard: ShardId, candidate: &Candidate) -> f64 {
+    let mut input = [0u8; 24];
+    input[..8].copy_from_slice(&shard.to_u64().to_le_bytes());
+    input[8..].copy_from_slice(&candidate.disk.0.to_le_bytes());
+    let hash = blake3::hash(&input);
+    let bits = u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("8 of 32 bytes")) >> 11;
+    // 53 bits and a half: never 0 and never 1.
+    let uniform = (bits as f64 + 0.5) / (1u64 << 53) as f64;
+    -(candidate.bytes as f64) / uniform.ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use types::{ShardNo, VdiId};
+
+    fn disks(weights: &[u64]) -> Vec<Candidate> {
+        let disk = |(i, bytes): (usize, &u64)| Candidate {
+            disk: DiskId(0x1000 + i as u128),
+            bytes: *bytes,
+            zone: String::new(),
+        };
+        weights.iter().enumerate().map(disk).collect()
+    }
+
+    fn shard(no: u32) -> ShardId {
+        ShardId {
+            vdi: VdiId(7),
+            no: ShardNo(no),
+        }
+    }
+
+    fn counts(replicas: usize, candidates: &[Candidate], shards: u32) -> BTreeMap<DiskId, u32> {
+        let mut counts = BTreeMap::new();
+        for no in 0..shards {
+            for disk in place(shard(no), replicas, candidates).unwrap() {
+                *counts.entry(disk).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    #[test]
+    fn equal_disks_get_equal_shares() {
+        // 6000 replicas on 5 disks: mean 1200, standard deviation 31; five of those is 155.
+        for (disk, count) in counts(3, &disks(&[1 << 40; 5]), 2000) {
+            assert!((1045..=1355).contains(&count), "{disk}: {count} of 6000");
+        }
+    }
+
+    #[test]
+    fn a_disk_gets_shares_by_its_bytes() {
+        let counts: Vec<u32> = counts(1, &disks(&[1 << 40, 2 << 40, 4 << 40]), 7000)
+            .into_values()
+            .collect();
+        for (count, wanted) in counts.iter().zip([1000, 2000, 4000]) {
+            assert!(count.abs_diff(wanted) < 200, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn a_new_disk_only_takes_and_takes_its_share() {
+        let before = disks(&[1 << 40; 5]);
+        let after = disks(&[1 << 40; 6]);
+        let newcomer = after[5].disk;
+        let mut moved = 0;
+        for no in 0..2000 {
+            let old = place(shard(no), 3, &before).unwrap();
+            let new = place(shard(no), 3, &after).unwrap();
+            let arrived: Vec<_> = new.iter().filter(|disk| !old.contains(disk)).collect();
+            assert!(
+                arrived.iter().all(|disk| **disk == newcomer),
+                "shard {no}: {old:?} to {new:?}"
+            );
+            moved += arrived.len();
+        }
+        assert!(
+            (850..=1150).contains(&moved),
+            "{moved} of 6000 moved, 1000 is the share"
+        );
+    }
+
+    #[test]
+    fn a_leaving_disk_gives_only_what_it_had() {
+        let all = disks(&[1 << 40; 5]);
+        let gone = all[2].disk;
+        let left: Vec<_> = all.iter().filter(|c| c.disk != gone).cloned().collect();
+        for no in 0..500 {
+            let old = place(shard(no), 3, &all).unwrap();
+            let new = place(shard(no), 3, &left).unwrap();
+            let stay: Vec<_> = old.iter().filter(|disk| **disk != gone).copied().collect();
+            assert!(
+                stay.iter().all(|disk| new.contains(disk)),
+                "shard {no}: {old:?} to {new:?}"
+            );
+            if stay.len() == 2 {
+                let added = replace(shard(no), &stay, &left).unwrap();
+                assert!(new.contains(&added) && !stay.contains(&added));
+            }
+        }
+    }
+
+    #[test]
+    fn replicas_go_to_different_zones_where_there_are_enough() {
+        let mut candidates = disks(&[1 << 40; 6]);
+        for (i, candidate) in candidates.iter_mut().enumerate() {
+            candidate.zone = format!("host{}", i / 2);
+        }
+        let zone = |disk: DiskId| &candidates.iter().find(|c| c.disk == disk).unwrap().zone;
+        for no in 0..300 {
+            let chosen = place(shard(no), 3, &candidates).unwrap();
+            let mut zones: Vec<_> = chosen.iter().map(|disk| zone(*disk)).collect();
+            zones.sort();
+            zones.dedup();
+            assert_eq!(zones.len(), 3, "shard {no}: {chosen:?}");
+            let next = replace(shard(no), &chosen[..2], &candidates).unwrap();
+            assert_eq!(zone(next), zone(chosen[2]), "the zone that has none");
+        }
+        // Two zones, three replicas: both are used, and no disk twice.
+        candidates.truncate(4);
+        for no in 0..100 {
+            let mut chosen = place(shard(no), 3, &candidates).unwrap();
+            let mut zones: Vec<_> = chosen
+                .iter()
+                .map(|disk| candidates.iter().find(|c| c.disk == *disk).unwrap().zone.clone())
+                .collect();
+            zones.sort();
+            zones.dedup();
+            assert_eq!(zones.len(), 2);
+            chosen.sort();
+            chosen.dedup();
+            assert_eq!(chosen.len(), 3);
+        }
+    }
+
+    #[test]
+    fn too_few_disks_are_counted() {
+        let candidates = disks(&[1 << 40, 0, 1 << 40]);
+        assert_eq!(
+            place(shard(0), 3, &candidates),
+            Err(TooFewDisks {
+                replicas: 3,
+                disks: 2
+            })
+        );
+        let two = place(shard(0), 2, &candidates).unwrap();
+        assert_eq!(
+            replace(shard(0), &two, &candidates),
+            Err(TooFewDisks {
+                replicas: 3,
+                disks: 2
+            })
+        );
+    }
+
+    #[test]
+    fn the_choice_is_the_same_on_every_host() {
+        // A recorded answer: a change of the hash would make daemons of two versions disagree.
+        let mut candidates = disks(&[1 << 40; 5]);
+        let forwards = place(shard(3), 3, &candidates).unwrap();
+        candidates.reverse();
+        assert_eq!(place(shard(3), 3, &candidates).unwrap(), forwards);
+    }
+}

@@ -1,0 +1,388 @@
+//! HTTP over a [`Service`]: `/v1/...`, `/metrics`, `/openapi.json`, on a unix socket.
+//!
+//! Everything that is not a success is a [`Problem`], also what the router itself refuses (unknown path, wrong
+//! method, a body that is too long or not JSON): a client parses one form of failure.
+
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::{
+    DefaultBodyLimit, FromRequest, FromRequestParts, Path as UrlPath, Query, Request, State,
+};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::net::{UnixListener, UnixStream};
+use types::DiskId;
+use utoipa::OpenApi;
+
+use crate::{
+    ApiError, ApiResult, AttachBody, DetachBody, DiskAddBody, DiskInfo, DiskReplaceBody, Name,
+    PoolCreateBody, PoolInfo, Problem, ScrubBody, ScrubStatus, Service, StatusInfo, VdiCreateBody, VdiInfo,
+    VdiResizeBody, VersionInfo,
+};
+
+/// Longest request body.
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// The API as a document.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Weft",
+        description = "Pools local disks into replicated virtual disks."
+    ),
+    paths(
+        pool_create,
+        pool_status,
+        disk_add,
+        disk_list,
+        disk_remove,
+        disk_replace,
+        vdi_create,
+        vdi_list,
+        vdi_show,
+        vdi_resize,
+        vdi_delete,
+        vdi_attach,
+        vdi_detach,
+        scrub_start,
+        scrub_status,
+        status,
+        version,
+        metrics
+    ),
+    components(schemas(Problem))
+)]
+struct Document;
+
+/// The API as an OpenAPI 3.1 document in JSON.
+///
+/// # Panics
+/// Never: the document is fixed at compile time.
+#[must_use]
+pub fn openapi() -> String {
+    Document::openapi()
+        .to_pretty_json()
+        .expect("a document of plain strings and numbers")
+}
+
+/// All routes over `service`.
+pub fn router<S: Service>(service: Arc<S>) -> Router {
+    Router::new()
+        .route("/v1/pool", get(pool_status::<S>).post(pool_create::<S>))
+        .route("/v1/disks", get(disk_list::<S>).post(disk_add::<S>))
+        .route("/v1/disks/{id}", axum::routing::delete(disk_remove::<S>))
+        .route("/v1/disks/{id}/replace", post(disk_replace::<S>))
+        .route("/v1/vdis", get(vdi_list::<S>).post(vdi_create::<S>))
+        .route("/v1/vdis/{name}", get(vdi_show::<S>).delete(vdi_delete::<S>))
+        .route("/v1/vdis/{name}/resize", post(vdi_resize::<S>))
+        .route("/v1/vdis/{name}/attach", post(vdi_attach::<S>))
+        .route("/v1/vdis/{name}/detach", post(vdi_detach::<S>))
+        .route("/v1/scrub", get(scrub_status::<S>).post(scrub_start::<S>))
+        .route("/v1/status", get(status::<S>))
+        .route("/v1/version", get(version::<S>))
+        .route("/metrics", get(metrics::<S>))
+        .route("/openapi.json", get(document))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(service)
+}
+
+/// Serves `router` on `listener` until `stop` is ready and the requests under way are answered.
+///
+/// # Errors
+/// The listener's.
+pub async fn serve(
+    listener: UnixListener,
+    router: Router,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    axum::serve(listener, router).with_graceful_shutdown(stop).await
+}
+
+/// Binds the API's socket at `path`, for its owner only. A socket that a dead daemon left is replaced; one that
+/// somebody answers on, or anything that is not a socket, is not.
+///
+/// # Errors
+/// `AddrInUse` when another daemon answers there, `AlreadyExists` when it is not a socket, or the kernel's.
+pub async fn bind(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            let text = format!("{} exists and is not a socket", path.display());
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+        }
+        Ok(_) if UnixStream::connect(path).await.is_ok() => {
+            let text = format!("another daemon answers on {}", path.display());
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+        }
+        Ok(_) => std::fs::remove_file(path)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    // Bound in a private directory first: between bind and chmod nobody else can connect.
+    let parent = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let private = parent.join(format!(".weft-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&private);
+    std::fs::create_dir(&private)?;
+    let bound = bind_in(&private, path);
+    let _ = std::fs::remove_dir_all(&private);
+    bound
+}
+
+fn bind_in(private: &Path, path: &Path) -> io::Result<UnixListener> {
+    std::fs::set_permissions(private, std::fs::Permissions::from_mode(0o700))?;
+    let inside = private.join("s");
+    let listener = UnixListener::bind(&inside)?;
+    std::fs::set_permissions(&inside, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&inside, path)?;
+    Ok(listener)
+}
+
+/// A JSON body that becomes `T`, or a [`Problem`].
+struct Body<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, state: &S) -> Result<Body<T>, Response> {
+        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+            let hint = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                format!("bodies have at most {BODY_BYTES_MAX} bytes")
+            } else {
+                String::new()
+            };
+            problem(rejection.status(), ApiError::invalid(rejection.body_text(), hint))
+        })?;
+        serde_json::from_slice(&bytes).map(Body).map_err(|error| {
+            let message = format!("the request's body is not what this path takes: {error}");
+            ApiError::invalid(message, "GET /openapi.json describes it").into_response()
+        })
+    }
+}
+
+/// The name in the path, checked.
+struct VdiName(Name);
+
+impl<S: Send + Sync> FromRequestParts<S> for VdiName {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut axum::http::request::Parts, state: &S) -> ApiResult<VdiName> {
+        let UrlPath(text) = url_path(parts, state).await?;
+        text.parse().map(VdiName)
+    }
+}
+
+/// The disk id in the path, checked.
+struct Disk(DiskId);
+
+impl<S: Send + Sync> FromRequestParts<S> for Disk {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut axum::http::request::Parts, state: &S) -> ApiResult<Disk> {
+        let UrlPath(text) = url_path(parts, state).await?;
+        text.parse::<DiskId>()
+            .map(Disk)
+            .map_err(|error| ApiError::invalid(error.to_string(), "`weft disk list` shows the ids"))
+    }
+}
+
+async fn url_path<S: Send + Sync>(
+    parts: &mut axum::http::request::Parts,
+    state: &S,
+) -> ApiResult<UrlPath<String>> {
+    UrlPath::<String>::from_request_parts(parts, state)
+        .await
+        .map_err(|rejection| ApiError::invalid(rejection.body_text(), ""))
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.kind.status()).expect("statuses are valid");
+        problem(status, self)
+    }
+}
+
+fn problem(status: StatusCode, error: ApiError) -> Response {
+    let body = serde_json::to_vec(&Problem::from(error)).expect("three strings");
+    (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+}
+
+async fn no_such_path(request: Request) -> Response {
+    let message = format!("there is nothing at {}", request.uri().path());
+    ApiError::not_found(message, "GET /openapi.json lists the paths").into_response()
+}
+
+async fn no_such_method(request: Request) -> Response {
+    let message = format!("{} does not take {}", request.uri().path(), request.method());
+    let error = ApiError::invalid(message, "GET /openapi.json lists the methods");
+    problem(StatusCode::METHOD_NOT_ALLOWED, error)
+}
+
+/// `?force=true`
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+struct Force {
+    /// Let the disk go at once although replicas are on it.
+    #[serde(default)]
+    force: bool,
+}
+
+type Api<S> = State<Arc<S>>;
+
+#[utoipa::path(post, path = "/v1/pool", request_body = PoolCreateBody,
+    responses((status = 200, body = PoolInfo), (status = "default", body = Problem)))]
+async fn pool_create<S: Service>(
+    State(api): Api<S>,
+    Body(body): Body<PoolCreateBody>,
+) -> ApiResult<Json<PoolInfo>> {
+    api.pool_create(body.try_into()?).await.map(Json)
+}
+
+#[utoipa::path(get, path = "/v1/pool",
+    responses((status = 200, body = PoolInfo), (status = "default", body = Problem)))]
+async fn pool_status<S: Service>(State(api): Api<S>) -> ApiResult<Json<PoolInfo>> {
+    api.pool_status().await.map(Json)
+}
+
+#[utoipa::path(post, path = "/v1/disks", request_body = DiskAddBody,
+    responses((status = 200, body = DiskInfo), (status = "default", body = Problem)))]
+async fn disk_add<S: Service>(
+    State(api): Api<S>,
+    Body(body): Body<DiskAddBody>,
+) -> ApiResult<Json<DiskInfo>> {
+    api.disk_add(body.try_into()?).await.map(Json)
+}
+
+#[utoipa::path(get, path = "/v1/disks",
+    responses((status = 200, body = Vec<DiskInfo>), (status = "default", body = Problem)))]
+async fn disk_list<S: Service>(State(api): Api<S>) -> ApiResult<Json<Vec<DiskInfo>>> {
+    api.disk_list().await.map(Json)
+}
+
+#[utoipa::path(delete, path = "/v1/disks/{id}", params(("id" = String, Path), Force),
+    responses((status = 200, body = DiskInfo), (status = "default", body = Problem)))]
+async fn disk_remove<S: Service>(
+    State(api): Api<S>,
+    Disk(disk): Disk,
+    force: Result<Query<Force>, axum::extract::rejection::QueryRejection>,
+) -> ApiResult<Json<DiskInfo>> {
+    let Query(force) =
+        force.map_err(|rejection| ApiError::invalid(rejection.body_text(), "only ?force=true|false"))?;
+    api.disk_remove(disk, force.force).await.map(Json)
+}
+
+#[utoipa::path(post, path = "/v1/disks/{id}/replace", params(("id" = String, Path)), request_body = DiskReplaceBody,
+    responses((status = 200, body = DiskInfo), (status = "default", body = Problem)))]
+async fn disk_replace<S: Service>(
+    State(api): Api<S>,
+    Disk(disk): Disk,
+    Body(body): Body<DiskReplaceBody>,
+) -> ApiResult<Json<DiskInfo>> {
+    api.disk_replace(disk, body.with.try_into()?).await.map(Json)
+}
+
+#[utoipa::path(post, path = "/v1/vdis", request_body = VdiCreateBody,
+    responses((status = 200, body = VdiInfo), (status = "default", body = Problem)))]
+async fn vdi_create<S: Service>(
+    State(api): Api<S>,
+    Body(body): Body<VdiCreateBody>,
+) -> ApiResult<Json<VdiInfo>> {
+    api.vdi_create(body.try_into()?).await.map(Json)
+}
+
+#[utoipa::path(get, path = "/v1/vdis",
+    responses((status = 200, body = Vec<VdiInfo>), (status = "default", body = Problem)))]
+async fn vdi_list<S: Service>(State(api): Api<S>) -> ApiResult<Json<Vec<VdiInfo>>> {
+    api.vdi_list().await.map(Json)
+}
+
+#[utoipa::path(get, path = "/v1/vdis/{name}", params(("name" = String, Path)),
+    responses((status = 200, body = VdiInfo), (status = "default", body = Problem)))]
+async fn vdi_show<S: Service>(State(api): Api<S>, VdiName(name): VdiName) -> ApiResult<Json<VdiInfo>> {
+    api.vdi_show(name).await.map(Json)
+}
+
+#[utoipa::path(post, path = "/v1/vdis/{name}/resize", params(("name" = String, Path)), request_body = VdiResizeBody,
+    responses((status = 200, body = VdiInfo), (status = "default", body = Problem)))]
+async fn vdi_resize<S: Service>(
+    State(api): Api<S>,
+    VdiName(name): VdiName,
+    Body(body): Body<VdiResizeBody>,
+) -> ApiResult<Json<VdiInfo>> {
+    api.vdi_resize(name, body.check()?).await.map(Json)
+}
+
+#[utoipa::path(delete, path = "/v1/vdis/{name}", params(("name" = String, Path)),
+    responses((status = 204), (status = "default", body = Problem)))]
+async fn vdi_delete<S: Service>(State(api): Api<S>, VdiName(name): VdiName) -> ApiResult<StatusCode> {
+    api.vdi_delete(name).await.map(|()| StatusCode::NO_CONTENT)
+}
+
+#[utoipa::path(post, path = "/v1/vdis/{name}/attach", params(("name" = String, Path)), request_body = AttachBody,
+    responses((status = 200, body = VdiInfo), (status = "default", body = Problem)))]
+async fn vdi_attach<S: Service>(
+    State(api): Api<S>,
+    VdiName(name): VdiName,
+    Body(body): Body<AttachBody>,
+) -> ApiResult<Json<VdiInfo>> {
+    api.vdi_attach(name, body.try_into()?).await.map(Json)
+}
+
+#[utoipa::path(post, path = "/v1/vdis/{name}/detach", params(("name" = String, Path)), request_body = DetachBody,
+    responses((status = 200, body = VdiInfo), (status = "default", body = Problem)))]
+async fn vdi_detach<S: Service>(
+    State(api): Api<S>,
+    VdiName(name): VdiName,
+    Body(body): Body<DetachBody>,
+) -> ApiResult<Json<VdiInfo>> {
+    api.vdi_detach(name, body.try_into()?).await.map(Json)
+}
+
+#[utoipa::path(post, path = "/v1/scrub", request_body = ScrubBody,
+    responses((status = 200, body = ScrubStatus), (status = "default", body = Problem)))]
+async fn scrub_start<S: Service>(
+    State(api): Api<S>,
+    Body(body): Body<ScrubBody>,
+) -> ApiResult<Json<ScrubStatus>> {
+    api.scrub_start(body.check()?).await.map(Json)
+}
+
+#[utoipa::path(get, path = "/v1/scrub",
+    responses((status = 200, body = ScrubStatus), (status = "default", body = Problem)))]
+async fn scrub_status<S: Service>(State(api): Api<S>) -> ApiResult<Json<ScrubStatus>> {
+    api.scrub_status().await.map(Json)
+}
+
+#[utoipa::path(get, path = "/v1/status",
+    responses((status = 200, body = StatusInfo), (status = "default", body = Problem)))]
+async fn status<S: Service>(State(api): Api<S>) -> ApiResult<Json<StatusInfo>> {
+    api.status().await.map(Json)
+}
+
+#[utoipa::path(get, path = "/v1/version",
+    responses((status = 200, body = VersionInfo), (status = "default", body = Problem)))]
+async fn version<S: Service>(State(api): Api<S>) -> ApiResult<Json<VersionInfo>> {
+    api.version().await.map(Json)
+}
+
+#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String), (status = "default", body = Problem)))]
+async fn metrics<S: Service>(State(api): Api<S>) -> ApiResult<Response> {
+    let text = api.metrics().await?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
+}
+
+async fn document() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], openapi()).into_response()
+}
