@@ -3,9 +3,5 @@
 //! Pure: `Vdi::step` takes what happened and answers what to do. See `api.rs`.
 
 mod api;
-mod conflict;
-mod partial;
-mod split;
 
 pub use api::{Effect, Event, Extent, Notice, Op, Outcome, ReadPart, VdiError, VdiSpec, VdiStatus};
-pub use split::REQUEST_BYTES_MAX;
