@@ -7,12 +7,17 @@
 mod api;
 mod chain;
 mod device;
+mod relay;
 mod request;
 mod ring;
+mod server;
+mod session;
 mod split;
+mod vring;
 
 pub use api::{
     BufferSource, DeviceConfig, DeviceId, Plane, Polled, QUEUE_SIZE_MAX, QUEUES_MAX, RingId, RingRequest,
     SERIAL_BYTES, TRANSFER_BYTES_MAX, Tag, VhostError,
 };
 pub use ring::Ring;
+pub use server::Server;
