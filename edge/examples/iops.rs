@@ -10,9 +10,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use edge::file::{Access, OsFile, create_preallocated};
-use edge::uring::{Buf, Event, Pool, PoolConfig, Ring, RingConfig, Wait};
-use edge::{AlignedBlock, BlockFile, DiskOp, IoId};
+use weft_edge::file::{Access, OsFile, create_preallocated};
+use weft_edge::uring::{Buf, Event, Pool, PoolConfig, Ring, RingConfig, Wait};
+use weft_edge::{AlignedBlock, BlockFile, DiskOp, IoId};
 
 const FILE_BYTES: u64 = 1 << 30;
 
