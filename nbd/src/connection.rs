@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::export::{Export, ExportInfo, Exports, Opened};
 use crate::handshake::{
@@ -128,25 +128,13 @@ pub(crate) async fn serve<S: Stream, E: Export>(
         export,
         mut is_removed,
     } = opened;
-    let mut stop = is_stopped.clone();
-    let mut removed = is_removed.clone();
-    let deadline = async {
-        tokio::select! {
-            () = became_true(&mut stop) => {}
-            () = became_true(&mut removed) => {}
-        }
-        sleep(config.grace).await;
-    };
     let should_end = async {
         tokio::select! {
             () = became_true(&mut is_stopped) => {}
             () = became_true(&mut is_removed) => {}
         }
     };
-    tokio::select! {
-        result = transmit(stream, export, session, &config, should_end) => result,
-        () = deadline => Err(Ended::GraceOver(config.grace)),
-    }
+    transmit(stream, export, session, &config, should_end).await
 }
 
 /// Ready once the value is true, or no one is left who could make it so.
@@ -240,18 +228,35 @@ async fn transmit<S: Stream, E: Export>(
         () = should_end => Ok(()),
         result = join(&mut writing) => result,
     };
+    // Requests may wait for as long as the export does, for a quorum say. Whether the client left or is sent
+    // away, it does not keep its place for longer than the grace.
     let Reader {
         mut requests,
         replies,
         ..
     } = reader;
+    if let Ok(finished) = timeout(config.grace, finish(&mut requests, replies, &mut writing)).await {
+        return read.and(finished);
+    }
+    // Waited for, so that nothing holds the export once the connection is gone.
+    requests.shutdown().await;
+    writing.shutdown().await;
+    Err(Ended::GraceOver(config.grace))
+}
+
+/// Waits for the requests in flight and for their replies to be sent.
+async fn finish<D>(
+    requests: &mut JoinSet<()>,
+    replies: mpsc::Sender<Outgoing<D>>,
+    writing: &mut JoinSet<io::Result<()>>,
+) -> Result<(), Ended> {
     let mut finished = Ok(());
     while let Some(result) = requests.join_next().await {
         finished = finished.and(result.map_err(|_| Ended::Panicked));
     }
     drop(replies);
-    let written = join(&mut writing).await;
-    read.and(finished).and(written)
+    let written = join(writing).await;
+    finished.and(written)
 }
 
 /// The result of the one task in the set; fine when it has been taken already.
@@ -270,7 +275,7 @@ struct Reader<R, E: Export> {
     request_permits: Arc<Semaphore>,
     byte_permits: Arc<Semaphore>,
     replies: mpsc::Sender<Outgoing<E::Data>>,
-    /// Requests under way; dropped, and so ended, with the reader.
+    /// Requests under way.
     requests: JoinSet<()>,
 }
 
@@ -472,3 +477,7 @@ async fn write_slices<W: AsyncWrite + Unpin>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "connection_test.rs"]
+mod tests;

@@ -30,7 +30,8 @@ pub struct Config {
     pub bytes_max: u32,
     /// A client that has not chosen an export by then is hung up on.
     pub handshake_timeout: Duration,
-    /// What requests in flight are given to finish in when the server stops or their export is removed.
+    /// What requests in flight are given to finish in when the server stops, their export is removed, or their
+    /// client has left.
     pub grace: Duration,
     /// Permission bits of a unix socket.
     pub socket_mode: u32,

@@ -1,6 +1,8 @@
 //! A sparse disk in memory, a server on it, and clients to run against it.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod raw;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -20,6 +22,8 @@ pub struct MemoryDisk {
     pub fuas: AtomicU64,
     pub trims: AtomicU64,
     pub zeroes: AtomicU64,
+    /// Gets a permit at the begin of each read.
+    pub begun: Semaphore,
     /// Reads wait for a permit where there is one to wait for.
     pub gate: Option<Semaphore>,
     /// Reads of this offset fail.
@@ -40,6 +44,7 @@ impl MemoryDisk {
             fuas: AtomicU64::new(0),
             trims: AtomicU64::new(0),
             zeroes: AtomicU64::new(0),
+            begun: Semaphore::new(0),
             gate: None,
             bad_offset: None,
         }
@@ -125,6 +130,7 @@ impl Export for MemoryDisk {
     }
 
     async fn read(&self, offset: u64, length: u32) -> Result<Vec<Part<Vec<u8>>>, ExportError> {
+        self.begun.add_permits(1);
         if let Some(gate) = &self.gate {
             gate.acquire().await.expect("never closed").forget();
         }
