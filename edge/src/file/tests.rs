@@ -205,3 +205,87 @@ fn real_tools_are_recognised() {
         assert_eq!(probe(&path).expect("probing").signatures, [expected], "{tool}");
     }
 }
+
+/// A loop device on a file, gone again at the end.
+struct LoopDevice {
+    path: PathBuf,
+}
+
+impl LoopDevice {
+    /// `None` where the machine gives us none: not root, or a container without loop devices.
+    fn attach(file: &Path) -> Option<LoopDevice> {
+        let output = run(
+            "losetup",
+            &["--find".as_ref(), "--show".as_ref(), file.as_os_str()],
+        )?;
+        let path = PathBuf::from(output.trim());
+        Some(LoopDevice { path })
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        run("losetup", &["--detach".as_ref(), self.path.as_os_str()]);
+    }
+}
+
+/// What a tool printed; `None` where it is missing or fails.
+fn run(tool: &str, arguments: &[&std::ffi::OsStr]) -> Option<String> {
+    let output = std::process::Command::new(tool).args(arguments).output().ok()?;
+    let is_done = output.status.success();
+    is_done.then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn a_block_device_is_sized_claimed_and_known_to_be_mounted() {
+    let (folder, path) = disk();
+    let Some(device) = LoopDevice::attach(&path) else {
+        eprintln!("left out: no loop device to be had");
+        return;
+    };
+    let open = || OsFile::open_waiting(&device.path, Access::ReadWrite, Duration::ZERO);
+    let report = probe(&device.path).expect("probing");
+    assert!(
+        report.is_block_device && report.is_free() && report.is_blank,
+        "{report:?}"
+    );
+    assert_eq!(report.bytes, DISK_BYTES);
+    let backing = probe(&path).expect("probing");
+    assert_eq!(backing.uses, [format!("behind {}", device.path.display())]);
+
+    // With patience: a device manager looks at every new device under a lock of its own.
+    let mut file = OsFile::open(&device.path, Access::ReadWrite).expect("opening");
+    assert_eq!(file.bytes(), DISK_BYTES);
+    file.write_at(4096, &[7; 4096]).expect("writing");
+    file.sync().expect("syncing");
+    let mut read = [0; 4096];
+    file.read_at(4096, &mut read).expect("reading");
+    assert_eq!(read, [7; 4096]);
+    assert!(matches!(open(), Err(OpenError::Busy { .. })));
+    assert_eq!(
+        probe(&device.path).expect("probing").uses,
+        ["claimed by the kernel or another process"]
+    );
+    drop(file);
+
+    run(
+        "mkfs.ext4",
+        &["-q".as_ref(), "-F".as_ref(), device.path.as_os_str()],
+    )
+    .expect("a file system");
+    assert_eq!(
+        probe(&device.path).expect("probing").signatures,
+        ["ext4 file system"]
+    );
+    let mount = folder.path().join("a mount");
+    std::fs::create_dir(&mount).expect("a folder");
+    if run("mount", &[device.path.as_os_str(), mount.as_os_str()]).is_none() {
+        eprintln!("left out: mounting is not allowed");
+        return;
+    }
+    let uses = probe(&device.path).expect("probing").uses;
+    let opened = open();
+    run("umount", &[mount.as_os_str()]).expect("unmounting");
+    assert_eq!(uses, [format!("mounted on {}", mount.display())]);
+    assert!(matches!(opened, Err(OpenError::Busy { .. })), "{opened:?}");
+}
