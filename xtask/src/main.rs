@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything a developer or a newcomer runs, by one name each.
 
+mod demo;
 mod layers;
 mod packages;
 mod run;
@@ -24,6 +25,12 @@ enum Task {
         #[arg(long)]
         long: bool,
     },
+    /// The main job on real input: pool, replicated VDI, a Debian guest, kills, noise, repair.
+    Demo {
+        /// Leave the daemon and the guest running at the end.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Formatting, clippy with warnings denied, who may import whom, licences and sources of crates.
     Lint,
     /// Install the Debian packages that building and testing need.
@@ -33,6 +40,7 @@ enum Task {
 fn main() -> Result<()> {
     match Arguments::parse().task {
         Task::Test { long } => tests::test(long),
+        Task::Demo { keep } => demo::demo(keep),
         Task::Lint => tests::lint(),
         Task::Install => packages::install(packages::BUILD_AND_TEST),
     }

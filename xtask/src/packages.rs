@@ -23,7 +23,7 @@ pub const BUILD_AND_TEST: &[&str] = &[
 ];
 
 /// What the demo needs beside.
-pub const DEMO: &[&str] = &["mmdebstrap"];
+pub const DEMO: &[&str] = &["mmdebstrap", "curl", "procps", "fuse3"];
 
 /// Installs those of `packages` that are not installed.
 pub fn install(packages: &[&str]) -> Result<()> {

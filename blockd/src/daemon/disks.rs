@@ -1,0 +1,370 @@
+//! Disks of this host: opened and recovered, added, replaced, removed; what happens when one fails.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use control::placement::{self, Candidate};
+use control::{ApiError, ApiResult, DISK_BYTES_MIN, DiskAdd, DiskRecord, DiskState, PoolRecord, Severity};
+use edge::BlockFile;
+use edge::file::{Access, OsFile};
+use edge::rocks::Rocks;
+use replication::{DiskNode, ReplicaRequest, ToReplica};
+use store::{FormatParams, Store, Superblock};
+use types::{ByteSize, DiskId, Epoch, RequestId, ShardId, ShardNo, Token};
+use vdi::Event;
+
+use super::{Daemon, ask};
+use crate::index::IndexThread;
+use crate::plane::Command;
+
+/// What the daemon knows of a disk beside its record.
+#[derive(Clone, Debug)]
+pub struct DiskRuntime {
+    /// Served by a plane.
+    pub is_up: bool,
+    /// The plane that serves (or served) it.
+    pub plane: usize,
+    /// Why it is not up.
+    pub reason: String,
+}
+
+/// A disk that is open, checked and ready to be served.
+struct Opened {
+    superblock: Superblock,
+    file: std::fs::File,
+    node: DiskNode<edge::uring::Buf, Store<edge::uring::Buf>>,
+    index: Rocks,
+}
+
+impl Daemon {
+    /// Opens every disk of the records, side by side: recovery reads logs.
+    pub(super) async fn open_all_disks(self: &Arc<Daemon>) -> anyhow::Result<()> {
+        let records = self.records(|control| control.disks())?;
+        let mut openings = Vec::new();
+        for record in records {
+            let daemon = Arc::clone(self);
+            openings.push(tokio::task::spawn_blocking(move || {
+                let opened = daemon.open_disk(&record.path, Some(record.id));
+                (record, opened)
+            }));
+        }
+        for opening in openings {
+            let (record, opened) = opening.await?;
+            match opened {
+                Ok(opened) => self.serve_disk(opened).await?,
+                Err(error) => self.disk_is_missing(&record, &error.message),
+            }
+        }
+        Ok(())
+    }
+
+    fn disk_is_missing(&self, record: &DiskRecord, reason: &str) {
+        let runtime = DiskRuntime { is_up: false, plane: 0, reason: reason.to_owned() };
+        self.disks.lock().expect("disks").insert(record.id, runtime);
+        self.events.add(Severity::Warning, format!("disk {} ({}): {reason}", record.id, record.path.display()));
+    }
+
+    /// Opens `path` for us alone, recovers its log, and checks that it is the disk it should be.
+    fn open_disk(&self, path: &Path, wanted: Option<DiskId>) -> ApiResult<Opened> {
+        let shown = path.display();
+        let mut file = OsFile::open(path, Access::ReadWrite).map_err(|error| {
+            ApiError::unavailable(error.to_string(), "see that the disk is there and nobody else uses it")
+        })?;
+        let superblock = store::read_superblock(&file).map_err(|error| {
+            ApiError::conflict(format!("{shown}: {error}"), "`weft disk fsck` tells more; `weft disk replace` gives its place to another")
+        })?;
+        if let Some(id) = wanted.filter(|id| *id != superblock.disk) {
+            let message = format!("{shown} holds disk {}, not {id}", superblock.disk);
+            return Err(ApiError::conflict(message, "give the path of the right disk: `weft disk add PATH`"));
+        }
+        let directory = self.index_directory(superblock.disk);
+        let mut index = open_index(&directory)?;
+        let (recovered, report) = store::recover(&mut file, &mut index, entropy()).map_err(|error| {
+            ApiError::conflict(format!("{shown}: {error}"), "`weft disk fsck` tells more")
+        })?;
+        tracing::info!(disk = %superblock.disk, path = %shown, ?report, "recovered");
+        if report.is_damaged() {
+            self.events.add(
+                Severity::Warning,
+                format!("disk {} ({shown}): its log was damaged; run `weft scrub`", superblock.disk),
+            );
+        }
+        let store = Store::open(recovered, self.store_settings());
+        let node = DiskNode::new(superblock.disk, store);
+        Ok(Opened { superblock, file: file.into_file(), node, index })
+    }
+
+    /// Hands an opened disk to a plane and tells every VDI.
+    async fn serve_disk(&self, opened: Opened) -> ApiResult<()> {
+        let disk = opened.superblock.disk;
+        let plane = self.least_loaded_plane();
+        let shards: Vec<ShardId> = opened.node.shards().iter().map(|summary| summary.shard).collect();
+        let index = IndexThread::start(disk, Box::new(opened.index), self.planes[plane].clone())
+            .map_err(|error| ApiError::internal(format!("cannot start the index thread: {error}"), ""))?;
+        for handle in &self.planes {
+            handle.send(Command::Home { disk, plane });
+        }
+        let node = Box::new(opened.node);
+        ask(&self.planes[plane], |reply| Command::AddDisk { disk, file: opened.file, node, index, reply })
+            .await?
+            .map_err(|error| ApiError::internal(error.to_string(), ""))?;
+        let runtime = DiskRuntime { is_up: true, plane, reason: String::new() };
+        self.disks.lock().expect("disks").insert(disk, runtime);
+        self.tell_disk_state(disk, true).await?;
+        self.drop_leftovers(disk, plane, &shards)
+    }
+
+    fn least_loaded_plane(&self) -> usize {
+        let disks = self.disks.lock().expect("disks");
+        let load = |plane: usize| disks.values().filter(|disk| disk.is_up && disk.plane == plane).count();
+        (0..self.planes.len()).min_by_key(|plane| load(*plane)).expect("at least one plane")
+    }
+
+    pub(super) async fn tell_disk_state(&self, disk: DiskId, is_up: bool) -> ApiResult<()> {
+        for plane in &self.planes {
+            ask(plane, |reply| Command::DiskState { disk, is_up, reply }).await?;
+        }
+        Ok(())
+    }
+
+    /// Shards that were deleted or moved while the disk was away give their space back.
+    fn drop_leftovers(&self, disk: DiskId, plane: usize, shards: &[ShardId]) -> ApiResult<()> {
+        for shard in shards {
+            let record = self.records(|control| control.shard(*shard))?;
+            if record.is_some_and(|record| record.replicas.contains(&disk)) {
+                continue;
+            }
+            // No writer can hold a higher token, and no VDI is there to hear the answer.
+            let token = Token { epoch: Epoch(u64::MAX), incarnation: self.incarnation };
+            let fence = ReplicaRequest::Fence { record: Vec::new() };
+            for (id, request) in [(0, fence), (1, ReplicaRequest::Drop)] {
+                let message = ToReplica { shard: *shard, token, id: RequestId(id), request };
+                self.planes[plane].send(Command::ToDisk(disk, message));
+            }
+            self.events.add(Severity::Info, format!("disk {disk}: shard {shard} is no longer placed here; dropped"));
+        }
+        Ok(())
+    }
+
+    /// Formats a new disk, or takes back one of ours that was away.
+    pub(super) async fn add_disk(self: &Arc<Daemon>, request: DiskAdd) -> ApiResult<DiskId> {
+        let pool = self.records(|control| control.pool())?.ok_or_else(no_pool)?;
+        let daemon = Arc::clone(self);
+        let (record, opened) = tokio::task::spawn_blocking(move || daemon.prepare_disk(&pool, &request))
+            .await
+            .map_err(|error| ApiError::internal(format!("adding the disk: {error}"), ""))??;
+        let disk = record.id;
+        self.records(|control| control.put_disk(&record))?;
+        self.serve_disk(opened).await?;
+        self.events.add(Severity::Info, format!("disk {disk} ({}) is in use", record.path.display()));
+        Ok(disk)
+    }
+
+    fn prepare_disk(&self, pool: &PoolRecord, request: &DiskAdd) -> ApiResult<(DiskRecord, Opened)> {
+        let path = match request.create_bytes {
+            Some(bytes) => create_file(&request.path, bytes)?,
+            None => std::fs::canonicalize(&request.path).map_err(|error| {
+                let hint = "give a block device, or `--size` to make a file";
+                ApiError::not_found(format!("{}: {error}", request.path.display()), hint)
+            })?,
+        };
+        let prepared = self.prepare_existing(pool, request, &path);
+        if prepared.is_err() && request.create_bytes.is_some() {
+            // It was made a moment ago and holds nothing.
+            let _ = std::fs::remove_file(&path);
+        }
+        prepared
+    }
+
+    fn prepare_existing(
+        &self,
+        pool: &PoolRecord,
+        request: &DiskAdd,
+        path: &Path,
+    ) -> ApiResult<(DiskRecord, Opened)> {
+        let known = self.records(|control| control.disks())?;
+        if let Some(disk) = known.iter().find(|disk| disk.path == path && self.is_up(disk.id)) {
+            return Err(ApiError::conflict(format!("{} is disk {} already", path.display(), disk.id), ""));
+        }
+        let mut file = OsFile::open(path, Access::ReadWrite)
+            .map_err(|error| ApiError::conflict(error.to_string(), "unmount it, or stop what uses it"))?;
+        let zone = request.zone.as_ref().map_or_else(String::new, |zone| zone.as_str().to_owned());
+        if let Ok(superblock) = store::read_superblock(&file) {
+            let record = known.iter().find(|disk| disk.id == superblock.disk);
+            if let Some(record) = record.filter(|_| superblock.pool == pool.id) {
+                if self.is_up(record.id) {
+                    let message = format!("{} is a copy of disk {}, which is in use", path.display(), record.id);
+                    return Err(ApiError::conflict(message, "a disk may be there once"));
+                }
+                drop(file);
+                let record = DiskRecord { path: path.to_owned(), state: DiskState::Active, ..record.clone() };
+                let opened = self.open_disk(path, Some(record.id))?;
+                return Ok((record, opened));
+            }
+            if !request.force {
+                let whose = if superblock.pool == pool.id { "this pool, which let it go".to_owned() } else { format!("pool {}", superblock.pool) };
+                let message = format!("{} is Weft disk {} of {whose}", path.display(), superblock.disk);
+                return Err(ApiError::needs_force(message, "--force overwrites it; its data is lost"));
+            }
+        }
+        let report = edge::file::probe(path).map_err(|error| ApiError::conflict(error.to_string(), ""))?;
+        if !report.signatures.is_empty() && !request.force {
+            let message = format!("{} holds {}", path.display(), report.signatures.join(", "));
+            return Err(ApiError::needs_force(message, "--force overwrites it; its data is lost"));
+        }
+        if file.bytes() < DISK_BYTES_MIN {
+            let (have, need) = (ByteSize(file.bytes()), ByteSize(DISK_BYTES_MIN));
+            let message = format!("{} has {have}; a disk of the pool has at least {need}", path.display());
+            return Err(ApiError::invalid(message, ""));
+        }
+        let id = DiskId(uuid::Uuid::new_v4().as_u128());
+        let directory = self.index_directory(id);
+        let mut index = open_index(&directory)?;
+        let parameters = FormatParams::new(id, pool.id, entropy());
+        store::format(&mut file, &mut index, parameters)
+            .map_err(|error| ApiError::conflict(format!("{}: {error}", path.display()), ""))?;
+        let bytes = file.bytes();
+        drop((file, index));
+        let opened = self.open_disk(path, Some(id))?;
+        Ok((DiskRecord { id, path: path.to_owned(), bytes, state: DiskState::Active, zone }, opened))
+    }
+
+    pub(super) fn is_up(&self, disk: DiskId) -> bool {
+        self.disks.lock().expect("disks").get(&disk).is_some_and(|runtime| runtime.is_up)
+    }
+
+    pub(super) fn up_disks(&self) -> Vec<DiskId> {
+        let disks = self.disks.lock().expect("disks");
+        disks.iter().filter(|(_, runtime)| runtime.is_up).map(|(disk, _)| *disk).collect()
+    }
+
+    /// Disks that new replicas may go to.
+    pub(super) fn candidates(&self) -> ApiResult<Vec<Candidate>> {
+        let records = self.records(|control| control.disks())?;
+        Ok(records
+            .into_iter()
+            .filter(|disk| disk.state == DiskState::Active && self.is_up(disk.id))
+            .map(|disk| Candidate { disk: disk.id, bytes: disk.bytes, zone: disk.zone })
+            .collect())
+    }
+
+    /// A disk failed under its plane: it takes no more until it is added again.
+    pub(super) async fn disk_failed(&self, disk: DiskId, reason: String) -> ApiResult<()> {
+        self.events.add(Severity::Critical, format!("disk {disk} failed: {reason}"));
+        self.stop_serving(disk, reason).await?;
+        let Some(mut record) = self.records(|control| control.disk(disk))? else { return Ok(()) };
+        if record.state == DiskState::Active {
+            record.state = DiskState::Failed;
+            self.records(|control| control.put_disk(&record))?;
+        }
+        Ok(())
+    }
+
+    async fn stop_serving(&self, disk: DiskId, reason: String) -> ApiResult<()> {
+        let plane = {
+            let mut disks = self.disks.lock().expect("disks");
+            let Some(runtime) = disks.get_mut(&disk).filter(|runtime| runtime.is_up) else { return Ok(()) };
+            runtime.is_up = false;
+            runtime.reason = reason;
+            runtime.plane
+        };
+        self.tell_disk_state(disk, false).await?;
+        ask(&self.planes[plane], |reply| Command::RemoveDisk { disk, reply }).await
+    }
+
+    /// Gives every shard's place on `old` to `new`, or, where there is none, to whom placement chooses.
+    pub(super) async fn move_away(&self, old: DiskId, new: Option<DiskId>, force: bool) -> ApiResult<()> {
+        let candidates: Vec<Candidate> =
+            self.candidates()?.into_iter().filter(|candidate| candidate.disk != old).collect();
+        let mut moves = Vec::new();
+        for vdi in self.records(|control| control.vdis())? {
+            let mut places: Vec<(ShardNo, DiskId)> = Vec::new();
+            for shard in self.records(|control| control.shards(vdi.id))? {
+                if !shard.replicas.contains(&old) {
+                    continue;
+                }
+                let is_last = shard.in_sync == [old];
+                if is_last && !self.is_up(old) && !force {
+                    let message = format!("shard {} of VDI {} has its only good copy on disk {old}, which is not up", shard.shard.no, vdi.name);
+                    return Err(ApiError::unavailable(message, "bring the disk back with `weft disk add PATH`"));
+                }
+                let place = match new.filter(|new| !shard.replicas.contains(new)) {
+                    Some(new) => new,
+                    None => placement::replace(shard.shard, &shard.replicas, &candidates).map_err(|_| {
+                        let message = format!("no other disk can take shard {} of VDI {}", shard.shard.no, vdi.name);
+                        ApiError::unavailable(message, "add a disk first: `weft disk add PATH`")
+                    })?,
+                };
+                places.push((shard.shard.no, place));
+            }
+            if !places.is_empty() {
+                moves.push((vdi.id, places));
+            }
+        }
+        if let Some(mut record) = self.records(|control| control.disk(old))? {
+            record.state = DiskState::Removing;
+            self.records(|control| control.put_disk(&record))?;
+        }
+        for (vdi, new) in moves {
+            self.home(vdi).send(Command::Vdi { vdi, event: Event::ReplaceDisk { old, new } });
+        }
+        Ok(())
+    }
+
+    /// Lets go of disks whose replicas have all moved away.
+    pub(super) async fn finish_removals(&self) -> ApiResult<()> {
+        let leaving: Vec<DiskRecord> = self
+            .records(|control| control.disks())?
+            .into_iter()
+            .filter(|disk| disk.state == DiskState::Removing)
+            .collect();
+        if leaving.is_empty() {
+            return Ok(());
+        }
+        let mut placed = Vec::new();
+        for vdi in self.records(|control| control.vdis())? {
+            for shard in self.records(|control| control.shards(vdi.id))? {
+                placed.extend(shard.replicas);
+            }
+        }
+        for record in leaving.iter().filter(|record| !placed.contains(&record.id)) {
+            self.stop_serving(record.id, "removed".to_owned()).await?;
+            self.records(|control| control.delete_disk(record.id))?;
+            self.disks.lock().expect("disks").remove(&record.id);
+            self.events.add(Severity::Info, format!("disk {} ({}) left the pool", record.id, record.path.display()));
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn no_pool() -> ApiError {
+    ApiError::conflict("there is no pool yet", "make one: `weft pool create NAME`")
+}
+
+/// RocksDB is a cache of the log: one that does not open is made anew, and recovery fills it.
+fn open_index(directory: &Path) -> ApiResult<Rocks> {
+    match Rocks::open_index(directory) {
+        Ok(index) => Ok(index),
+        Err(error) => {
+            tracing::warn!(%error, "the index does not open; it is rebuilt from the log");
+            Rocks::destroy(directory)
+                .and_then(|()| Rocks::open_index(directory))
+                .map_err(|error| ApiError::internal(error.to_string(), "see that the state directory can be written"))
+        }
+    }
+}
+
+fn create_file(path: &Path, bytes: u64) -> ApiResult<PathBuf> {
+    if bytes < DISK_BYTES_MIN {
+        let message = format!("{} are too few: a disk of the pool has at least {}", ByteSize(bytes), ByteSize(DISK_BYTES_MIN));
+        return Err(ApiError::invalid(message, ""));
+    }
+    edge::file::create_preallocated(path, bytes)
+        .map_err(|error| ApiError::conflict(error.to_string(), "choose a path that is not there yet, with space"))?;
+    std::fs::canonicalize(path).map_err(|error| ApiError::internal(format!("{}: {error}", path.display()), ""))
+}
+
+/// Random bits for segment secrets.
+fn entropy() -> u64 {
+    uuid::Uuid::new_v4().as_u64_pair().0 ^ uuid::Uuid::new_v4().as_u64_pair().1
+}

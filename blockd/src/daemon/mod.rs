@@ -1,0 +1,176 @@
+//! The daemon: composition root. Opens the state directory, starts the planes, brings disks and VDIs up, and
+//! carries out what the REST API asks.
+//!
+//! ```text
+//!  main ─▶ Daemon::start ─▶ planes ─▶ disks (recovered side by side) ─▶ VDIs ─▶ doors (vhost-user, NBD)
+//!            ▲    reports task: records to save, notices, failed disks ◀── planes
+//!            └──  REST (control::rest) ─▶ service.rs ─▶ disks.rs | vdis.rs | doors.rs
+//! ```
+//! Operations that change something run one at a time (`changes`); questions run beside them.
+
+mod disks;
+mod doors;
+mod events;
+mod metrics;
+mod reports;
+mod service;
+mod vdis;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result, bail};
+use control::{ApiError, ApiResult, ControlStore};
+use edge::rocks::Rocks;
+use edge::uring::Pool;
+use store::StoreSettings;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
+use types::{DiskId, Incarnation, VdiId};
+
+use crate::config::Settings;
+use crate::plane::{Command, PlaneFigures, PlaneHandle, Report};
+use disks::DiskRuntime;
+use doors::Door;
+use events::EventLog;
+pub use service::RestService;
+
+/// All the daemon's state beside the planes'.
+pub struct Daemon {
+    settings: Settings,
+    control: Mutex<ControlStore>,
+    incarnation: Incarnation,
+    planes: Vec<PlaneHandle>,
+    pool: Pool,
+    disks: Mutex<BTreeMap<DiskId, DiskRuntime>>,
+    doors: tokio::sync::Mutex<BTreeMap<(VdiId, String), Door>>,
+    next_door: AtomicU64,
+    sizes: Mutex<BTreeMap<VdiId, Arc<AtomicU64>>>,
+    deleting: Mutex<BTreeSet<VdiId>>,
+    events: EventLog,
+    changes: tokio::sync::Mutex<()>,
+    /// Held for the process' life: a second daemon on the same state is refused.
+    _lock: File,
+}
+
+impl Daemon {
+    /// Brings everything up. Disks that cannot be opened are reported and missing, not fatal.
+    pub async fn start(settings: Settings) -> Result<Arc<Daemon>> {
+        make_private(&settings.state)?;
+        let lock = lock_state(&settings.state)?;
+        let records = Rocks::open_records(&settings.state.join("control")).context("control records")?;
+        let mut control = ControlStore::new(Box::new(records));
+        let incarnation = control.next_incarnation().context("control records")?;
+        let (reports, inbox) = unbounded_channel();
+        let (planes, pool) = crate::start::planes(&settings, &reports)?;
+        let daemon = Arc::new(Daemon {
+            settings,
+            control: Mutex::new(control),
+            incarnation,
+            planes,
+            pool,
+            disks: Mutex::default(),
+            doors: tokio::sync::Mutex::default(),
+            next_door: AtomicU64::new(0),
+            sizes: Mutex::default(),
+            deleting: Mutex::default(),
+            events: EventLog::default(),
+            changes: tokio::sync::Mutex::default(),
+            _lock: lock,
+        });
+        daemon.run_reports(inbox, reports);
+        daemon.open_all_disks().await?;
+        daemon.open_all_vdis().await?;
+        daemon.restore_doors().await;
+        Ok(daemon)
+    }
+
+    /// Closes the doors and makes everything durable: what SIGTERM asks for.
+    pub async fn drain(&self) {
+        self.close_all_doors().await;
+        self.flush_all().await;
+        for plane in &self.planes {
+            plane.send(Command::Stop);
+        }
+    }
+
+    fn run_reports(self: &Arc<Daemon>, inbox: UnboundedReceiver<Report>, _keep: UnboundedSender<Report>) {
+        let daemon = Arc::clone(self);
+        tokio::spawn(async move { daemon.take_reports(inbox).await });
+    }
+
+    /// The control records, for one short look or change. RocksDB's writes take about a millisecond here.
+    fn records<T>(&self, action: impl FnOnce(&mut ControlStore) -> Result<T, control::RecordError>) -> ApiResult<T> {
+        let mut control = self.control.lock().expect("no panic while records were held");
+        tokio::task::block_in_place(|| action(&mut control)).map_err(ApiError::from)
+    }
+
+    fn home(&self, vdi: VdiId) -> &PlaneHandle {
+        &self.planes[PlaneHandle::home_of(vdi, self.planes.len())]
+    }
+
+    fn store_settings(&self) -> StoreSettings {
+        StoreSettings { cache_bytes: self.settings.cache.0, ..StoreSettings::default() }
+    }
+
+    fn index_directory(&self, disk: DiskId) -> PathBuf {
+        self.settings.state.join("index").join(disk.to_string())
+    }
+
+    /// The socket of the REST API.
+    pub fn socket(&self) -> PathBuf {
+        self.settings.state.join("blockd.sock")
+    }
+
+    /// Figures of all planes.
+    async fn figures(&self) -> ApiResult<Vec<PlaneFigures>> {
+        let mut all = Vec::new();
+        for plane in &self.planes {
+            all.push(ask(plane, |reply| Command::Figures { reply }).await?);
+        }
+        Ok(all)
+    }
+}
+
+/// Sends a command that is answered and waits for the answer.
+async fn ask<T>(plane: &PlaneHandle, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> ApiResult<T> {
+    let (reply, answer) = oneshot::channel();
+    plane.send(command(reply));
+    answer.await.map_err(|_| ApiError::unavailable("the daemon is stopping", "try again when it runs"))
+}
+
+fn make_private(state: &Path) -> Result<()> {
+    if !state.exists() {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(state)
+            .with_context(|| format!("cannot make the state directory {}", state.display()))?;
+    }
+    std::fs::set_permissions(state, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("cannot make {} private (mode 0700)", state.display()))?;
+    std::fs::create_dir_all(state.join("index")).context("cannot make the index directory")
+}
+
+fn lock_state(state: &Path) -> Result<File> {
+    let path = state.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            bail!("another blockd runs on {}: stop it, or name another --state", state.display())
+        }
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}

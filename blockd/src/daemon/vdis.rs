@@ -1,0 +1,160 @@
+//! VDIs: opened at start, made, grown, deleted.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use control::{ApiError, ApiResult, Name, Severity, VdiCreate, VdiRecord, placement};
+use jiff::Timestamp;
+use replication::ShardRecord;
+use tokio::sync::oneshot;
+use types::{ByteSize, LayerId, ShardId, ShardNo, VdiId};
+use vdi::{Event, Op, VdiSpec};
+
+use super::disks::no_pool;
+use super::{Daemon, ask};
+use crate::plane::Command;
+
+impl Daemon {
+    pub(super) async fn open_all_vdis(&self) -> anyhow::Result<()> {
+        for record in self.records(|control| control.vdis())? {
+            let shards = self.records(|control| control.shards(record.id))?;
+            self.open_vdi(&record, shards).await?;
+            if record.deleting {
+                self.begin_delete(record.id);
+            }
+        }
+        Ok(())
+    }
+
+    async fn open_vdi(&self, record: &VdiRecord, records: Vec<ShardRecord>) -> ApiResult<()> {
+        let spec = VdiSpec {
+            id: record.id,
+            bytes: record.bytes,
+            sector_bytes: record.sector_bytes,
+            shard_bytes: record.shard_bytes,
+            head: record.head,
+        };
+        let size = Arc::new(AtomicU64::new(record.bytes));
+        self.sizes.lock().expect("sizes").insert(record.id, size);
+        let (incarnation, up) = (self.incarnation, self.up_disks());
+        ask(self.home(record.id), |reply| Command::OpenVdi { spec, records, incarnation, up, reply }).await
+    }
+
+    /// The record of the VDI called `name`.
+    pub(super) fn named(&self, name: &Name) -> ApiResult<VdiRecord> {
+        self.records(|control| control.vdi_by_name(name.as_str()))?.ok_or_else(|| {
+            ApiError::not_found(format!("there is no VDI {}", name.as_str()), "see `weft vdi list`")
+        })
+    }
+
+    fn place(&self, vdi: VdiId, shards: std::ops::Range<u32>, replicas: u8) -> ApiResult<Vec<ShardRecord>> {
+        let candidates = self.candidates()?;
+        shards
+            .map(|no| {
+                let shard = ShardId { vdi, no: ShardNo(no) };
+                let disks = placement::place(shard, usize::from(replicas), &candidates).map_err(|error| {
+                    ApiError::unavailable(error.to_string(), "add disks with `weft disk add PATH`, or ask for fewer --replicas")
+                })?;
+                Ok(ShardRecord::new(shard, disks))
+            })
+            .collect()
+    }
+
+    pub(super) async fn create_vdi(&self, request: VdiCreate) -> ApiResult<VdiRecord> {
+        self.records(|control| control.pool())?.ok_or_else(no_pool)?;
+        if self.records(|control| control.vdi_by_name(request.name.as_str()))?.is_some() {
+            let message = format!("there is a VDI {} already", request.name.as_str());
+            return Err(ApiError::conflict(message, "choose another name, or see `weft vdi list`"));
+        }
+        let id = self.records(|control| control.next_vdi_id())?;
+        let record = VdiRecord {
+            id,
+            revision: 1,
+            name: request.name.as_str().to_owned(),
+            bytes: request.bytes,
+            sector_bytes: request.sector_bytes,
+            replicas: request.replicas,
+            shard_bytes: request.shard_bytes,
+            head: LayerId(0),
+            created: Timestamp::now(),
+            attachments: Vec::new(),
+            deleting: false,
+        };
+        let shards = self.place(id, 0..record.shard_count(), request.replicas)?;
+        self.records(|control| control.create_vdi(&record, &shards))?;
+        self.open_vdi(&record, shards).await?;
+        Ok(record)
+    }
+
+    pub(super) async fn resize_vdi(&self, name: &Name, bytes: u64) -> ApiResult<VdiRecord> {
+        let mut record = self.named(name)?;
+        if bytes < record.bytes {
+            let message = format!("VDI {} has {}; {} would cut it", record.name, ByteSize(record.bytes), ByteSize(bytes));
+            return Err(ApiError::invalid(message, "a VDI only grows; copy it into a smaller one"));
+        }
+        control::vdi_bytes(bytes, record.sector_bytes)?;
+        control::shards_fit(bytes, record.shard_bytes)?;
+        if bytes == record.bytes {
+            return Ok(record);
+        }
+        let before = record.shard_count();
+        record.bytes = bytes;
+        let added = self.place(record.id, before..record.shard_count(), record.replicas)?;
+        let record = self.records(|control| control.resize_vdi(&record, &added))?;
+        self.home(record.id).send(Command::Vdi { vdi: record.id, event: Event::Resized { bytes, added } });
+        let size = self.sizes.lock().expect("sizes").get(&record.id).cloned();
+        size.expect("an open VDI has a size").store(bytes, Ordering::Release);
+        self.resize_doors(record.id, bytes).await;
+        Ok(record)
+    }
+
+    pub(super) fn delete_vdi(&self, name: &Name) -> ApiResult<()> {
+        let mut record = self.named(name)?;
+        if !record.attachments.is_empty() {
+            let message = format!("VDI {} is attached", record.name);
+            return Err(ApiError::conflict(message, format!("`weft vdi detach {}` first", record.name)));
+        }
+        record.deleting = true;
+        let record = self.records(|control| control.update_vdi(&record))?;
+        self.begin_delete(record.id);
+        Ok(())
+    }
+
+    fn begin_delete(&self, vdi: VdiId) {
+        self.deleting.lock().expect("deleting").insert(vdi);
+        self.home(vdi).send(Command::Vdi { vdi, event: Event::Delete });
+    }
+
+    /// Every shard has left every disk that could be reached; the others drop theirs when they come back.
+    pub(super) async fn vdi_is_dropped(&self, vdi: VdiId) -> ApiResult<()> {
+        if !self.deleting.lock().expect("deleting").remove(&vdi) {
+            return Ok(());
+        }
+        ask(self.home(vdi), |reply| Command::CloseVdi { vdi, reply }).await?;
+        self.records(|control| control.forget_vdi(vdi))?;
+        self.sizes.lock().expect("sizes").remove(&vdi);
+        self.events.forget(vdi);
+        self.events.add(Severity::Info, format!("VDI {vdi} is deleted"));
+        self.finish_removals().await
+    }
+
+    /// Flushes every VDI, for a clean stop.
+    pub(super) async fn flush_all(&self) {
+        let Ok(records) = self.records(|control| control.vdis()) else { return };
+        let mut answers = Vec::new();
+        for record in records.iter().filter(|record| !record.deleting) {
+            let (reply, answer) = oneshot::channel();
+            self.home(record.id).send(Command::Request { vdi: record.id, op: Op::Flush, reply });
+            answers.push(answer);
+        }
+        // A VDI without quorum never answers; the stop must not wait for a disk that is not there.
+        let all = async {
+            for answer in answers {
+                let _ = answer.await;
+            }
+        };
+        if tokio::time::timeout(std::time::Duration::from_secs(20), all).await.is_err() {
+            tracing::warn!("stopped with flushes unfinished: some VDI has no quorum or no space");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The disks of a plane: each a [`DiskNode`] core, a slot of the ring, and a channel to its index thread.
+
+use std::collections::VecDeque;
+use std::fs::File;
+
+use edge::Completion;
+use edge::uring::{Buf, DiskSlot, RingError};
+use replication::{DiskNode, NodeEffect, NodeEvent, ToReplica};
+use store::{IndexResponse, Store};
+use tokio::sync::oneshot;
+use types::DiskId;
+
+use super::{Actor, Letter, NodeFigures, Plane, Report};
+use crate::index::IndexThread;
+
+/// One disk of this plane.
+pub struct DiskActor {
+    slot: DiskSlot,
+    node: DiskNode<Buf, Store<Buf>>,
+    index: IndexThread,
+    /// Set once the daemon wants the disk gone: told when nothing is under way any more.
+    leaving: Option<oneshot::Sender<()>>,
+}
+
+impl Plane {
+    pub(super) fn add_disk(
+        &mut self,
+        disk: DiskId,
+        file: File,
+        node: DiskNode<Buf, Store<Buf>>,
+        index: IndexThread,
+    ) -> Result<(), RingError> {
+        assert!(!self.disks.contains_key(&disk), "disk {disk} is served already");
+        let slot = self.ring.add_disk(file, &disk.to_string())?;
+        self.disks.insert(disk, DiskActor { slot, node, index, leaving: None });
+        Ok(())
+    }
+
+    pub(super) fn remove_disk(&mut self, disk: DiskId, reply: oneshot::Sender<()>) {
+        match self.disks.get_mut(&disk) {
+            Some(actor) => {
+                actor.leaving = Some(reply);
+                self.let_go_when_idle(disk);
+            }
+            None => {
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    /// A disk leaves when its last operation is back: its buffers belong to the kernel until then.
+    fn let_go_when_idle(&mut self, disk: DiskId) {
+        let is_idle = self
+            .disks
+            .get(&disk)
+            .is_some_and(|actor| actor.leaving.is_some() && self.ring.under_way(actor.slot) == 0);
+        if !is_idle {
+            return;
+        }
+        let actor = self.disks.remove(&disk).expect("just found");
+        self.homes.remove(&disk);
+        self.ring.remove_disk(actor.slot);
+        actor.index.stop();
+        let _ = actor.leaving.expect("just found").send(());
+    }
+
+    pub(super) fn disk_completed(&mut self, slot: DiskSlot, completion: Completion<Buf>) {
+        let found = self.disks.iter().find(|(_, actor)| actor.slot == slot);
+        let (&disk, _) = found.expect("a disk stays until its last completion");
+        self.step_disk(disk, NodeEvent::Disk(completion));
+        self.let_go_when_idle(disk);
+    }
+
+    pub(super) fn index_answered(&mut self, disk: DiskId, response: IndexResponse) {
+        self.step_disk(disk, NodeEvent::Index(response));
+    }
+
+    pub(super) fn message_to_disk(&mut self, disk: DiskId, message: ToReplica<Buf>) {
+        self.step_disk(disk, NodeEvent::Message(message));
+    }
+
+    pub(super) fn end_turn(&mut self, disk: DiskId) {
+        self.step_disk(disk, NodeEvent::TurnEnd);
+        self.touched_disks.remove(&disk);
+    }
+
+    pub(super) fn step_disk(&mut self, disk: DiskId, event: NodeEvent<Buf>) {
+        // A message to a disk that just left is lost, as on a cut link; the state change tells the writer.
+        let Some(actor) = self.disks.get_mut(&disk) else { return };
+        let mut effects = Vec::new();
+        actor.node.step(self.now, event, &mut effects);
+        self.touched_disks.insert(disk);
+        if actor.node.is_busy() {
+            self.ticking.insert(Actor::Disk(disk));
+        }
+        let mut letters = VecDeque::new();
+        for effect in effects {
+            match effect {
+                NodeEffect::Send(message) => letters.push_back(Letter::ToVdi(message)),
+                NodeEffect::Disk(id, operation) => {
+                    self.ring.submit(actor.slot, id, operation);
+                }
+                NodeEffect::Index(request) => actor.index.send(request),
+                NodeEffect::Failed(error) => {
+                    let _ = self.reports.send(Report::DiskFailed { disk, error });
+                }
+                NodeEffect::Full(is_full) => {
+                    let _ = self.reports.send(Report::DiskFull { disk, is_full });
+                }
+            }
+        }
+        for letter in letters {
+            self.post(letter);
+        }
+    }
+
+    pub(super) fn node_figures(&self) -> Vec<NodeFigures> {
+        self.disks
+            .iter()
+            .map(|(disk, actor)| NodeFigures { disk: *disk, stats: actor.node.stats(), shards: actor.node.shards() })
+            .collect()
+    }
+}

@@ -1,0 +1,183 @@
+//! Guests' queues on a plane: polled while they have work, armed with a kick before the thread sleeps.
+
+use std::time::Duration;
+
+use edge::uring::{Buf, Pool};
+use types::{Instant, VdiId};
+use vdi::{Outcome, VdiError};
+use vhost_blk::{BufferSource, Polled, Ring, RingId, RingRequest, Tag};
+
+use super::{Plane, Watch};
+
+/// Requests taken from one queue in one turn.
+const BUDGET: usize = 128;
+
+/// How long a queue that must stop may take to finish what it has under way before it is dropped with it.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// A request of a guest: in which slot, in which life of it, and which.
+#[derive(Clone, Copy)]
+pub struct GuestTag {
+    slot: usize,
+    life: u64,
+    tag: Tag,
+}
+
+struct Guest {
+    ring: Ring,
+    vdi: VdiId,
+    life: u64,
+    /// Kicks are off and the queue is looked at every turn.
+    is_polled: bool,
+    /// The last look left something behind.
+    has_more: bool,
+    has_completed: bool,
+    stop_at: Option<Instant>,
+}
+
+/// All guests' queues of a plane.
+#[derive(Default)]
+pub struct Guests {
+    slots: Vec<Option<Guest>>,
+    lives: u64,
+    scratch: Vec<RingRequest<Buf>>,
+    released: Vec<usize>,
+}
+
+/// Write data goes to the plane's pool.
+struct FromPool<'a>(&'a Pool);
+
+impl BufferSource for FromPool<'_> {
+    type Buffer = Buf;
+
+    fn filled(&mut self, length: usize, fill: impl FnOnce(&mut [u8])) -> Option<Buf> {
+        let mut buffer = self.0.take(length);
+        fill(&mut buffer);
+        Some(buffer.freeze())
+    }
+}
+
+impl Guests {
+    pub fn count(&self) -> usize {
+        self.slots.iter().flatten().count()
+    }
+
+    /// A kick fired: stop asking for kicks, look every turn from now on.
+    pub fn kicked(&mut self, slot: usize) {
+        if let Some(Some(guest)) = self.slots.get_mut(slot) {
+            guest.ring.ack_kick();
+            guest.ring.disable_kicks();
+            guest.is_polled = true;
+            guest.has_more = true;
+        }
+    }
+
+    pub fn complete(&mut self, to: GuestTag, result: Result<Outcome<Buf>, VdiError>) {
+        // The queue may have been dropped with the request under way: its frontend will ask again.
+        let Some(Some(guest)) = self.slots.get_mut(to.slot) else { return };
+        if guest.life == to.life {
+            guest.ring.complete(to.tag, result);
+            guest.has_completed = true;
+        }
+    }
+
+    /// Asks a queue to stop; it is dropped when what it has under way is done, or after a while.
+    pub fn stop(&mut self, ring: RingId, now: Instant) {
+        for guest in self.slots.iter_mut().flatten() {
+            if guest.ring.id() == ring {
+                guest.stop_at = Some(now + DRAIN);
+            }
+        }
+    }
+
+    /// Whether some queue had more than its budget.
+    pub fn want_poll(&self) -> bool {
+        self.slots.iter().flatten().any(|guest| guest.has_more && guest.stop_at.is_none())
+    }
+
+    /// Arms the kicks of all queues; `false` if a request slipped in meanwhile: look again first.
+    pub fn may_sleep(&mut self) -> bool {
+        let mut may = true;
+        for guest in self.slots.iter_mut().flatten() {
+            if guest.stop_at.is_some() {
+                continue;
+            }
+            if guest.is_polled {
+                if guest.ring.enable_kicks() {
+                    guest.ring.disable_kicks();
+                    guest.has_more = true;
+                    may = false;
+                } else {
+                    guest.is_polled = false;
+                }
+            }
+        }
+        may
+    }
+}
+
+impl Plane {
+    pub(super) fn start_ring(&mut self, ring: Ring) {
+        let vdi = VdiId(u32::try_from(ring.id().device.0 >> 32).expect("device ids start with a VDI's number"));
+        let slot = match self.guests.slots.iter().position(Option::is_none) {
+            Some(slot) => slot,
+            None => {
+                self.guests.slots.push(None);
+                self.guests.slots.len() - 1
+            }
+        };
+        if let Err(error) = self.ring.watch(ring.kick(), Watch(slot as u64)) {
+            // Out of descriptors: the guest's queue stays silent until it reconnects.
+            tracing::error!(ring = %ring.id(), %error, "cannot serve a guest's queue");
+            return;
+        }
+        self.guests.lives += 1;
+        let life = self.guests.lives;
+        let mut guest =
+            Guest { ring, vdi, life, is_polled: true, has_more: true, has_completed: false, stop_at: None };
+        guest.ring.disable_kicks();
+        self.guests.slots[slot] = Some(guest);
+    }
+
+    /// Takes new requests from every queue that is being polled.
+    pub(super) fn poll_guests(&mut self) {
+        for slot in 0..self.guests.slots.len() {
+            let Some(guest) = self.guests.slots[slot].as_mut() else { continue };
+            if !guest.is_polled || guest.stop_at.is_some() {
+                continue;
+            }
+            let mut requests = std::mem::take(&mut self.guests.scratch);
+            let polled = guest.ring.poll(&mut FromPool(&self.pool), &mut requests, BUDGET);
+            guest.has_more = polled != Polled::Empty;
+            // Refusals were answered inside the ring.
+            guest.has_completed = true;
+            let (vdi, life) = (guest.vdi, guest.life);
+            for request in requests.drain(..) {
+                self.request_from_guest(vdi, GuestTag { slot, life, tag: request.tag }, request.op);
+            }
+            self.guests.scratch = requests;
+        }
+    }
+
+    /// Shows guests what was completed, once a turn, and lets go of queues that must stop.
+    pub(super) fn publish_guests(&mut self) {
+        let now = self.now;
+        for (slot, entry) in self.guests.slots.iter_mut().enumerate() {
+            let Some(guest) = entry else { continue };
+            if std::mem::take(&mut guest.has_completed)
+                && let Err(error) = guest.ring.publish()
+            {
+                tracing::warn!(ring = %guest.ring.id(), %error, "cannot notify the guest");
+            }
+            if guest.stop_at.is_some_and(|at| guest.ring.in_flight() == 0 || now >= at) {
+                self.guests.released.push(slot);
+            } else if guest.stop_at.is_some() && self.next_tick.is_none() {
+                self.next_tick = Some(now + super::TICK);
+            }
+        }
+        for slot in std::mem::take(&mut self.guests.released) {
+            self.ring.unwatch(Watch(slot as u64));
+            self.guests.slots[slot] = None;
+        }
+    }
+}

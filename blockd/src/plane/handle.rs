@@ -1,0 +1,135 @@
+//! How other threads reach a plane, and what a plane tells the daemon.
+
+use std::fs::File;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use edge::uring::{Buf, PoolCounters, RingError, Waker};
+use replication::{DiskNode, FromReplica, ShardRecord, ToReplica};
+use store::{IndexResponse, ShardSummary, Store, StoreError, StoreStats};
+use tokio::sync::oneshot;
+use types::{DiskId, Incarnation, VdiId};
+use vdi::{Event, Notice, Op, Outcome, VdiError, VdiSpec, VdiStatus};
+use vhost_blk::{Ring, RingId};
+
+use crate::index::IndexThread;
+
+/// What a plane can be asked.
+pub enum Command {
+    /// From now on this disk is served by that plane.
+    Home { disk: DiskId, plane: usize },
+    /// Serve a disk that has been recovered.
+    AddDisk {
+        disk: DiskId,
+        file: File,
+        node: Box<DiskNode<Buf, Store<Buf>>>,
+        index: IndexThread,
+        reply: oneshot::Sender<Result<(), RingError>>,
+    },
+    /// Stop serving it; answered when its last operation is back.
+    RemoveDisk { disk: DiskId, reply: oneshot::Sender<()> },
+    /// Tell every VDI that a disk came or went.
+    DiskState { disk: DiskId, is_up: bool, reply: oneshot::Sender<()> },
+    /// Open a VDI.
+    OpenVdi {
+        spec: VdiSpec,
+        records: Vec<ShardRecord>,
+        incarnation: Incarnation,
+        up: Vec<DiskId>,
+        reply: oneshot::Sender<()>,
+    },
+    /// Forget it.
+    CloseVdi { vdi: VdiId, reply: oneshot::Sender<()> },
+    /// Something for a VDI's core.
+    Vdi { vdi: VdiId, event: Event<Buf> },
+    /// A request of NBD.
+    Request { vdi: VdiId, op: Op<Buf>, reply: oneshot::Sender<Result<Outcome<Buf>, VdiError>> },
+    /// From a VDI on another plane.
+    ToDisk(DiskId, ToReplica<Buf>),
+    /// From a disk on another plane.
+    ToVdi(FromReplica<Buf>),
+    /// From a disk's index thread.
+    Index { disk: DiskId, response: IndexResponse },
+    /// A guest's queue is ready.
+    StartRing(Ring),
+    /// A guest's queue must stop.
+    StopRing(RingId),
+    /// Figures for status and metrics.
+    Figures { reply: oneshot::Sender<PlaneFigures> },
+    /// Leave the loop.
+    Stop,
+}
+
+/// What a plane tells the daemon.
+#[derive(Debug)]
+pub enum Report {
+    /// Compare-and-swap this record and answer with [`Event::RecordSaved`].
+    SaveRecord(ShardRecord),
+    /// For events and counters.
+    Notice { vdi: VdiId, notice: Notice },
+    /// The disk takes nothing any more.
+    DiskFailed { disk: DiskId, error: StoreError },
+    /// The disk has no space for guests, or has it again.
+    DiskFull { disk: DiskId, is_full: bool },
+}
+
+/// Figures of one disk.
+pub struct NodeFigures {
+    /// Which.
+    pub disk: DiskId,
+    /// Of its store.
+    pub stats: StoreStats,
+    /// What it holds.
+    pub shards: Vec<ShardSummary>,
+}
+
+/// Figures of one VDI.
+pub struct VdiFigures {
+    /// Which.
+    pub vdi: VdiId,
+    /// Of its core.
+    pub status: VdiStatus,
+    /// Its shards as the writers know them.
+    pub records: Vec<ShardRecord>,
+}
+
+/// Figures of one plane.
+pub struct PlaneFigures {
+    /// Its disks.
+    pub disks: Vec<NodeFigures>,
+    /// Its VDIs.
+    pub vdis: Vec<VdiFigures>,
+    /// Guests' queues it serves.
+    pub guests: usize,
+    /// Its buffers.
+    pub pool: PoolCounters,
+}
+
+/// The way to a plane from any thread.
+///
+/// The mailbox has no bound of its own: what may be under way is bounded by those who send (requests by the front
+/// ends, replica messages by the writers' window, index answers by the store's loads).
+#[derive(Clone)]
+pub struct PlaneHandle {
+    sender: Sender<Command>,
+    waker: Waker,
+}
+
+impl PlaneHandle {
+    /// A handle and the mailbox behind it.
+    pub fn new(waker: Waker) -> (PlaneHandle, Receiver<Command>) {
+        let (sender, mailbox) = mpsc::channel();
+        (PlaneHandle { sender, waker }, mailbox)
+    }
+
+    /// The plane that serves a VDI.
+    pub fn home_of(vdi: VdiId, planes: usize) -> usize {
+        vdi.0 as usize % planes
+    }
+
+    /// Puts a command into the mailbox and wakes the plane if it may be asleep.
+    pub fn send(&self, command: Command) {
+        // The plane ends only when the process does; a command after that has no one to serve.
+        let _ = self.sender.send(command);
+        self.waker.wake();
+    }
+}

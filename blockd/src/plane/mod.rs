@@ -1,0 +1,245 @@
+//! A data-plane thread: one ring, its disks' nodes, its VDIs and their guests' queues.
+//!
+//! One turn of the loop:
+//! ```text
+//!  reap (ring) ─▶ mailbox ─▶ guests' rings ─▶ cores step until nothing is left to hand over
+//!      ▲                                                     │
+//!      └── sleep or submit, one enter ◀── publish to guests ◀── close each disk's batch (TurnEnd)
+//! ```
+//! The thread owns all it touches; other threads reach it through its mailbox ([`PlaneHandle`]) only. Messages
+//! between a VDI and a disk on the same thread go through `inbox`; to another thread, through that one's mailbox.
+
+mod disks;
+mod guests;
+mod handle;
+mod vdis;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Duration;
+
+use edge::Clock;
+use edge::uring::{Buf, Event as RingEvent, MonotonicClock, Pool, Ring, Token as Watch, Wait};
+use replication::{FromReplica, ToReplica};
+use tokio::sync::mpsc::UnboundedSender;
+use types::{DiskId, Instant, VdiId};
+
+use disks::DiskActor;
+use guests::Guests;
+pub use handle::{Command, NodeFigures, PlaneFigures, PlaneHandle, Report, VdiFigures};
+use vdis::VdiActor;
+
+/// How often cores that say they are busy get a Tick.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Commands taken from the mailbox in one turn: guests and disks must not starve behind it.
+const COMMANDS_PER_TURN: usize = 256;
+
+/// What a message between a VDI's writer and a disk's node is on its way to.
+enum Letter {
+    ToDisk(DiskId, ToReplica<Buf>),
+    ToVdi(FromReplica<Buf>),
+}
+
+/// Who wants Ticks.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Actor {
+    Disk(DiskId),
+    Vdi(VdiId),
+}
+
+/// The state of one data-plane thread.
+pub struct Plane {
+    number: usize,
+    ring: Ring,
+    pool: Pool,
+    clock: MonotonicClock,
+    now: Instant,
+    mailbox: Receiver<Command>,
+    peers: Vec<PlaneHandle>,
+    reports: UnboundedSender<Report>,
+    /// Which plane serves a disk; the daemon tells every plane before the disk is used.
+    homes: BTreeMap<DiskId, usize>,
+    disks: BTreeMap<DiskId, DiskActor>,
+    vdis: BTreeMap<VdiId, VdiActor>,
+    guests: Guests,
+    inbox: VecDeque<Letter>,
+    touched_disks: BTreeSet<DiskId>,
+    ticking: BTreeSet<Actor>,
+    next_tick: Option<Instant>,
+    /// The mailbox may hold commands.
+    has_mail: bool,
+    is_stopping: bool,
+}
+
+impl Plane {
+    /// On the thread that is to run it: `ring` stays there.
+    pub fn new(
+        number: usize,
+        ring: Ring,
+        mailbox: Receiver<Command>,
+        peers: Vec<PlaneHandle>,
+        reports: UnboundedSender<Report>,
+    ) -> Plane {
+        let clock = MonotonicClock;
+        Plane {
+            number,
+            pool: ring.pool().clone(),
+            ring,
+            now: clock.now(),
+            clock,
+            mailbox,
+            peers,
+            reports,
+            homes: BTreeMap::new(),
+            disks: BTreeMap::new(),
+            vdis: BTreeMap::new(),
+            guests: Guests::default(),
+            inbox: VecDeque::new(),
+            touched_disks: BTreeSet::new(),
+            ticking: BTreeSet::new(),
+            next_tick: None,
+            has_mail: true,
+            is_stopping: false,
+        }
+    }
+
+    /// The loop; returns after [`Command::Stop`].
+    pub fn run(mut self) {
+        let mut events = Vec::with_capacity(256);
+        while !self.is_stopping {
+            let wait = self.wait();
+            self.ring.turn(wait, &mut events);
+            self.now = self.clock.now();
+            for event in events.drain(..) {
+                match event {
+                    RingEvent::Disk(slot, completion) => self.disk_completed(slot, completion),
+                    RingEvent::Ready(Watch(slot)) => self.guests.kicked(slot as usize),
+                    RingEvent::Woken => self.has_mail = true,
+                }
+            }
+            self.take_commands();
+            self.poll_guests();
+            self.settle();
+            self.publish_guests();
+            self.tick();
+        }
+    }
+
+    /// Nothing to do: sleep until a disk, a guest or the mailbox has something. Busy cores want Ticks.
+    fn wait(&mut self) -> Wait {
+        if self.guests.want_poll() || !self.guests.may_sleep() || self.has_mail {
+            return Wait::No;
+        }
+        match self.next_tick {
+            Some(at) => Wait::Until(at),
+            None => Wait::Forever,
+        }
+    }
+
+    fn take_commands(&mut self) {
+        if !self.has_mail {
+            return;
+        }
+        for _ in 0..COMMANDS_PER_TURN {
+            match self.mailbox.try_recv() {
+                Ok(command) => self.obey(command),
+                Err(TryRecvError::Empty) => {
+                    self.has_mail = false;
+                    return;
+                }
+                Err(TryRecvError::Disconnected) => unreachable!("a plane holds a handle to itself"),
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Home { disk, plane } => {
+                self.homes.insert(disk, plane);
+            }
+            Command::AddDisk { disk, file, node, index, reply } => {
+                let _ = reply.send(self.add_disk(disk, file, *node, index));
+            }
+            Command::RemoveDisk { disk, reply } => self.remove_disk(disk, reply),
+            Command::DiskState { disk, is_up, reply } => {
+                self.disk_state(disk, is_up);
+                let _ = reply.send(());
+            }
+            Command::OpenVdi { spec, records, incarnation, up, reply } => {
+                self.open_vdi(spec, records, incarnation, up);
+                let _ = reply.send(());
+            }
+            Command::CloseVdi { vdi, reply } => {
+                self.close_vdi(vdi);
+                let _ = reply.send(());
+            }
+            Command::Vdi { vdi, event } => self.step_vdi(vdi, event),
+            Command::Request { vdi, op, reply } => self.request_from_channel(vdi, op, reply),
+            Command::ToDisk(disk, message) => self.inbox.push_back(Letter::ToDisk(disk, message)),
+            Command::ToVdi(message) => self.inbox.push_back(Letter::ToVdi(message)),
+            Command::Index { disk, response } => self.index_answered(disk, response),
+            Command::StartRing(ring) => self.start_ring(ring),
+            Command::StopRing(ring) => self.guests.stop(ring, self.now),
+            Command::Figures { reply } => {
+                let figures = self.figures();
+                let _ = reply.send(figures);
+            }
+            Command::Stop => self.is_stopping = true,
+        }
+    }
+
+    /// Hands letters over and closes batches until no core has anything more to say.
+    fn settle(&mut self) {
+        loop {
+            while let Some(letter) = self.inbox.pop_front() {
+                match letter {
+                    Letter::ToDisk(disk, message) => self.message_to_disk(disk, message),
+                    Letter::ToVdi(message) => {
+                        let vdi = message.shard.vdi;
+                        self.step_vdi(vdi, vdi::Event::Replica(message));
+                    }
+                }
+            }
+            let Some(disk) = self.touched_disks.pop_first() else { return };
+            self.end_turn(disk);
+        }
+    }
+
+    fn tick(&mut self) {
+        let Some(at) = self.next_tick else {
+            if !self.ticking.is_empty() {
+                self.next_tick = Some(self.now + TICK);
+            }
+            return;
+        };
+        if self.now < at {
+            return;
+        }
+        for actor in std::mem::take(&mut self.ticking) {
+            match actor {
+                Actor::Disk(disk) => self.step_disk(disk, replication::NodeEvent::Tick),
+                Actor::Vdi(vdi) => self.step_vdi(vdi, vdi::Event::Tick),
+            }
+        }
+        self.settle();
+        self.publish_guests();
+        self.next_tick = if self.ticking.is_empty() { None } else { Some(self.now + TICK) };
+    }
+
+    fn post(&mut self, letter: Letter) {
+        let home = match &letter {
+            Letter::ToDisk(disk, _) => self.homes.get(disk).copied(),
+            Letter::ToVdi(message) => Some(PlaneHandle::home_of(message.shard.vdi, self.peers.len())),
+        };
+        match home {
+            Some(home) if home == self.number => self.inbox.push_back(letter),
+            Some(home) => self.peers[home].send(match letter {
+                Letter::ToDisk(disk, message) => Command::ToDisk(disk, message),
+                Letter::ToVdi(message) => Command::ToVdi(message),
+            }),
+            // The disk left; whoever waits for its answer is told by the state change that made it leave.
+            None => {}
+        }
+    }
+}

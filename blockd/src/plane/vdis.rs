@@ -1,0 +1,157 @@
+//! The VDIs of a plane: each a [`Vdi`] core and the requests it has not answered.
+
+use edge::uring::Buf;
+use replication::ShardRecord;
+use tokio::sync::oneshot;
+use types::{DiskId, Incarnation, RequestId, VdiId};
+use vdi::{Effect, Event, Op, Outcome, Vdi, VdiError, VdiSpec};
+
+use super::guests::GuestTag;
+use super::{Actor, Letter, Plane, PlaneFigures, Report, VdiFigures};
+
+/// Who gets the answer of a request.
+enum Asker {
+    Guest(GuestTag),
+    Channel(oneshot::Sender<Result<Outcome<Buf>, VdiError>>),
+}
+
+/// Requests under way; ids are slot and generation, so that a late answer cannot meet a new request.
+#[derive(Default)]
+struct Requests {
+    slots: Vec<(u32, Option<Asker>)>,
+    free: Vec<u32>,
+}
+
+impl Requests {
+    fn insert(&mut self, asker: Asker) -> RequestId {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push((0, None));
+            u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 requests at once")
+        });
+        let entry = &mut self.slots[slot as usize];
+        entry.1 = Some(asker);
+        RequestId(u64::from(entry.0) << 32 | u64::from(slot))
+    }
+
+    fn take(&mut self, id: RequestId) -> Asker {
+        let entry = &mut self.slots[(id.0 & 0xffff_ffff) as usize];
+        assert_eq!(u64::from(entry.0), id.0 >> 32, "request {id} was answered twice");
+        entry.0 = entry.0.wrapping_add(1);
+        self.free.push(id.0 as u32);
+        entry.1.take().expect("a request under way has an asker")
+    }
+}
+
+/// One VDI of this plane.
+pub struct VdiActor {
+    core: Vdi<Buf>,
+    requests: Requests,
+}
+
+impl Plane {
+    pub(super) fn open_vdi(
+        &mut self,
+        spec: VdiSpec,
+        records: Vec<ShardRecord>,
+        incarnation: Incarnation,
+        up: Vec<DiskId>,
+    ) {
+        let id = spec.id;
+        let actor = VdiActor { core: Vdi::new(spec, records, incarnation, up), requests: Requests::default() };
+        assert!(self.vdis.insert(id, actor).is_none(), "VDI {id} is open already");
+        self.ticking.insert(Actor::Vdi(id));
+    }
+
+    /// Forgets a VDI; whoever still waits for an answer of it gets an error.
+    pub(super) fn close_vdi(&mut self, vdi: VdiId) {
+        let Some(actor) = self.vdis.remove(&vdi) else { return };
+        for (_, asker) in actor.requests.slots {
+            match asker {
+                Some(Asker::Channel(reply)) => {
+                    let _ = reply.send(Err(VdiError::Closed));
+                }
+                Some(Asker::Guest(tag)) => self.guests.complete(tag, Err(VdiError::Closed)),
+                None => {}
+            }
+        }
+    }
+
+    pub(super) fn request_from_channel(
+        &mut self,
+        vdi: VdiId,
+        op: Op<Buf>,
+        reply: oneshot::Sender<Result<Outcome<Buf>, VdiError>>,
+    ) {
+        match self.vdis.get_mut(&vdi) {
+            Some(actor) => {
+                let id = actor.requests.insert(Asker::Channel(reply));
+                self.step_vdi(vdi, Event::Request(id, op));
+            }
+            None => {
+                let _ = reply.send(Err(VdiError::Closed));
+            }
+        }
+    }
+
+    pub(super) fn request_from_guest(&mut self, vdi: VdiId, tag: GuestTag, op: Op<Buf>) {
+        match self.vdis.get_mut(&vdi) {
+            Some(actor) => {
+                let id = actor.requests.insert(Asker::Guest(tag));
+                self.step_vdi(vdi, Event::Request(id, op));
+            }
+            None => self.guests.complete(tag, Err(VdiError::Closed)),
+        }
+    }
+
+    pub(super) fn disk_state(&mut self, disk: DiskId, is_up: bool) {
+        let vdis: Vec<VdiId> = self.vdis.keys().copied().collect();
+        for vdi in vdis {
+            self.step_vdi(vdi, Event::DiskState { disk, is_up });
+        }
+    }
+
+    pub(super) fn step_vdi(&mut self, vdi: VdiId, event: Event<Buf>) {
+        // Answers to a VDI that was closed meanwhile have nobody to go to.
+        let Some(actor) = self.vdis.get_mut(&vdi) else { return };
+        let mut effects = Vec::new();
+        actor.core.step(self.now, event, &mut effects);
+        if actor.core.is_busy() {
+            self.ticking.insert(Actor::Vdi(vdi));
+        }
+        let mut letters = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Done(id, result) => match actor.requests.take(id) {
+                    Asker::Guest(tag) => self.guests.complete(tag, result),
+                    Asker::Channel(reply) => {
+                        let _ = reply.send(result);
+                    }
+                },
+                Effect::Send(disk, message) => letters.push(Letter::ToDisk(disk, message)),
+                Effect::SaveRecord(record) => {
+                    let _ = self.reports.send(Report::SaveRecord(record));
+                }
+                Effect::Notice(notice) => {
+                    let _ = self.reports.send(Report::Notice { vdi, notice });
+                }
+            }
+        }
+        for letter in letters {
+            self.post(letter);
+        }
+    }
+
+    pub(super) fn figures(&self) -> PlaneFigures {
+        let vdis = self.vdis.iter().map(|(id, actor)| VdiFigures {
+            vdi: *id,
+            status: actor.core.status(),
+            records: actor.core.records(),
+        });
+        PlaneFigures {
+            disks: self.node_figures(),
+            vdis: vdis.collect(),
+            guests: self.guests.count(),
+            pool: self.pool.counters(),
+        }
+    }
+}
