@@ -44,9 +44,11 @@ pub enum Op<B> {
         /// Complete only when on stable media.
         fua: bool,
     },
-    /// Complete when every write completed before this was submitted is on stable media of a quorum.
+    /// Complete when every write completed before this was submitted is on stable media of a quorum. The first one
+    /// after the VDI was opened asks every shard: a past life of the daemon may have completed writes too.
     Flush,
-    /// The content of the range is no longer needed; it reads as zeros afterwards.
+    /// The content of the range is no longer needed: its whole blocks read as zeros afterwards and hold nothing;
+    /// a block of which it names only a part is left alone.
     Discard {
         /// From here.
         offset: u64,
@@ -62,7 +64,8 @@ pub enum Op<B> {
         /// Complete only when on stable media.
         fua: bool,
     },
-    /// Which parts of the range hold data; may answer for a prefix of the range only (at least one block).
+    /// Which parts of the range (not empty) hold data; may answer for a prefix of the range only (at least one
+    /// block).
     Extents {
         /// From here.
         offset: u64,

@@ -152,6 +152,7 @@ impl<B: Payload> Vdi<B> {
         if let Some(walk) = &mut self.background.delete {
             if let Some(no) = walk.start(total, DROPPING_MAX) {
                 self.tell(turn, no, WriterEvent::Drop);
+                self.skip_if_fenced(turn, no);
                 return true;
             }
             if walk.done == total {
@@ -162,6 +163,7 @@ impl<B: Payload> Vdi<B> {
         if let Some(walk) = &mut self.background.scrub {
             if let Some(no) = walk.start(total, SCRUBBING_MAX) {
                 self.tell(turn, no, WriterEvent::Scrub);
+                self.skip_if_fenced(turn, no);
                 return true;
             }
             if walk.done == total {
@@ -172,6 +174,21 @@ impl<B: Payload> Vdi<B> {
             }
         }
         false
+    }
+
+    /// A shard that a newer writer holds is that writer's to scrub or drop: a walk must not wait for it.
+    fn skip_if_fenced(&mut self, turn: &mut Turn<'_, B>, no: ShardNo) {
+        let writer = self.shards[no.0 as usize].writer.as_ref();
+        if writer.is_some_and(|writer| writer.status().phase == WriterPhase::Fenced) {
+            self.walks_lost(turn, no);
+        }
+    }
+
+    fn walks_lost(&mut self, turn: &mut Turn<'_, B>, no: ShardNo) {
+        self.scrub_ended(turn, no, Scrubbed::default());
+        if let Some(walk) = &mut self.background.delete {
+            walk.end(no);
+        }
     }
 
     fn scrub_progress(&self, turn: &mut Turn<'_, B>, done: u32) {
@@ -215,8 +232,7 @@ impl<B: Payload> Vdi<B> {
             },
             WriterNotice::NoQuorum(is_waiting) => Notice::NoQuorum { shard, is_waiting },
             WriterNotice::Fenced => {
-                // Nothing of this shard can be scrubbed any more; do not wait for it.
-                self.scrub_ended(turn, shard, Scrubbed::default());
+                self.walks_lost(turn, shard);
                 Notice::Fenced { shard }
             }
             WriterNotice::ScrubDone {

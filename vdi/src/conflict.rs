@@ -123,12 +123,7 @@ fn class_of(blocks: Blocks) -> u32 {
     (blocks.end - blocks.first).next_power_of_two().trailing_zeros()
 }
 
-fn for_overlaps(
-    claims: &BTreeMap<Claim, Held>,
-    classes: u64,
-    blocks: Blocks,
-    mut found: impl FnMut(Claim),
-) {
+fn for_overlaps(claims: &BTreeMap<Claim, Held>, classes: u64, blocks: Blocks, mut found: impl FnMut(Claim)) {
     let mut left = classes;
     while left != 0 {
         let class = left.trailing_zeros();

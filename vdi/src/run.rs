@@ -37,14 +37,7 @@ impl<B: Payload> Vdi<B> {
                 let span = check(offset, length, REQUEST_BYTES_MAX, &self.spec)?;
                 let touched = span.touched();
                 let parts = SmallVec::new();
-                (
-                    Work::Read {
-                        span,
-                        touched,
-                        parts,
-                    },
-                    pieces(touched),
-                )
+                (Work::Read { span, touched, parts }, pieces(touched))
             }
             Op::Write { offset, data, fua } => {
                 let span = check(offset, data.length() as u64, REQUEST_BYTES_MAX, &self.spec)?;
@@ -171,7 +164,9 @@ impl<B: Payload> Vdi<B> {
                     self.ask(turn, piece.shard, ask, op);
                 }
                 Stage::Syncing => {
-                    let Some(shard) = running.to_flush.pop() else { break };
+                    let Some(shard) = running.to_flush.pop() else {
+                        break;
+                    };
                     self.join_flush(turn, slot, shard);
                 }
             }
@@ -326,11 +321,7 @@ fn outcome<B: Payload>(running: Running<B>) -> Result<Outcome<B>, VdiError> {
         return Err(error);
     }
     Ok(match running.work {
-        Work::Read {
-            span,
-            touched,
-            parts,
-        } => Outcome::Read(clip(parts, touched, span)),
+        Work::Read { span, touched, parts } => Outcome::Read(clip(parts, touched, span)),
         Work::Extents {
             span,
             touched,

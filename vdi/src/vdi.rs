@@ -4,9 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use replication::{FromReplica, ShardError, ShardOp, ShardRecord, ShardReply};
 use replication::{Writer, WriterEffect, WriterEvent};
-use types::{
-    BLOCK_BYTES, DiskId, Incarnation, Instant, LEAF_BLOCKS, Payload, SHARD_BLOCKS_MAX, ShardNo,
-};
+use types::{BLOCK_BYTES, DiskId, Incarnation, Instant, LEAF_BLOCKS, Payload, SHARD_BLOCKS_MAX, ShardNo};
 
 use crate::background::Background;
 use crate::conflict::Conflicts;
@@ -204,7 +202,10 @@ impl<B: Payload> Vdi<B> {
         // Another VDI's, or of a shard that no writer here ever asked about: late, and nobody's.
         let no = message.shard.no;
         let is_ours = message.shard.vdi == self.spec.id
-            && self.shards.get(no.0 as usize).is_some_and(|shard| shard.writer.is_some());
+            && self
+                .shards
+                .get(no.0 as usize)
+                .is_some_and(|shard| shard.writer.is_some());
         if is_ours {
             self.tell(turn, no, WriterEvent::Replica(message));
         }
