@@ -2,7 +2,7 @@
 //!
 //! The cores in `store`, `replication` and `vdi` emit operations as data ([`DiskOp`]) and take completions
 //! back; whoever drives them owns an implementation of these traits. There are two of each: the real one
-//! (features `uring` and `rocks` of this crate) and the simulated one (crate `sim`). Keep the traits as small
+//! (features `uring`, `file` and `rocks` of this crate) and the simulated one (crate `sim`). Keep the traits as small
 //! as that: every method here is one more thing a fault can happen in.
 
 mod disk;

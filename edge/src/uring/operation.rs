@@ -3,7 +3,7 @@
 //! A transfer may end early without an error; the rest is asked for again until all of it is there, or until
 //! the device makes no progress, which is [`DiskError::Short`].
 //!
-//! UNSAFETY: none here; the addresses in `iovecs` are only made here and handed to the kernel in `ring`.
+//! Addresses are only taken here; handing them to the kernel, and the argument for it, is in `ring`.
 
 use io_uring::opcode;
 use io_uring::squeue::{Entry, Flags};
@@ -17,7 +17,7 @@ use crate::{AlignedBlock, Completion, DiskError, DiskOp, DiskOutcome, IoId};
 /// The most memory pieces Linux takes in one vectored call (UIO_MAXIOV).
 const IOVECS_MAX: usize = 1024;
 
-/// How often an operation that the kernel puts off (EAGAIN, EINTR) is asked again before that is its result.
+/// How often a transfer that the kernel puts off (EAGAIN, EINTR) is asked again before that is its result.
 const PUT_OFF_MAX: u32 = 4096;
 
 /// Where an operation goes: an entry of the ring's file table, or a descriptor.
@@ -62,11 +62,8 @@ impl Operation {
         let (kind, offset, wanted) = match operation {
             DiskOp::Write { offset, header, data } => {
                 let bytes: usize = data.iter().map(Payload::length).sum();
-                let kind = Kind::Write {
-                    header,
-                    data,
-                    iovecs: Vec::new(),
-                };
+                let iovecs = Vec::with_capacity((1 + data.len()).min(IOVECS_MAX));
+                let kind = Kind::Write { header, data, iovecs };
                 (kind, offset, BLOCK_BYTES + bytes as u64)
             }
             DiskOp::Read { offset, bytes } => {
@@ -153,7 +150,8 @@ impl Operation {
     }
 
     fn failed(&mut self, errno: i32) -> Progress {
-        let is_put_off = matches!(errno, libc::EAGAIN | libc::EINTR);
+        // Never a sync: the kernel reports a lost page once, and a second call may say that all is well.
+        let is_put_off = matches!(errno, libc::EAGAIN | libc::EINTR) && !matches!(self.kind, Kind::Sync);
         if is_put_off && self.put_off < PUT_OFF_MAX {
             self.put_off += 1;
             return Progress::Again;
@@ -209,3 +207,6 @@ fn fill_iovecs(iovecs: &mut Vec<iovec>, header: &AlignedBlock, data: &[Buf], don
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

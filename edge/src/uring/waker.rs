@@ -54,6 +54,7 @@ impl Waker {
             Ok(_) | Err(rustix::io::Errno::AGAIN) => {}
             Err(error) => panic!("reading a ring's own eventfd: {error}"),
         }
-        self.inner.is_raised.store(false, Ordering::SeqCst);
+        // A swap, not a store: reading what a waker wrote is what makes its message visible to us.
+        self.inner.is_raised.swap(false, Ordering::AcqRel);
     }
 }
