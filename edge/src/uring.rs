@@ -9,13 +9,16 @@
 //!
 //! Buffers come from a [`Pool`] whose region is registered with the ring where the kernel permits.
 
+mod alone;
 mod operation;
 mod pool;
 mod ring;
+mod setup;
 mod waker;
 
+pub use alone::RingDisk;
 pub use pool::{BUFFER_ALIGN, Buf, BufMut, Pool, PoolConfig, PoolCounters, SLOT_BYTES};
-pub use ring::{DiskSlot, Event, Ring, RingConfig, RingDisk, RingError, RingTraits, Token, Wait};
+pub use ring::{DiskSlot, Event, Ring, RingConfig, RingError, RingTraits, Token, Wait};
 pub use waker::Waker;
 
 use types::Instant;

@@ -21,21 +21,18 @@ use std::time::Duration;
 use io_uring::squeue::Entry;
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, types as ring_types};
-use libc::iovec;
 use slab::Slab;
 use types::Instant;
 
 use super::MonotonicClock;
 use super::operation::{Operation, Place, Progress};
 use super::pool::{Buf, Pool};
+use super::setup::{fixed_buffer, register_region, set_up};
 use super::waker::Waker;
-use crate::{Clock, Completion, Disk, DiskOp, IoId};
+use crate::{Clock, Completion, DiskOp, IoId};
 
 /// Disks that fit the registered file table; further ones work, a little slower.
 const REGISTERED_DISKS: u32 = 64;
-
-/// Bytes per registered buffer: below the kernel's 1 GiB, and a multiple of the largest slot, so none is cut.
-const REGISTERED_PIECE_BYTES: usize = 512 << 20;
 
 /// `user_data` of entries whose completion means nothing to us.
 const IGNORED: u64 = u64::MAX;
@@ -517,131 +514,6 @@ impl Drop for Ring {
             self.reap(&mut events);
             events.clear();
         }
-    }
-}
-
-/// One disk with a ring of its own, behind the [`Disk`] trait: for tests and tools. The daemon puts all disks of
-/// a thread into one [`Ring`] instead, which a per-disk trait object cannot express: one system call for all.
-pub struct RingDisk {
-    ring: Ring,
-    slot: DiskSlot,
-    events: Vec<Event>,
-}
-
-impl RingDisk {
-    /// Puts `file` into a new ring of the calling thread.
-    ///
-    /// # Errors
-    /// As [`Ring::new`] and [`Ring::add_disk`].
-    pub fn new(config: RingConfig, file: File) -> Result<RingDisk, RingError> {
-        let mut ring = Ring::new(config)?;
-        let slot = ring.add_disk(file, "of its own")?;
-        Ok(RingDisk {
-            ring,
-            slot,
-            events: Vec::new(),
-        })
-    }
-
-    /// Like `poll`, but sleeps as `wait` says until something arrives.
-    pub fn poll_wait(&mut self, wait: Wait, completions: &mut Vec<Completion<Buf>>) {
-        self.ring.turn(wait, &mut self.events);
-        for event in self.events.drain(..) {
-            if let Event::Disk(_, completion) = event {
-                completions.push(completion);
-            }
-        }
-    }
-}
-
-impl Disk for RingDisk {
-    type Buffer = Buf;
-
-    fn submit(&mut self, id: IoId, operation: DiskOp<Buf>) {
-        self.ring.submit(self.slot, id, operation);
-    }
-
-    fn poll(&mut self, completions: &mut Vec<Completion<Buf>>) {
-        self.poll_wait(Wait::No, completions);
-    }
-}
-
-/// The best ring this kernel makes, and whether it defers its work to us.
-fn set_up(entries: u32) -> Result<(IoUring, bool), RingError> {
-    // Polls and continuations complete beside the disk operations; the kernel keeps what overflows (NODROP).
-    let completions = entries.saturating_mul(2).max(64);
-    let deferred = IoUring::builder()
-        .setup_cqsize(completions)
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_coop_taskrun()
-        .setup_taskrun_flag()
-        .build(entries);
-    if let Ok(uring) = deferred {
-        return Ok((uring, true));
-    }
-    let plain = IoUring::builder().setup_cqsize(completions).build(entries);
-    let uring = plain.map_err(|source| RingError {
-        operation: "io_uring_setup",
-        source,
-    })?;
-    let params = uring.params();
-    if !params.is_feature_ext_arg() || !params.is_feature_nodrop() {
-        let source = std::io::Error::new(std::io::ErrorKind::Unsupported, "Linux 5.11 or newer is needed");
-        return Err(RingError {
-            operation: "io_uring_setup",
-            source,
-        });
-    }
-    Ok((uring, false))
-}
-
-/// Registers the pool's region, so that the kernel need not pin pages per operation. Says whether it worked.
-fn register_region(uring: &IoUring, pool: &Pool) -> bool {
-    let (start, bytes) = pool.region();
-    raise_memlock(bytes as u64);
-    let piece = |offset: usize| iovec {
-        iov_base: start.as_ptr().wrapping_add(offset).cast(),
-        iov_len: REGISTERED_PIECE_BYTES.min(bytes - offset),
-    };
-    let pieces: Vec<iovec> = (0..bytes).step_by(REGISTERED_PIECE_BYTES).map(piece).collect();
-    // SAFETY: the pieces cover the pool's own mapping, and the ring holds the pool for as long as it lives.
-    unsafe { uring.submitter().register_buffers(&pieces) }.is_ok()
-}
-
-/// Asks for `more` bytes of lockable memory on top of the limit. Without the right to, registering may still do.
-fn raise_memlock(more: u64) {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let now = getrlimit(Resource::Memlock);
-    let Some(current) = now.current else { return };
-    let wanted = current.saturating_add(more);
-    let maximum = now.maximum.map(|maximum| maximum.max(wanted));
-    if setrlimit(
-        Resource::Memlock,
-        Rlimit {
-            current: Some(wanted),
-            maximum,
-        },
-    )
-    .is_err()
-    {
-        let _ = setrlimit(
-            Resource::Memlock,
-            Rlimit {
-                current: now.maximum,
-                maximum: now.maximum,
-            },
-        );
-    }
-}
-
-/// Finds which registered piece an address lies in, if any.
-fn fixed_buffer(is_registered: bool, pool: &Pool) -> impl Fn(*const u8) -> Option<u16> + use<> {
-    let (start, bytes) = pool.region();
-    let start = start.as_ptr() as usize;
-    move |address| {
-        let offset = (address as usize).checked_sub(start)?;
-        (is_registered && offset < bytes).then_some((offset / REGISTERED_PIECE_BYTES) as u16)
     }
 }
 

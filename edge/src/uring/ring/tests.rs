@@ -9,8 +9,8 @@ use types::Payload;
 
 use super::*;
 use crate::file::{Access, OsFile, create_preallocated};
-use crate::uring::PoolConfig;
-use crate::{AlignedBlock, DiskError, DiskOutcome};
+use crate::uring::{PoolConfig, RingDisk};
+use crate::{AlignedBlock, Disk, DiskError, DiskOutcome};
 
 const DISK_BYTES: u64 = 8 << 20;
 const POOL: PoolConfig = PoolConfig { slots: [64, 16, 4] };
