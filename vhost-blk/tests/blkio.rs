@@ -57,7 +57,8 @@ impl Client {
 
     /// Waits for `count` completions of a queue; all succeed.
     fn finish(&mut self, queue: usize, count: usize) {
-        let mut completions: Vec<MaybeUninit<Completion>> = (0..count).map(|_| MaybeUninit::uninit()).collect();
+        let mut completions: Vec<MaybeUninit<Completion>> =
+            (0..count).map(|_| MaybeUninit::uninit()).collect();
         let mut done = 0;
         while done < count {
             let got = self.queues[queue]
@@ -112,7 +113,8 @@ fn exercise(client: &mut Client, model: &mut [u8], random: &mut Random, rounds: 
                     }
                     _ => {
                         let seed = random.below(u64::MAX);
-                        let content: Vec<u8> = (0..length).map(|i| (seed >> (i % 8)) as u8 ^ i as u8).collect();
+                        let content: Vec<u8> =
+                            (0..length).map(|i| (seed >> (i % 8)) as u8 ^ i as u8).collect();
                         client.memory()[slot * SLOT..][..length].copy_from_slice(&content);
                         model[offset..offset + length].copy_from_slice(&content);
                         let buffer = client.at(slot * SLOT);

@@ -1,9 +1,12 @@
 //! A data plane for tests: one thread, a disk in memory, plain poll(2).
+#![allow(dead_code)] // every test binary uses its own part
+
+pub mod guest;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
@@ -35,6 +38,8 @@ pub struct Disk {
     /// Complete the requests of a turn in reverse.
     pub is_reversed: bool,
     pub rings_started: u64,
+    /// Requests taken from rings, performed or not.
+    pub taken: u64,
 }
 
 impl Disk {
@@ -82,6 +87,7 @@ pub struct MemoryPlane {
     orders: Mutex<Sender<Order>>,
     wake: Arc<OwnedFd>,
     pub disk: Arc<Mutex<Disk>>,
+    turned: Arc<Condvar>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -98,15 +104,18 @@ impl MemoryPlane {
             is_holding: false,
             is_reversed: false,
             rings_started: 0,
+            taken: 0,
         }));
+        let turned = Arc::new(Condvar::new());
         let thread = std::thread::spawn({
-            let (wake, disk) = (Arc::clone(&wake), Arc::clone(&disk));
-            move || run(&receiver, &wake, &disk)
+            let (wake, disk, turned) = (Arc::clone(&wake), Arc::clone(&disk), Arc::clone(&turned));
+            move || run(&receiver, &wake, &disk, &turned)
         });
         Arc::new(MemoryPlane {
             orders: Mutex::new(sender),
             wake,
             disk,
+            turned,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -121,13 +130,27 @@ impl MemoryPlane {
         change(&mut self.disk.lock().unwrap());
         self.order(Order::Look);
     }
+
+    /// Waits until the disk is as `reached` wants it; a guest's hang shows as a panic after ten seconds.
+    pub fn wait_until(&self, reached: impl Fn(&Disk) -> bool) {
+        let disk = self.disk.lock().unwrap();
+        let limit = std::time::Duration::from_secs(10);
+        let (_disk, timeout) = self
+            .turned
+            .wait_timeout_while(disk, limit, |disk| !reached(disk))
+            .unwrap();
+        assert!(!timeout.timed_out(), "the disk never got there");
+    }
 }
 
 impl Drop for MemoryPlane {
     fn drop(&mut self) {
         self.order(Order::End);
         let result = self.thread.lock().unwrap().take().unwrap().join();
-        assert!(result.is_ok() || std::thread::panicking(), "the plane's thread panicked");
+        assert!(
+            result.is_ok() || std::thread::panicking(),
+            "the plane's thread panicked"
+        );
     }
 }
 
@@ -146,7 +169,7 @@ struct Running {
     held: Vec<(Tag, Op<HeapBlock>)>,
 }
 
-fn run(orders: &Receiver<Order>, wake: &OwnedFd, disk: &Mutex<Disk>) {
+fn run(orders: &Receiver<Order>, wake: &OwnedFd, disk: &Mutex<Disk>, turned: &Condvar) {
     let mut rings: BTreeMap<RingId, Running> = BTreeMap::new();
     loop {
         rustix::io::read(wake, &mut [0; 8]).ok();
@@ -167,6 +190,7 @@ fn run(orders: &Receiver<Order>, wake: &OwnedFd, disk: &Mutex<Disk>) {
             turn(running, &mut disk.lock().unwrap());
             is_idle &= !running.ring.enable_kicks();
         }
+        turned.notify_all();
         if is_idle {
             let mut fds = vec![PollFd::new(wake, PollFlags::IN)];
             fds.extend(
@@ -185,6 +209,7 @@ fn turn(running: &mut Running, disk: &mut Disk) {
     ring.disable_kicks();
     let mut requests: Vec<RingRequest<HeapBlock>> = Vec::new();
     while ring.poll(&mut Heap, &mut requests, 8) == Polled::More {}
+    disk.taken += requests.len() as u64;
     running
         .held
         .extend(requests.into_iter().map(|request| (request.tag, request.op)));
