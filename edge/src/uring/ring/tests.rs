@@ -376,6 +376,40 @@ fn dropping_a_busy_ring_waits() {
     assert_eq!(pool.free_slots(), POOL.slots);
 }
 
+/// A "disk" that answers when we say so: the reading end of a pipe. Never fails by chance; a drop that did not
+/// wait would pass only by losing a race against a thousand yields.
+#[test]
+fn dropping_waits_for_a_read_that_takes_long() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
+    let mut ring = ring(4);
+    let slot = ring.add_disk(File::from(reader), "pipe").expect("adding");
+    ring.submit(
+        slot,
+        IoId(1),
+        DiskOp::Read {
+            offset: 0,
+            bytes: 4096,
+        },
+    );
+    ring.turn(Wait::No, &mut Vec::new());
+    let is_answered = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..1000 {
+                std::thread::yield_now();
+            }
+            is_answered.store(true, Ordering::Release);
+            assert_eq!(rustix::io::write(&writer, &[1; 4096]), Ok(4096));
+        });
+        drop(ring);
+        assert!(
+            is_answered.load(Ordering::Acquire),
+            "the kernel still had our buffer"
+        );
+    });
+}
+
 #[test]
 fn a_waker_wakes_a_sleeping_ring() {
     let mut ring = ring(4);
