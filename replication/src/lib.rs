@@ -15,5 +15,6 @@ pub use message::{FromReplica, Refusal, RepairContent, ReplicaReply, ReplicaRequ
 pub use node::{DiskNode, LogStore, NodeEffect, NodeEvent};
 pub use record::{EpochEnd, ShardRecord};
 pub use writer::{
-    ShardError, ShardOp, ShardReply, WriterEffect, WriterEvent, WriterNotice, WriterPhase, WriterStatus,
+    ShardError, ShardOp, ShardReply, Writer, WriterEffect, WriterEvent, WriterNotice, WriterPhase,
+    WriterStatus,
 };

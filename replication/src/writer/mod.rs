@@ -1,7 +1,632 @@
-//! The owner of one shard.
+//! The owner of one shard: it numbers writes, completes them at their quorum, and keeps replicas equal.
+//!
+//! ```text
+//!          Touch or request         quorum reported, chosen          record names only equal members
+//!  Idle ───────────────▶ Opening ──────────────────────▶ Opening ───────────────────────────────▶ Open
+//!                           a newer token or epoch was seen ─▶ Fenced          Drop ─▶ Closed
+//!
+//!  one member:   Away ──up──▶ Fencing ──Promised──▶ Reported ──whole──▶ Current ──lags──▶ Expelled
+//!                  ▲                                    └─behind──▶ Syncing ──SetEnd──▶ ┘     │
+//!                  └───────────────── down, failed ───────────────────────────────────────────┘
+//! ```
+//!
+//! What every part relies on:
+//! * A member acknowledges the stream in order, so what it holds is one number, `acked`, and what is completed is
+//!   one number too: the quorum-th largest `acked` of the record's in-sync members that are Current.
+//! * While a change of the record is under way, a write completes only if both the old and the new record's rule
+//!   are met; and a change is asked for only when every member it keeps or adds holds everything completed. So
+//!   whichever of the two a successor reads, its fence quorum meets every completed write.
+//! * Seqs are never used twice, not even by a life that left nothing behind: see [`fence`].
+//! * A member that is neither whole nor far enough is first told, durably, up to where it is good
+//!   ([`ReplicaRequest::BeginResync`]), and only then joins the stream.
 
 mod api;
+mod fence;
+mod plan;
+mod read;
+mod repair;
+mod resync;
+mod scrub;
+mod stream;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use types::{DiskId, Incarnation, Instant, LayerId, Payload, RequestId, Seq, ShardId, Token};
+
+use crate::message::{FromReplica, Refusal, ReplicaReply, ReplicaRequest, ToReplica};
+use crate::record::ShardRecord;
+use store::StoreError;
 
 pub use api::{
     ShardError, ShardOp, ShardReply, WriterEffect, WriterEvent, WriterNotice, WriterPhase, WriterStatus,
 };
+
+use plan::{Replace, Saving};
+use read::ReadOp;
+use repair::RepairJob;
+use resync::{Sync, SyncPart};
+use scrub::{Scrub, ScrubPart};
+use stream::{Entry, FlushOp};
+
+type Effects<B> = Vec<WriterEffect<B>>;
+
+/// How long a replica that is up may take over a fence before the shard opens without it, and how long a save of
+/// the record may take before it is said again.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A member that acknowledges nothing for this long, while another does, is taken out of sync.
+const STALL: Duration = Duration::from_secs(10);
+
+/// Writes not yet complete, and writes that one member may be behind the others.
+const WINDOW_ENTRIES: usize = 4096;
+
+/// The same in bytes.
+const WINDOW_BYTES: usize = 64 << 20;
+
+/// One disk this writer talks to.
+#[derive(Debug)]
+struct Member {
+    disk: DiskId,
+    is_up: bool,
+    state: MemberState,
+    /// Gets the stream.
+    is_joined: bool,
+    /// Every stream write up to this one is on the device.
+    acked: Seq,
+    /// Stream writes sent and not acknowledged.
+    lag_entries: usize,
+    lag_bytes: usize,
+    /// Since when it has acknowledged nothing although it was asked to.
+    quiet_since: Instant,
+    /// Blocks that the last resync moved, for the notice.
+    moved_blocks: u64,
+}
+
+#[derive(Debug)]
+enum MemberState {
+    /// Down, or failed, or not yet spoken to.
+    Away,
+    /// A fence is on its way.
+    Fencing,
+    /// It promised; not yet decided what it needs.
+    Reported(Report),
+    /// Being brought up to date.
+    Syncing(Box<Sync>),
+    /// Holds everything completed, and gets the stream.
+    Current,
+    /// Up, but too slow: waits to be taken out of the record, then is fenced and resynced.
+    Expelled,
+}
+
+/// What a replica said to a fence.
+#[derive(Clone, Copy, Debug)]
+struct Report {
+    end: Seq,
+    good_until: Option<Seq>,
+}
+
+impl Report {
+    /// Up to where its content is right.
+    fn good(self) -> Seq {
+        self.good_until.map_or(self.end, |good| good.min(self.end))
+    }
+
+    fn is_whole(self) -> bool {
+        self.good_until.is_none()
+    }
+}
+
+impl Member {
+    fn new(disk: DiskId, is_up: bool) -> Member {
+        Member {
+            disk,
+            is_up,
+            state: MemberState::Away,
+            is_joined: false,
+            acked: Seq(0),
+            lag_entries: 0,
+            lag_bytes: 0,
+            quiet_since: Instant(0),
+            moved_blocks: 0,
+        }
+    }
+
+    fn is_current(&self) -> bool {
+        matches!(self.state, MemberState::Current)
+    }
+
+    /// Cannot be waited for: down, failed or too slow.
+    fn is_gone(&self) -> bool {
+        !self.is_up || matches!(self.state, MemberState::Expelled)
+    }
+}
+
+/// Why a message was sent; found again by its id.
+#[derive(Clone, Copy, Debug)]
+enum Purpose {
+    Fence,
+    /// The same right under a new epoch; nothing depends on the answer but a refusal.
+    Refence,
+    Stream {
+        seq: Seq,
+        bytes: usize,
+    },
+    Flush(u64),
+    Read(u64),
+    Sync {
+        target: DiskId,
+        no: u64,
+        part: SyncPart,
+    },
+    Repair(u64),
+    Scrub(u64, ScrubPart),
+    /// Empties a disk before it becomes a replica.
+    Clean,
+    /// The shard leaves this disk.
+    Drop,
+}
+
+/// The owner of one shard.
+#[derive(Debug)]
+pub struct Writer<B> {
+    shard: ShardId,
+    shard_blocks: u32,
+    layer: LayerId,
+    incarnation: Incarnation,
+    now: Instant,
+    phase: WriterPhase,
+    /// What the control store holds.
+    record: ShardRecord,
+    saving: Option<Saving>,
+    replaces: Vec<Replace>,
+    members: Vec<Member>,
+    pending: BTreeMap<RequestId, (DiskId, Purpose)>,
+    next_id: u64,
+    started_at: Instant,
+
+    /// Where the past ends and the first seq of this life; `None` until the fence round has a quorum.
+    chosen: Option<(Seq, Seq)>,
+    /// What was chosen was itself unfinished: an equal end does not mean equal content.
+    is_mixed: bool,
+    /// The record still has past ends above what was chosen.
+    lower_ended: bool,
+    last_seq: Seq,
+    /// Every write up to here is complete.
+    completed: Seq,
+    window: VecDeque<Entry<B>>,
+    window_bytes: usize,
+    flushes: Vec<FlushOp>,
+    waiting: VecDeque<(RequestId, ShardOp<B>)>,
+    is_waiting: bool,
+
+    reads: BTreeMap<u64, ReadOp<B>>,
+    repairs: BTreeMap<u64, RepairJob>,
+    scrub: Option<Scrub>,
+    /// Names reads, repairs, flushes and resyncs.
+    next_no: u64,
+}
+
+impl<B: Payload> Writer<B> {
+    /// The writer of `record.shard`, idle until touched. `up` are the disks that can be reached now.
+    ///
+    /// The caller sees to it that no earlier writer's change of the record can still be taken: either the epoch
+    /// was raised for this writer, or this is the same daemon's next start with a higher `incarnation`.
+    ///
+    /// # Panics
+    /// When the record breaks its invariants.
+    #[must_use]
+    pub fn new(
+        record: ShardRecord,
+        shard_blocks: u32,
+        layer: LayerId,
+        incarnation: Incarnation,
+        up: &[DiskId],
+    ) -> Writer<B> {
+        assert!((1..=3).contains(&record.replicas.len()));
+        assert!(!record.in_sync.is_empty(), "no replica in sync");
+        assert!(record.in_sync.iter().all(|disk| record.replicas.contains(disk)));
+        let members = record
+            .replicas
+            .iter()
+            .map(|disk| Member::new(*disk, up.contains(disk)))
+            .collect();
+        Writer {
+            shard: record.shard,
+            shard_blocks,
+            layer,
+            incarnation,
+            now: Instant(0),
+            phase: WriterPhase::Idle,
+            record,
+            saving: None,
+            replaces: Vec::new(),
+            members,
+            pending: BTreeMap::new(),
+            next_id: 0,
+            started_at: Instant(0),
+            chosen: None,
+            is_mixed: false,
+            lower_ended: false,
+            last_seq: Seq(0),
+            completed: Seq(0),
+            window: VecDeque::new(),
+            window_bytes: 0,
+            flushes: Vec::new(),
+            waiting: VecDeque::new(),
+            is_waiting: false,
+            reads: BTreeMap::new(),
+            repairs: BTreeMap::new(),
+            scrub: None,
+            next_no: 0,
+        }
+    }
+
+    /// Takes one event and says what to do about it.
+    pub fn step(&mut self, now: Instant, event: WriterEvent<B>, effects: &mut Effects<B>) {
+        self.now = self.now.max(now);
+        match event {
+            WriterEvent::Request(id, op) => self.request(id, op, effects),
+            WriterEvent::Replica(message) => self.replica(message, effects),
+            WriterEvent::DiskState { disk, is_up } => self.disk_state(disk, is_up, effects),
+            WriterEvent::RecordSaved(record) => self.record_saved(&record, effects),
+            WriterEvent::ReplaceDisk { old, new } => self.replace_disk(old, new, effects),
+            WriterEvent::Scrub => self.start_scrub(effects),
+            WriterEvent::Drop => self.start_drop(effects),
+            WriterEvent::Touch => self.touch(effects),
+            WriterEvent::Tick => self.tick(effects),
+        }
+        if !self.is_steady() {
+            self.settle(effects);
+        }
+    }
+
+    /// Whether anything is under way, so that ticks are wanted.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        match self.phase {
+            WriterPhase::Idle | WriterPhase::Fenced => false,
+            WriterPhase::Opening => true,
+            WriterPhase::Closed => !self.pending.is_empty(),
+            WriterPhase::Open => {
+                self.in_flight() > 0
+                    || self.saving.is_some()
+                    || !self.replaces.is_empty()
+                    || !self.pending.is_empty()
+                    || self.scrub.is_some()
+                    || self
+                        .members
+                        .iter()
+                        .any(|member| member.is_up && !member.is_current())
+            }
+        }
+    }
+
+    /// Requests not yet answered.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        let reads = self.reads.len();
+        self.waiting.len() + self.window.len() + self.flushes.len() + reads
+    }
+
+    /// Figures.
+    #[must_use]
+    pub fn status(&self) -> WriterStatus {
+        let leaves_left = |member: &Member| match &member.state {
+            MemberState::Syncing(sync) => sync.leaves_left(),
+            _ => 0,
+        };
+        WriterStatus {
+            phase: self.phase,
+            token: self.token(),
+            last_seq: self.last_seq,
+            is_waiting: self.is_waiting,
+            replicas: self
+                .record
+                .replicas
+                .iter()
+                .map(|disk| (*disk, self.record.in_sync.contains(disk)))
+                .collect(),
+            resync_leaves_left: self.members.iter().map(leaves_left).sum(),
+            is_scrubbing: self.scrub.is_some(),
+            waiting: self.waiting.len(),
+        }
+    }
+
+    /// The record as the control store holds it, as far as this writer knows.
+    #[must_use]
+    pub fn record(&self) -> &ShardRecord {
+        &self.record
+    }
+
+    fn token(&self) -> Token {
+        Token {
+            epoch: self.record.epoch,
+            incarnation: self.incarnation,
+        }
+    }
+
+    /// Serving, whole, and nothing to arrange: acks and requests need no more than their own handling.
+    fn is_steady(&self) -> bool {
+        self.phase == WriterPhase::Open
+            && self.saving.is_none()
+            && self.replaces.is_empty()
+            && self.scrub.as_ref().is_none_or(Scrub::has_begun)
+            && self.waiting.is_empty()
+            && self.reads.values().all(|read| !read.is_parked())
+            && self.record.in_sync.len() == self.members.len()
+            && self.members.iter().all(Member::is_current)
+    }
+
+    /// Everything that follows from the state rather than from one event.
+    fn settle(&mut self, effects: &mut Effects<B>) {
+        if matches!(self.phase, WriterPhase::Opening | WriterPhase::Open) {
+            self.reconsider();
+            self.choose(effects);
+            self.place_reported(effects);
+            self.plan(effects);
+            self.open(effects);
+            self.complete(effects);
+            self.serve_waiting(effects);
+            self.retry_parked(effects);
+            self.begin_scrub(effects);
+            self.note_quorum(effects);
+        }
+    }
+
+    fn request(&mut self, id: RequestId, op: ShardOp<B>, effects: &mut Effects<B>) {
+        match self.phase {
+            WriterPhase::Fenced => effects.push(WriterEffect::Reply(id, Err(ShardError::Fenced))),
+            WriterPhase::Closed => effects.push(WriterEffect::Reply(id, Err(ShardError::Closed))),
+            WriterPhase::Idle => {
+                self.waiting.push_back((id, op));
+                self.touch(effects);
+            }
+            WriterPhase::Opening => self.waiting.push_back((id, op)),
+            WriterPhase::Open => self.serve(id, op, effects),
+        }
+    }
+
+    fn replica(&mut self, message: FromReplica<B>, effects: &mut Effects<B>) {
+        let FromReplica {
+            shard,
+            disk,
+            token,
+            id,
+            result,
+        } = message;
+        if shard != self.shard || token.incarnation != self.incarnation {
+            return;
+        }
+        match self.pending.get(&id) {
+            Some((asked, _)) if *asked == disk => {}
+            _ => return,
+        }
+        let (_, purpose) = self.pending.remove(&id).expect("just seen");
+        if matches!(self.phase, WriterPhase::Fenced) {
+            return;
+        }
+        let result = match result {
+            Err(Refusal::Stale { promised }) if promised > self.token() => {
+                self.become_fenced(effects);
+                return;
+            }
+            // A stale end of resync, or a node that lost its promise with its disk: begin again with a fence.
+            Err(Refusal::Stale { .. } | Refusal::NotFenced | Refusal::Store(StoreError::NoShard(_)))
+                if !matches!(purpose, Purpose::Drop | Purpose::Clean) =>
+            {
+                self.lose(disk, effects);
+                self.start_fence(disk, effects);
+                return;
+            }
+            Err(Refusal::Store(StoreError::DiskFailed(_) | StoreError::IndexFailed(_)))
+                if !matches!(purpose, Purpose::Drop) =>
+            {
+                self.disk_state(disk, false, effects);
+                return;
+            }
+            Err(refusal) => Err(refusal),
+            Ok(reply) => Ok(reply),
+        };
+        self.answered(disk, purpose, result, effects);
+    }
+
+    fn answered(
+        &mut self,
+        disk: DiskId,
+        purpose: Purpose,
+        result: Result<ReplicaReply<B>, Refusal>,
+        effects: &mut Effects<B>,
+    ) {
+        match purpose {
+            Purpose::Stream { seq, bytes } => self.acked(disk, seq, bytes, effects),
+            Purpose::Read(no) => self.read_answered(no, disk, result, effects),
+            Purpose::Flush(no) => self.flush_answered(no, disk, effects),
+            Purpose::Fence => self.promised(disk, &result),
+            Purpose::Refence => {}
+            Purpose::Sync { target, no, part } => {
+                self.sync_answered(target, no, part, disk, result, effects);
+            }
+            Purpose::Repair(no) => self.repair_answered(no, result, effects),
+            Purpose::Scrub(no, part) => self.scrub_answered(no, part, result, effects),
+            Purpose::Clean => self.cleaned(disk, result.is_ok()),
+            Purpose::Drop => self.dropped(effects),
+        }
+    }
+
+    fn disk_state(&mut self, disk: DiskId, is_up: bool, effects: &mut Effects<B>) {
+        let Some(member) = self.member_mut(disk) else {
+            return;
+        };
+        if is_up {
+            let was_up = std::mem::replace(&mut member.is_up, true);
+            if !was_up && matches!(self.phase, WriterPhase::Opening | WriterPhase::Open) {
+                self.came_up(disk, effects);
+            }
+        } else {
+            member.is_up = false;
+            self.lose(disk, effects);
+        }
+    }
+
+    /// A disk can be reached: fence it if it is a replica, empty it if it is to become one.
+    fn came_up(&mut self, disk: DiskId, effects: &mut Effects<B>) {
+        if self.record.replicas.contains(&disk) {
+            self.start_fence(disk, effects);
+        } else {
+            self.clean(disk, effects);
+        }
+    }
+
+    /// Nothing that was asked of this disk will be answered; what depended on it starts again elsewhere.
+    fn lose(&mut self, disk: DiskId, effects: &mut Effects<B>) {
+        let lost: Vec<RequestId> = self
+            .pending
+            .iter()
+            .filter(|(_, (asked, _))| *asked == disk)
+            .map(|(id, _)| *id)
+            .collect();
+        let lost: Vec<Purpose> = lost
+            .into_iter()
+            .filter_map(|id| self.pending.remove(&id).map(|(_, purpose)| purpose))
+            .collect();
+        self.set_away(disk);
+        let repairs: Vec<u64> = self
+            .repairs
+            .iter()
+            .filter(|(_, job)| job.uses(disk))
+            .map(|(no, _)| *no)
+            .collect();
+        for no in repairs {
+            self.repair_ended(no, effects);
+        }
+        self.scrub_lost(disk, effects);
+        for purpose in lost {
+            match purpose {
+                Purpose::Read(no) => self.read_lost(no, effects),
+                Purpose::Sync { target, no, .. } if target != disk => {
+                    // Its source went: the target starts again with whatever source there is then.
+                    if self.sync_is(target, no) {
+                        self.lose(target, effects);
+                        self.start_fence(target, effects);
+                    }
+                }
+                Purpose::Drop => self.dropped(effects),
+                _ => {}
+            }
+        }
+    }
+
+    fn set_away(&mut self, disk: DiskId) {
+        if let Some(member) = self.member_mut(disk) {
+            member.state = MemberState::Away;
+            member.is_joined = false;
+            member.acked = Seq(0);
+            member.lag_entries = 0;
+            member.lag_bytes = 0;
+        }
+    }
+
+    fn tick(&mut self, effects: &mut Effects<B>) {
+        if let Some(saving) = &mut self.saving
+            && self.now.since(saving.said_at) >= PATIENCE
+        {
+            saving.said_at = self.now;
+            effects.push(WriterEffect::SaveRecord(saving.record.clone()));
+        }
+        self.expel_stalled();
+        if self.phase == WriterPhase::Open && !self.is_steady() {
+            self.pace_syncs(effects);
+        }
+    }
+
+    fn become_fenced(&mut self, effects: &mut Effects<B>) {
+        self.phase = WriterPhase::Fenced;
+        effects.push(WriterEffect::Notice(WriterNotice::Fenced));
+        self.fail_all(ShardError::Fenced, effects);
+    }
+
+    fn fail_all(&mut self, error: ShardError, effects: &mut Effects<B>) {
+        let waiting = self.waiting.drain(..).map(|(id, _)| id);
+        let writes = self.window.drain(..).map(|entry| entry.id);
+        let flushes = self.flushes.drain(..).map(|flush| flush.id);
+        for id in waiting.chain(writes).chain(flushes) {
+            effects.push(WriterEffect::Reply(id, Err(error)));
+        }
+        for (_, read) in std::mem::take(&mut self.reads) {
+            effects.push(WriterEffect::Reply(read.id, Err(error)));
+        }
+        self.window_bytes = 0;
+        self.saving = None;
+        self.replaces.clear();
+        self.repairs.clear();
+        self.scrub = None;
+        self.pending.clear();
+        for member in &mut self.members {
+            member.state = MemberState::Away;
+            member.is_joined = false;
+        }
+    }
+
+    fn start_drop(&mut self, effects: &mut Effects<B>) {
+        if matches!(self.phase, WriterPhase::Fenced | WriterPhase::Closed) {
+            return;
+        }
+        self.phase = WriterPhase::Closed;
+        self.fail_all(ShardError::Closed, effects);
+        let up: Vec<DiskId> = self
+            .members
+            .iter()
+            .filter(|member| member.is_up)
+            .map(|member| member.disk)
+            .collect();
+        for disk in up {
+            self.send(disk, Purpose::Drop, ReplicaRequest::Drop, effects);
+        }
+        self.dropped(effects);
+    }
+
+    /// One disk has let the shard go, or another's answer will not come.
+    fn dropped(&mut self, effects: &mut Effects<B>) {
+        if self.phase == WriterPhase::Closed && self.pending.is_empty() {
+            effects.push(WriterEffect::Notice(WriterNotice::Dropped));
+        }
+    }
+
+    fn send(&mut self, disk: DiskId, purpose: Purpose, request: ReplicaRequest<B>, effects: &mut Effects<B>) {
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        self.pending.insert(id, (disk, purpose));
+        effects.push(WriterEffect::Send(
+            disk,
+            ToReplica {
+                shard: self.shard,
+                token: self.token(),
+                id,
+                request,
+            },
+        ));
+    }
+
+    fn member(&self, disk: DiskId) -> Option<&Member> {
+        self.members.iter().find(|member| member.disk == disk)
+    }
+
+    fn member_mut(&mut self, disk: DiskId) -> Option<&mut Member> {
+        self.members.iter_mut().find(|member| member.disk == disk)
+    }
+
+    /// Whether `disk` counts as in sync by the record and by the change of it that is under way.
+    fn is_in_sync(&self, disk: DiskId) -> bool {
+        self.record.in_sync.contains(&disk)
+            && self
+                .saving
+                .as_ref()
+                .is_none_or(|saving| saving.record.in_sync.contains(&disk))
+    }
+
+    fn new_no(&mut self) -> u64 {
+        self.next_no += 1;
+        self.next_no
+    }
+}

@@ -1,0 +1,293 @@
+//! Changes of the shard's record: who leaves the in-sync set, who joins it, which disk replaces which.
+
+use types::{DiskId, Instant, Payload, Seq};
+
+use super::{Effects, Member, MemberState, Purpose, Writer, WriterEffect, WriterNotice, WriterPhase};
+use crate::message::ReplicaRequest;
+use crate::record::{ENDED_MAX, EpochEnd, ShardRecord};
+
+/// A change of the record that was asked for.
+#[derive(Debug)]
+pub(super) struct Saving {
+    pub record: ShardRecord,
+    pub said_at: Instant,
+}
+
+/// A disk that takes another's place.
+#[derive(Debug)]
+pub(super) struct Replace {
+    old: DiskId,
+    new: DiskId,
+    /// Nothing of an earlier stay is left on the new disk.
+    is_clean: bool,
+}
+
+/// Replacements under way at once: there are three places.
+const REPLACES_MAX: usize = 3;
+
+impl<B: Payload> Writer<B> {
+    /// The in-sync set is never made smaller than this.
+    pub(super) fn least_in_sync(&self) -> usize {
+        if self.record.replicas.len() == 3 { 2 } else { 1 }
+    }
+
+    /// Whether the record names members in sync that are gone and that the shard can do without.
+    pub(super) fn wants_removal(&self) -> bool {
+        let gone = self.gone().count();
+        gone > 0 && self.record.in_sync.len() - gone >= self.least_in_sync()
+    }
+
+    fn gone(&self) -> impl Iterator<Item = DiskId> {
+        let is_gone = |disk: &&DiskId| self.member(**disk).is_none_or(Member::is_gone);
+        self.record.in_sync.iter().filter(is_gone).copied()
+    }
+
+    /// Asks for the next change of the record, when one is due and safe; one at a time.
+    pub(super) fn plan(&mut self, effects: &mut Effects<B>) {
+        if self.saving.is_some() || self.chosen.is_none() {
+            return;
+        }
+        let mut next = self.record.clone();
+        self.plan_ended(&mut next);
+        self.plan_additions(&mut next);
+        self.plan_removals(&mut next);
+        self.plan_replace(&mut next);
+        if next.in_sync.len() == next.replicas.len() {
+            next.ended.clear();
+        }
+        if next != self.record {
+            next.epoch.0 += 1;
+            self.saving = Some(Saving {
+                record: next.clone(),
+                said_at: self.now,
+            });
+            effects.push(WriterEffect::SaveRecord(next));
+        }
+        self.readmit(effects);
+    }
+
+    fn plan_ended(&self, next: &mut ShardRecord) {
+        let (chosen, _) = self.chosen.expect("checked by plan");
+        if self.lower_ended {
+            for ended in &mut next.ended {
+                ended.end = ended.end.min(chosen);
+            }
+        }
+    }
+
+    /// Whether a member holds everything completed.
+    pub(super) fn is_whole(&self, disk: DiskId) -> bool {
+        self.member(disk)
+            .is_some_and(|member| member.is_current() && member.acked >= self.completed)
+    }
+
+    fn plan_additions(&self, next: &mut ShardRecord) {
+        let order: Vec<DiskId> = next
+            .replicas
+            .iter()
+            .copied()
+            .filter(|disk| next.in_sync.contains(disk) || self.is_whole(*disk))
+            .collect();
+        if order.len() > next.in_sync.len() {
+            next.in_sync = order;
+        }
+    }
+
+    /// Those that are gone leave, once those that stay hold everything completed.
+    fn plan_removals(&self, next: &mut ShardRecord) {
+        let gone: Vec<DiskId> = self.gone().collect();
+        if gone.is_empty() {
+            return;
+        }
+        let stay: Vec<DiskId> = next
+            .in_sync
+            .iter()
+            .copied()
+            .filter(|disk| !gone.contains(disk))
+            .collect();
+        if stay.len() >= self.least_in_sync() && stay.iter().all(|disk| self.is_whole(*disk)) {
+            self.push_ended(next, &stay);
+            next.in_sync = stay;
+        }
+    }
+
+    /// What a member that leaves may hold above this was perhaps never chosen.
+    fn push_ended(&self, next: &mut ShardRecord, stay: &[DiskId]) {
+        let acked = |disk: &DiskId| self.member(*disk).map_or(Seq(0), |member| member.acked);
+        let end = stay.iter().map(acked).min().unwrap_or_default();
+        if next.ended.len() == ENDED_MAX {
+            // Only the lowest matters for whoever is out; keep that, and the newest.
+            let lowest = next.ended.iter().map(|ended| ended.end).min().unwrap_or_default();
+            next.ended.remove(0);
+            next.ended[0].end = lowest;
+        }
+        next.ended.push(EpochEnd {
+            epoch: self.record.epoch,
+            end,
+        });
+    }
+
+    fn plan_replace(&self, next: &mut ShardRecord) {
+        let Some(replace) = self.replaces.iter().find(|replace| replace.is_clean) else {
+            return;
+        };
+        let Replace { old, new, .. } = *replace;
+        let Some(place) = next.replicas.iter().position(|disk| *disk == old) else {
+            return;
+        };
+        let stay: Vec<DiskId> = next.in_sync.iter().copied().filter(|disk| *disk != old).collect();
+        if next.replicas.contains(&new) {
+            // The single replica of a moment ago: the new one holds everything now, the old one may go.
+            if stay == [new] && self.is_whole(new) {
+                next.replicas = stay.clone();
+                next.in_sync = stay;
+            }
+        } else if next.replicas.len() == 1 {
+            next.replicas.push(new);
+        } else if stay.len() >= self.least_in_sync() && stay.iter().all(|disk| self.is_whole(*disk)) {
+            if stay.len() < next.in_sync.len() {
+                self.push_ended(next, &stay);
+            }
+            next.replicas[place] = new;
+            next.in_sync = stay;
+        }
+    }
+
+    /// Members that were expelled and are out of the record, or that cannot be done without after all, begin again.
+    fn readmit(&mut self, effects: &mut Effects<B>) {
+        if self.saving.is_some() {
+            return;
+        }
+        let wants_removal = self.wants_removal();
+        let again: Vec<DiskId> = self
+            .members
+            .iter()
+            .filter(|member| {
+                matches!(member.state, MemberState::Expelled)
+                    && self.record.replicas.contains(&member.disk)
+                    && (!self.record.in_sync.contains(&member.disk) || !wants_removal)
+            })
+            .map(|member| member.disk)
+            .collect();
+        for disk in again {
+            self.lose(disk, effects);
+            self.start_fence(disk, effects);
+        }
+    }
+
+    pub(super) fn record_saved(&mut self, held: &ShardRecord, effects: &mut Effects<B>) {
+        if matches!(self.phase, WriterPhase::Fenced | WriterPhase::Closed) || *held == self.record {
+            return;
+        }
+        match self.saving.take() {
+            Some(saving) if saving.record == *held => self.record_taken(saving.record, effects),
+            _ if held.epoch > self.record.epoch => self.become_fenced(effects),
+            // An old answer, or the store could not; the change is asked for again with patience.
+            saving => self.saving = saving,
+        }
+    }
+
+    fn record_taken(&mut self, record: ShardRecord, effects: &mut Effects<B>) {
+        let before = std::mem::replace(&mut self.record, record);
+        self.lower_ended = false;
+        for disk in &before.in_sync {
+            if !self.record.in_sync.contains(disk) {
+                effects.push(WriterEffect::Notice(WriterNotice::Degraded { disk: *disk }));
+            }
+        }
+        for disk in &self.record.in_sync {
+            if !before.in_sync.contains(disk) {
+                let moved_blocks = self.member(*disk).map_or(0, |member| member.moved_blocks);
+                effects.push(WriterEffect::Notice(WriterNotice::Restored {
+                    disk: *disk,
+                    moved_blocks,
+                }));
+            }
+        }
+        // The new epoch goes ahead of everything else to everybody who has the old one; nothing waits for the
+        // answers: the old promise keeps out everyone whom the new one does.
+        let encoded = self.record.encode();
+        for index in 0..self.members.len() {
+            let member = &self.members[index];
+            let disk = member.disk;
+            if !member.is_up || !self.record.replicas.contains(&disk) {
+                continue;
+            }
+            match member.state {
+                MemberState::Away => self.start_fence(disk, effects),
+                // Fenced by `readmit`, unless it is still wanted.
+                MemberState::Expelled => {}
+                _ => {
+                    let record = encoded.clone();
+                    self.send(disk, Purpose::Refence, ReplicaRequest::Fence { record }, effects);
+                }
+            }
+        }
+        self.finish_replaces(effects);
+    }
+
+    /// Lets go of disks that are no longer in the record.
+    fn finish_replaces(&mut self, effects: &mut Effects<B>) {
+        let gone: Vec<DiskId> = self
+            .replaces
+            .iter()
+            .map(|replace| replace.old)
+            .filter(|old| !self.record.replicas.contains(old))
+            .collect();
+        self.replaces.retain(|replace| !gone.contains(&replace.old));
+        for old in gone {
+            let is_up = self.member(old).is_some_and(|member| member.is_up);
+            self.lose(old, effects);
+            self.members.retain(|member| member.disk != old);
+            if is_up {
+                self.send(old, Purpose::Drop, ReplicaRequest::Drop, effects);
+            }
+        }
+    }
+
+    pub(super) fn replace_disk(&mut self, old: DiskId, new: DiskId, effects: &mut Effects<B>) {
+        let is_known = self
+            .replaces
+            .iter()
+            .any(|replace| replace.old == old || replace.new == new);
+        let is_possible = self.record.replicas.contains(&old) && !self.record.replicas.contains(&new);
+        if matches!(self.phase, WriterPhase::Fenced | WriterPhase::Closed)
+            || is_known
+            || !is_possible
+            || self.replaces.len() == REPLACES_MAX
+        {
+            return;
+        }
+        self.replaces.push(Replace {
+            old,
+            new,
+            is_clean: false,
+        });
+        // The caller chose a disk that it can reach; if not, its failure comes as a DiskState.
+        self.members.push(Member::new(new, true));
+        if self.phase == WriterPhase::Idle {
+            self.touch(effects);
+        } else {
+            self.clean(new, effects);
+        }
+    }
+
+    /// Empties a disk that is to become a replica: what an earlier stay left behind could be mistaken for content.
+    pub(super) fn clean(&mut self, disk: DiskId, effects: &mut Effects<B>) {
+        let is_wanted = self
+            .replaces
+            .iter()
+            .any(|replace| replace.new == disk && !replace.is_clean);
+        if is_wanted {
+            self.send(disk, Purpose::Clean, ReplicaRequest::Drop, effects);
+        }
+    }
+
+    pub(super) fn cleaned(&mut self, disk: DiskId, is_clean: bool) {
+        for replace in &mut self.replaces {
+            if replace.new == disk {
+                replace.is_clean |= is_clean;
+            }
+        }
+    }
+}

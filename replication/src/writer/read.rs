@@ -1,0 +1,220 @@
+//! Reads: from one replica that holds everything completed, from another where that one's copy is bad.
+
+use smallvec::SmallVec;
+use types::{BlockNo, DiskId, LEAF_BLOCKS, LeafNo, Payload, RequestId};
+
+use store::{REQUEST_BLOCKS_MAX, ReadPart, StoreError};
+
+use super::{Effects, Purpose, ShardError, ShardReply, Writer, WriterEffect, WriterNotice};
+use crate::message::{Refusal, ReplicaReply, ReplicaRequest};
+
+/// A read under way.
+#[derive(Debug)]
+pub(super) struct ReadOp<B> {
+    pub id: RequestId,
+    what: What,
+    /// Replicas that failed at the piece being read.
+    tried: SmallVec<[DiskId; 3]>,
+    /// Bad copies met on the way, to be repaired when there is a good one.
+    bad: SmallVec<[(DiskId, BlockNo); 1]>,
+    /// Nobody can be asked now.
+    is_parked: bool,
+    /// No replica could read it all, so it is put together block by block.
+    pieces: Option<Vec<ReadPart<B>>>,
+    pieces_done: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Blocks { block: BlockNo, count: u32 },
+    Versions(LeafNo),
+}
+
+impl<B> ReadOp<B> {
+    pub(super) fn is_parked(&self) -> bool {
+        self.is_parked
+    }
+
+    /// The blocks to ask for next.
+    fn piece(&self) -> (BlockNo, u32) {
+        match (self.what, &self.pieces) {
+            (What::Blocks { block, count }, None) => (block, count),
+            (What::Blocks { block, .. }, Some(_)) => (block.plus(self.pieces_done), 1),
+            (What::Versions(leaf), _) => (leaf.first_block(), LEAF_BLOCKS),
+        }
+    }
+}
+
+impl<B: Payload> Writer<B> {
+    pub(super) fn read(&mut self, id: RequestId, block: BlockNo, count: u32, effects: &mut Effects<B>) {
+        assert!((1..=REQUEST_BLOCKS_MAX).contains(&count), "{count} blocks");
+        self.assert_inside(block, count);
+        self.start_read(id, What::Blocks { block, count }, effects);
+    }
+
+    pub(super) fn read_versions(&mut self, id: RequestId, leaf: LeafNo, effects: &mut Effects<B>) {
+        self.start_read(id, What::Versions(leaf), effects);
+    }
+
+    fn start_read(&mut self, id: RequestId, what: What, effects: &mut Effects<B>) {
+        let no = self.new_no();
+        self.reads.insert(
+            no,
+            ReadOp {
+                id,
+                what,
+                tried: SmallVec::new(),
+                bad: SmallVec::new(),
+                is_parked: false,
+                pieces: None,
+                pieces_done: 0,
+            },
+        );
+        self.ask(no, effects);
+    }
+
+    /// Replicas that hold everything completed. In turn by 1 MiB, so that a sequential read stays on one disk
+    /// while all of them work.
+    pub(super) fn readable(&self, block: BlockNo) -> SmallVec<[DiskId; 4]> {
+        let mut disks: SmallVec<[DiskId; 4]> = self
+            .members
+            .iter()
+            .filter(|member| member.is_current() && member.acked >= self.completed)
+            .map(|member| member.disk)
+            .collect();
+        if !disks.is_empty() {
+            let first = block.leaf().0 as usize % disks.len();
+            disks.rotate_left(first);
+        }
+        disks
+    }
+
+    fn ask(&mut self, no: u64, effects: &mut Effects<B>) {
+        let read = self.reads.get(&no).expect("asked for a read that is under way");
+        let (block, count) = read.piece();
+        let next = self
+            .readable(block)
+            .into_iter()
+            .find(|disk| !read.tried.contains(disk));
+        // A member that has yet to acknowledge what others completed may be asked soon.
+        let may_come = self.members.iter().any(|member| {
+            member.is_current() && member.acked < self.completed && !read.tried.contains(&member.disk)
+        });
+        let is_exhausted = !read.tried.is_empty() && !may_come;
+        let layer = self.layer;
+        let request = match read.what {
+            What::Blocks { .. } => ReplicaRequest::Read { layer, block, count },
+            What::Versions(leaf) => ReplicaRequest::LeafVersions { layer, leaf },
+        };
+        let read = self.reads.get_mut(&no).expect("seen above");
+        read.is_parked = false;
+        match next {
+            Some(disk) => self.send(disk, Purpose::Read(no), request, effects),
+            None if is_exhausted => self.read_exhausted(no, effects),
+            None => read.is_parked = true,
+        }
+    }
+
+    pub(super) fn retry_parked(&mut self, effects: &mut Effects<B>) {
+        let parked: Vec<u64> = self
+            .reads
+            .iter()
+            .filter(|(_, read)| read.is_parked)
+            .map(|(no, _)| *no)
+            .collect();
+        for no in parked {
+            self.ask(no, effects);
+        }
+    }
+
+    /// The replica that was asked is gone.
+    pub(super) fn read_lost(&mut self, no: u64, effects: &mut Effects<B>) {
+        if self.reads.contains_key(&no) {
+            self.ask(no, effects);
+        }
+    }
+
+    pub(super) fn read_answered(
+        &mut self,
+        no: u64,
+        disk: DiskId,
+        result: Result<ReplicaReply<B>, Refusal>,
+        effects: &mut Effects<B>,
+    ) {
+        let Some(read) = self.reads.get_mut(&no) else {
+            return;
+        };
+        let parts = match result {
+            Ok(ReplicaReply::Read(parts)) => parts,
+            Ok(ReplicaReply::Versions(versions)) => {
+                let id = read.id;
+                self.reads.remove(&no);
+                effects.push(WriterEffect::Reply(id, Ok(ShardReply::Versions(versions))));
+                return;
+            }
+            other => {
+                if let Err(Refusal::Store(StoreError::Corrupt { block, .. })) = other
+                    && !read.bad.contains(&(disk, block))
+                {
+                    read.bad.push((disk, block));
+                }
+                read.tried.push(disk);
+                self.ask(no, effects);
+                return;
+            }
+        };
+        let is_done = match (&mut read.pieces, read.what) {
+            (Some(pieces), What::Blocks { count, .. }) => {
+                pieces.extend(parts);
+                read.pieces_done += 1;
+                read.tried.clear();
+                if read.pieces_done == count {
+                    let parts = std::mem::take(pieces);
+                    effects.push(WriterEffect::Reply(read.id, Ok(ShardReply::Read(parts))));
+                    true
+                } else {
+                    false
+                }
+            }
+            _ => {
+                effects.push(WriterEffect::Reply(read.id, Ok(ShardReply::Read(parts))));
+                true
+            }
+        };
+        if is_done {
+            let read = self.reads.remove(&no).expect("seen above");
+            self.repair_after(&read, effects);
+        } else {
+            self.ask(no, effects);
+        }
+    }
+
+    fn repair_after(&mut self, read: &ReadOp<B>, effects: &mut Effects<B>) {
+        let What::Blocks { block, count } = read.what else {
+            return;
+        };
+        let end = block.plus(count);
+        for (target, bad) in &read.bad {
+            self.start_repair(*target, *bad, end, None, effects);
+        }
+    }
+
+    /// Every replica that can be asked has failed at this piece.
+    fn read_exhausted(&mut self, no: u64, effects: &mut Effects<B>) {
+        let read = self
+            .reads
+            .get_mut(&no)
+            .expect("asked for a read that is under way");
+        let is_whole = read.pieces.is_none();
+        if is_whole && matches!(read.what, What::Blocks { count, .. } if count > 1) {
+            read.pieces = Some(Vec::new());
+            read.tried.clear();
+            self.ask(no, effects);
+            return;
+        }
+        let (block, _) = read.piece();
+        let read = self.reads.remove(&no).expect("seen above");
+        effects.push(WriterEffect::Notice(WriterNotice::Unreadable { block }));
+        self.fail(read.id, ShardError::Unreadable { block }, effects);
+    }
+}

@@ -1,0 +1,546 @@
+//! Bringing one replica up to date, beside the running stream.
+//!
+//! ```text
+//!  Begin ──Done──▶ joins the stream ──▶ ListSource ──▶ ListTarget ──▶ Leaves ──▶ Flushing ──▶ Ending ──▶ Current
+//!  good only up to `since`,            what changed since, on either     │         what moved   SetEnd: good
+//!  durably                                                               │         is durable   again, durably
+//!                             per leaf: versions of both, then what differs: read ▶ repair
+//! ```
+//!
+//! Nothing from `live_from` on is touched: the stream brings it. The source holds everything before `live_from`
+//! when the listing starts, and both lists are taken after the join, so a block is either compared or streamed.
+//! A source block that no replica can read is not skipped, which would pass the target's old content off as good:
+//! the target gets a block whose checksum does not match, and stays as unreadable as its source.
+
+use std::collections::VecDeque;
+
+use smallvec::SmallVec;
+use types::{BLOCK_BYTES, BlockNo, DiskId, LEAF_BLOCKS, LeafNo, Payload, Seq};
+
+use store::{BlockState, BlockVersion, ClearKind, ReadPart, StoreError};
+
+use super::repair::{block_at, clear_kind, is_same, repair_seq};
+use super::{Effects, MemberState, Purpose, Writer, WriterEffect, WriterNotice, WriterPhase};
+use crate::message::{Refusal, RepairContent, ReplicaReply, ReplicaRequest};
+
+/// Leaves compared at once while no guest writes; one while guests do.
+const LEAVES_AT_ONCE: usize = 4;
+
+/// Most leaves that one listing answer names; fewer means there are no more.
+const LISTING_MAX: usize = 1024;
+
+/// One replica being brought up to date.
+#[derive(Debug)]
+pub(super) struct Sync {
+    no: u64,
+    since: Seq,
+    source: DiskId,
+    live_from: Seq,
+    stage: Stage,
+    leaves: VecDeque<LeafNo>,
+    jobs: Vec<LeafJob>,
+    moved_blocks: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Begin,
+    ListSource,
+    ListTarget,
+    Leaves,
+    Flushing,
+    Ending(Seq),
+}
+
+/// One leaf being compared.
+#[derive(Debug)]
+struct LeafJob {
+    leaf: LeafNo,
+    source_versions: Option<Vec<BlockVersion>>,
+    target_versions: Option<Vec<BlockVersion>>,
+    runs: VecDeque<Run>,
+    tried: SmallVec<[DiskId; 3]>,
+}
+
+/// Adjacent blocks that differ, written at the source by one write.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    block: BlockNo,
+    count: u32,
+    seq: Seq,
+    /// How to clear them, where the source holds no data.
+    clear: Option<ClearKind>,
+}
+
+/// Which answer is awaited.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum SyncPart {
+    Begin,
+    ListSource,
+    ListTarget,
+    SourceVersions(LeafNo),
+    TargetVersions(LeafNo),
+    Content(LeafNo),
+    Moved(LeafNo),
+    Flushed,
+    Ended,
+}
+
+impl Sync {
+    pub(super) fn leaves_left(&self) -> u64 {
+        (self.leaves.len() + self.jobs.len()) as u64
+    }
+
+    /// Whether the target has marked, durably, how far it is good.
+    pub(super) fn has_begun(&self) -> bool {
+        self.stage != Stage::Begin
+    }
+
+    fn new(no: u64, since: Seq, source: DiskId, stage: Stage) -> Sync {
+        Sync {
+            no,
+            since,
+            source,
+            live_from: Seq(0),
+            stage,
+            leaves: VecDeque::new(),
+            jobs: Vec::new(),
+            moved_blocks: 0,
+        }
+    }
+}
+
+impl<B: Payload> Writer<B> {
+    fn sync_mut(&mut self, target: DiskId) -> Option<&mut Sync> {
+        match &mut self.member_mut(target)?.state {
+            MemberState::Syncing(sync) => Some(sync),
+            _ => None,
+        }
+    }
+
+    pub(super) fn sync_is(&mut self, target: DiskId, no: u64) -> bool {
+        self.sync_mut(target).is_some_and(|sync| sync.no == no)
+    }
+
+    /// Begins, if there is a replica to copy from; the target stays as it is if not.
+    pub(super) fn start_sync(&mut self, target: DiskId, since: Seq, effects: &mut Effects<B>) {
+        let Some(source) = self.readable(BlockNo(0)).first().copied() else {
+            return;
+        };
+        let no = self.new_no();
+        let member = self.member_mut(target).expect("a target is a member");
+        member.acked = Seq(0);
+        member.state = MemberState::Syncing(Box::new(Sync::new(no, since, source, Stage::Begin)));
+        self.send_sync(
+            target,
+            target,
+            SyncPart::Begin,
+            ReplicaRequest::BeginResync { since },
+            effects,
+        );
+    }
+
+    /// What was chosen holds the truth but does not know it: its own unfinished resync is over.
+    pub(super) fn settle_source(&mut self, disk: DiskId, effects: &mut Effects<B>) {
+        let no = self.new_no();
+        let member = self.member_mut(disk).expect("a source is a member");
+        let mut sync = Sync::new(no, Seq(0), disk, Stage::Leaves);
+        sync.live_from = Seq(u64::MAX);
+        member.state = MemberState::Syncing(Box::new(sync));
+        let end = self.completed;
+        self.rejoin(disk, end, effects);
+        self.sync_leaves(disk, effects);
+    }
+
+    fn send_sync(
+        &mut self,
+        to: DiskId,
+        target: DiskId,
+        part: SyncPart,
+        request: ReplicaRequest<B>,
+        effects: &mut Effects<B>,
+    ) {
+        let no = self.sync_mut(target).expect("a resync under way").no;
+        self.send(to, Purpose::Sync { target, no, part }, request, effects);
+    }
+
+    pub(super) fn sync_answered(
+        &mut self,
+        target: DiskId,
+        no: u64,
+        part: SyncPart,
+        from: DiskId,
+        result: Result<ReplicaReply<B>, Refusal>,
+        effects: &mut Effects<B>,
+    ) {
+        if !self.sync_is(target, no) {
+            return;
+        }
+        match (part, result) {
+            (SyncPart::Begin, Ok(_)) => self.begun(target, effects),
+            (SyncPart::ListSource, Ok(ReplicaReply::Leaves(leaves))) => {
+                self.listed(target, Stage::ListSource, &leaves, effects);
+            }
+            (SyncPart::ListTarget, Ok(ReplicaReply::Leaves(leaves))) => {
+                self.listed(target, Stage::ListTarget, &leaves, effects);
+            }
+            (SyncPart::SourceVersions(leaf), Ok(ReplicaReply::Versions(versions))) => {
+                if let Some(job) = self.job_mut(target, leaf) {
+                    job.source_versions = Some(versions);
+                }
+                self.compare(target, leaf, effects);
+            }
+            (SyncPart::TargetVersions(leaf), Ok(ReplicaReply::Versions(versions))) => {
+                if let Some(job) = self.job_mut(target, leaf) {
+                    job.target_versions = Some(versions);
+                }
+                self.compare(target, leaf, effects);
+            }
+            (SyncPart::Content(leaf), Ok(ReplicaReply::Read(parts))) => {
+                self.move_run(target, leaf, parts, effects);
+            }
+            (SyncPart::Content(leaf), Err(Refusal::Store(StoreError::Corrupt { block, .. }))) => {
+                self.bad_source(target, leaf, block, from, effects);
+            }
+            (SyncPart::Moved(leaf), Ok(_)) => {
+                self.next_run(target, leaf, effects);
+            }
+            (SyncPart::Flushed, Ok(_)) => {
+                let end = self.last_seq;
+                self.sync_mut(target).expect("checked above").stage = Stage::Ending(end);
+                self.send_sync(
+                    target,
+                    target,
+                    SyncPart::Ended,
+                    ReplicaRequest::SetEnd { end },
+                    effects,
+                );
+            }
+            (SyncPart::Ended, Ok(_)) => self.sync_ended(target, effects),
+            // Anything else is a replica that cannot go on: begin again with a fence.
+            _ => {
+                self.lose(target, effects);
+                self.start_fence(target, effects);
+            }
+        }
+    }
+
+    fn begun(&mut self, target: DiskId, effects: &mut Effects<B>) {
+        // Chosen now, not earlier: it must hold everything that the stream will not bring.
+        let Some(source) = self.readable(BlockNo(0)).first().copied() else {
+            self.lose(target, effects);
+            self.start_fence(target, effects);
+            return;
+        };
+        let live_from = self.stream_from();
+        let sync = self.sync_mut(target).expect("checked by the caller");
+        sync.source = source;
+        sync.live_from = live_from;
+        sync.stage = Stage::ListSource;
+        let before = Seq(live_from.0 - 1);
+        self.rejoin(target, before, effects);
+        self.list(target, Stage::ListSource, LeafNo(0), effects);
+    }
+
+    fn list(&mut self, target: DiskId, stage: Stage, from: LeafNo, effects: &mut Effects<B>) {
+        let layer = self.layer;
+        let sync = self.sync_mut(target).expect("a resync under way");
+        let newer_than = sync.since;
+        let (to, part) = match stage {
+            Stage::ListSource => (sync.source, SyncPart::ListSource),
+            _ => (target, SyncPart::ListTarget),
+        };
+        let request = ReplicaRequest::ChangedLeaves {
+            layer,
+            newer_than,
+            from,
+        };
+        self.send_sync(to, target, part, request, effects);
+    }
+
+    fn listed(&mut self, target: DiskId, stage: Stage, leaves: &[LeafNo], effects: &mut Effects<B>) {
+        let sync = self.sync_mut(target).expect("checked by the caller");
+        sync.leaves.extend(leaves);
+        if leaves.len() >= LISTING_MAX {
+            let from = LeafNo(leaves[leaves.len() - 1].0 + 1);
+            self.list(target, stage, from, effects);
+        } else if stage == Stage::ListSource {
+            sync.stage = Stage::ListTarget;
+            self.list(target, Stage::ListTarget, LeafNo(0), effects);
+        } else {
+            let leaves = sync.leaves.make_contiguous();
+            leaves.sort_unstable();
+            let mut last = None;
+            sync.leaves.retain(|leaf| last.replace(*leaf) != Some(*leaf));
+            sync.stage = Stage::Leaves;
+            self.sync_leaves(target, effects);
+        }
+    }
+
+    /// Guests come first: one leaf at a time while they write.
+    pub(super) fn pace_syncs(&mut self, effects: &mut Effects<B>) {
+        for index in 0..self.members.len() {
+            let member = &self.members[index];
+            if matches!(&member.state, MemberState::Syncing(sync) if sync.stage == Stage::Leaves) {
+                self.sync_leaves(self.members[index].disk, effects);
+            }
+        }
+    }
+
+    /// Starts as many leaves as may run; ends the resync when none is left.
+    fn sync_leaves(&mut self, target: DiskId, effects: &mut Effects<B>) {
+        let layer = self.layer;
+        let at_once = if self.window.is_empty() { LEAVES_AT_ONCE } else { 1 };
+        loop {
+            let sync = self.sync_mut(target).expect("a resync under way");
+            if sync.stage != Stage::Leaves || sync.jobs.len() >= at_once {
+                return;
+            }
+            let source = sync.source;
+            let Some(leaf) = sync.leaves.pop_front() else {
+                break;
+            };
+            sync.jobs.push(LeafJob {
+                leaf,
+                source_versions: None,
+                target_versions: None,
+                runs: VecDeque::new(),
+                tried: SmallVec::new(),
+            });
+            let request = || ReplicaRequest::LeafVersions { layer, leaf };
+            self.send_sync(source, target, SyncPart::SourceVersions(leaf), request(), effects);
+            self.send_sync(target, target, SyncPart::TargetVersions(leaf), request(), effects);
+        }
+        let sync = self.sync_mut(target).expect("a resync under way");
+        if sync.jobs.is_empty() {
+            sync.stage = Stage::Flushing;
+            self.send_sync(target, target, SyncPart::Flushed, ReplicaRequest::Flush, effects);
+        }
+    }
+
+    fn job_mut(&mut self, target: DiskId, leaf: LeafNo) -> Option<&mut LeafJob> {
+        let sync = self.sync_mut(target)?;
+        sync.jobs.iter_mut().find(|job| job.leaf == leaf)
+    }
+
+    fn compare(&mut self, target: DiskId, leaf: LeafNo, effects: &mut Effects<B>) {
+        let Some(sync) = self.sync_mut(target) else {
+            return;
+        };
+        let live_from = sync.live_from;
+        let Some(job) = sync.jobs.iter_mut().find(|job| job.leaf == leaf) else {
+            return;
+        };
+        let (Some(source), Some(of_target)) = (&job.source_versions, &job.target_versions) else {
+            return;
+        };
+        job.runs = runs_to_move(leaf, source, of_target, live_from);
+        self.send_run(target, leaf, effects);
+    }
+
+    /// Moves the leaf's first run, or ends the leaf.
+    fn send_run(&mut self, target: DiskId, leaf: LeafNo, effects: &mut Effects<B>) {
+        let layer = self.layer;
+        let Some(sync) = self.sync_mut(target) else {
+            return;
+        };
+        let source = sync.source;
+        let live_from = sync.live_from;
+        let Some(job) = sync.jobs.iter_mut().find(|job| job.leaf == leaf) else {
+            return;
+        };
+        let Some(run) = job.runs.front().copied() else {
+            sync.jobs.retain(|job| job.leaf != leaf);
+            self.sync_leaves(target, effects);
+            return;
+        };
+        let Run {
+            block,
+            count,
+            seq,
+            clear,
+        } = run;
+        if let Some(kind) = clear {
+            let request = ReplicaRequest::Repair {
+                layer,
+                block,
+                seq: repair_seq(seq),
+                content: RepairContent::Clear(count, kind),
+                live_from,
+            };
+            self.send_sync(target, target, SyncPart::Moved(leaf), request, effects);
+            return;
+        }
+        let tried = job.tried.clone();
+        let others = self.readable(block);
+        let next = std::iter::once(source)
+            .chain(others)
+            .find(|disk| *disk != target && !tried.contains(disk));
+        match next {
+            Some(disk) => {
+                let request = ReplicaRequest::Read { layer, block, count };
+                self.send_sync(disk, target, SyncPart::Content(leaf), request, effects);
+            }
+            None => self.poison_run(target, leaf, run, effects),
+        }
+    }
+
+    fn move_run(&mut self, target: DiskId, leaf: LeafNo, parts: Vec<ReadPart<B>>, effects: &mut Effects<B>) {
+        let layer = self.layer;
+        let Some(sync) = self.sync_mut(target) else {
+            return;
+        };
+        let live_from = sync.live_from;
+        let Some(job) = sync.jobs.iter_mut().find(|job| job.leaf == leaf) else {
+            return;
+        };
+        let run = job.runs.front_mut().expect("content was asked for a run");
+        // The store may answer in several parts; each is one repair, the rest of the run waits its turn.
+        let (count, content) = match parts.into_iter().next() {
+            Some(ReadPart::Data(data)) => {
+                let crcs: Vec<u32> = data
+                    .bytes()
+                    .chunks(BLOCK_BYTES as usize)
+                    .map(types::crc32c)
+                    .collect();
+                (crcs.len() as u32, RepairContent::Data(data, crcs))
+            }
+            // Cleared since the versions were read: the stream has told the target.
+            Some(ReadPart::Zeros(count)) => (count, RepairContent::Clear(count, ClearKind::Zero)),
+            None => unreachable!("a read's parts add up to at least one block"),
+        };
+        assert!(
+            (1..=run.count).contains(&count),
+            "{count} blocks for a run of {}",
+            run.count
+        );
+        let request = ReplicaRequest::Repair {
+            layer,
+            block: run.block,
+            seq: run.seq,
+            content,
+            live_from,
+        };
+        run.block = run.block.plus(count - 1);
+        run.count -= count - 1;
+        sync.moved_blocks += u64::from(count);
+        self.send_sync(target, target, SyncPart::Moved(leaf), request, effects);
+    }
+
+    /// The last block of what was asked for has arrived: `move_run` left the run at that block.
+    fn next_run(&mut self, target: DiskId, leaf: LeafNo, effects: &mut Effects<B>) {
+        if let Some(job) = self.job_mut(target, leaf) {
+            let run = job.runs.front_mut().expect("a run was moved");
+            job.tried.clear();
+            if run.clear.is_some() || run.count == 1 {
+                job.runs.pop_front();
+            } else {
+                run.block = run.block.plus(1);
+                run.count -= 1;
+            }
+        }
+        self.send_run(target, leaf, effects);
+    }
+
+    /// A replica's copy of one block of the run is bad: cut the run around it, then try that block elsewhere.
+    fn bad_source(
+        &mut self,
+        target: DiskId,
+        leaf: LeafNo,
+        bad: BlockNo,
+        from: DiskId,
+        effects: &mut Effects<B>,
+    ) {
+        let Some(job) = self.job_mut(target, leaf) else {
+            return;
+        };
+        let run = job.runs.pop_front().expect("content was asked for a run");
+        if run.count == 1 {
+            job.tried.push(from);
+            job.runs.push_front(run);
+        } else {
+            assert!(
+                run.block <= bad && bad.0 < run.block.0 + run.count,
+                "outside the read"
+            );
+            let at = bad.0 - run.block.0;
+            for (skip, count) in [(at + 1, run.count - at - 1), (at, 1), (0, at)] {
+                if count > 0 {
+                    job.runs.push_front(Run {
+                        block: run.block.plus(skip),
+                        count,
+                        ..run
+                    });
+                }
+            }
+        }
+        self.send_run(target, leaf, effects);
+    }
+
+    fn poison_run(&mut self, target: DiskId, leaf: LeafNo, run: Run, effects: &mut Effects<B>) {
+        assert_eq!(run.count, 1, "only a single block is given up");
+        effects.push(WriterEffect::Notice(WriterNotice::Unreadable {
+            block: run.block,
+        }));
+        let zeros = B::zeroed(BLOCK_BYTES as usize);
+        let wrong = !types::crc32c(zeros.bytes());
+        let live_from = self.sync_mut(target).expect("a resync under way").live_from;
+        let request = ReplicaRequest::Repair {
+            layer: self.layer,
+            block: run.block,
+            seq: run.seq,
+            content: RepairContent::Data(zeros, vec![wrong]),
+            live_from,
+        };
+        self.send_sync(target, target, SyncPart::Moved(leaf), request, effects);
+    }
+
+    fn sync_ended(&mut self, target: DiskId, effects: &mut Effects<B>) {
+        let sync = self.sync_mut(target).expect("checked by the caller");
+        let Stage::Ending(end) = sync.stage else {
+            unreachable!("an end was set that was not asked for");
+        };
+        let moved_blocks = sync.moved_blocks;
+        self.member_mut(target)
+            .expect("a target is a member")
+            .moved_blocks = moved_blocks;
+        self.make_current(target, end, effects);
+        if self.phase == WriterPhase::Open {
+            self.complete(effects);
+        }
+    }
+}
+
+/// What must travel so that the target equals the source in everything older than `live_from`.
+fn runs_to_move(
+    leaf: LeafNo,
+    source: &[BlockVersion],
+    target: &[BlockVersion],
+    live_from: Seq,
+) -> VecDeque<Run> {
+    assert_eq!(source.len(), LEAF_BLOCKS as usize);
+    assert_eq!(target.len(), LEAF_BLOCKS as usize);
+    let mut runs: VecDeque<Run> = VecDeque::new();
+    for (slot, (from, to)) in source.iter().zip(target).enumerate() {
+        if from.seq >= live_from || to.seq >= live_from || is_same(*from, *to) {
+            continue;
+        }
+        let block = block_at(leaf, slot);
+        let clear = match from.state {
+            BlockState::Data(_) => None,
+            _ => Some(clear_kind(*from)),
+        };
+        match runs.back_mut() {
+            Some(run) if run.block.0 + run.count == block.0 && run.seq == from.seq && run.clear == clear => {
+                run.count += 1;
+            }
+            _ => runs.push_back(Run {
+                block,
+                count: 1,
+                seq: from.seq,
+                clear,
+            }),
+        }
+    }
+    runs
+}

@@ -1,0 +1,360 @@
+//! Reading everything on every in-sync replica, comparing the replicas, repairing what is bad or differs.
+//!
+//! One leaf and one request at a time: a scrub has days, guests do not. A difference counts only when two looks in
+//! a row show the same one, since a write in flight reaches replicas at different moments.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use types::{BlockNo, DiskId, LEAF_BLOCKS, LeafNo, Payload, Seq};
+
+use store::{BlockVersion, ReadPart, StoreError};
+
+use super::repair::{block_at, is_same};
+use super::{Effects, Purpose, Writer, WriterEffect, WriterNotice, WriterPhase};
+use crate::message::{Refusal, ReplicaReply, ReplicaRequest};
+
+/// Most leaves that one listing answer names; fewer means there are no more.
+const LISTING_MAX: usize = 1024;
+
+/// A scrub under way.
+#[derive(Debug)]
+pub(super) struct Scrub {
+    /// Answers to another number are of before a member was lost.
+    no: u64,
+    has_begun: bool,
+    members: Vec<DiskId>,
+    listed: BTreeSet<LeafNo>,
+    /// Leaves to do, the present one first; `None` while listing.
+    leaves: Option<VecDeque<LeafNo>>,
+    /// Which member is being asked.
+    index: usize,
+    bad: Vec<(DiskId, BlockNo)>,
+    versions: Vec<Vec<BlockVersion>>,
+    first_look: Option<Vec<Vec<BlockVersion>>>,
+    fixes: VecDeque<Fix>,
+    blocks: u64,
+    repaired: u64,
+    unreadable: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Fix {
+    target: DiskId,
+    block: BlockNo,
+    source: DiskId,
+}
+
+/// Which answer is awaited.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ScrubPart {
+    List,
+    /// Of a read from this block on.
+    Read(BlockNo),
+    Versions,
+}
+
+impl Scrub {
+    pub(super) fn has_begun(&self) -> bool {
+        self.has_begun
+    }
+
+    fn leaf(&self) -> LeafNo {
+        let leaves = self.leaves.as_ref().expect("leaves are listed");
+        leaves[0]
+    }
+
+    /// Forgets what is known of the present leaf.
+    fn reset_leaf(&mut self) {
+        self.index = 0;
+        self.bad.clear();
+        self.versions.clear();
+        self.first_look = None;
+        self.fixes.clear();
+    }
+}
+
+impl<B: Payload> Writer<B> {
+    pub(super) fn start_scrub(&mut self, effects: &mut Effects<B>) {
+        match self.phase {
+            WriterPhase::Fenced | WriterPhase::Closed => {
+                effects.push(WriterEffect::Notice(WriterNotice::ScrubDone {
+                    blocks: 0,
+                    repaired: 0,
+                    unreadable: 0,
+                }));
+                return;
+            }
+            _ if self.scrub.is_some() => return,
+            _ => {}
+        }
+        let no = self.new_no();
+        self.scrub = Some(Scrub {
+            no,
+            has_begun: false,
+            members: Vec::new(),
+            listed: BTreeSet::new(),
+            leaves: None,
+            index: 0,
+            bad: Vec::new(),
+            versions: Vec::new(),
+            first_look: None,
+            fixes: VecDeque::new(),
+            blocks: 0,
+            repaired: 0,
+            unreadable: 0,
+        });
+        self.touch(effects);
+        self.begin_scrub(effects);
+    }
+
+    /// Begins the scrub that waits for the shard to open.
+    pub(super) fn begin_scrub(&mut self, effects: &mut Effects<B>) {
+        if self.phase != WriterPhase::Open {
+            return;
+        }
+        let members: Vec<DiskId> = self
+            .members
+            .iter()
+            .filter(|member| member.is_current() && self.record.in_sync.contains(&member.disk))
+            .map(|member| member.disk)
+            .collect();
+        if let Some(scrub) = &mut self.scrub
+            && !scrub.has_begun
+            && !members.is_empty()
+        {
+            scrub.has_begun = true;
+            scrub.members = members;
+            self.scrub_list(LeafNo(0), effects);
+        }
+    }
+
+    fn scrub_send(&mut self, part: ScrubPart, request: ReplicaRequest<B>, effects: &mut Effects<B>) {
+        let scrub = self.scrub.as_ref().expect("a scrub under way");
+        let (disk, no) = (scrub.members[scrub.index], scrub.no);
+        self.send(disk, Purpose::Scrub(no, part), request, effects);
+    }
+
+    fn scrub_list(&mut self, from: LeafNo, effects: &mut Effects<B>) {
+        let request = ReplicaRequest::ChangedLeaves {
+            layer: self.layer,
+            newer_than: Seq(0),
+            from,
+        };
+        self.scrub_send(ScrubPart::List, request, effects);
+    }
+
+    pub(super) fn scrub_answered(
+        &mut self,
+        no: u64,
+        part: ScrubPart,
+        result: Result<ReplicaReply<B>, Refusal>,
+        effects: &mut Effects<B>,
+    ) {
+        let Some(scrub) = self.scrub.as_mut().filter(|scrub| scrub.no == no) else {
+            return;
+        };
+        match (part, result) {
+            (ScrubPart::List, Ok(ReplicaReply::Leaves(leaves))) => {
+                scrub.listed.extend(&leaves);
+                if leaves.len() >= LISTING_MAX {
+                    let from = LeafNo(leaves[leaves.len() - 1].0 + 1);
+                    self.scrub_list(from, effects);
+                } else if scrub.index + 1 < scrub.members.len() {
+                    scrub.index += 1;
+                    self.scrub_list(LeafNo(0), effects);
+                } else {
+                    let listed = std::mem::take(&mut scrub.listed);
+                    scrub.leaves = Some(listed.into_iter().collect());
+                    self.scrub_leaf(effects);
+                }
+            }
+            (ScrubPart::Read(_), Ok(ReplicaReply::Read(parts))) => {
+                for part in &parts {
+                    if let ReadPart::Data(data) = part {
+                        scrub.blocks += types::block_count(data.length() as u64);
+                    }
+                }
+                self.scrub_next_member(effects);
+            }
+            (ScrubPart::Read(from), Err(Refusal::Store(StoreError::Corrupt { block, .. }))) => {
+                scrub.blocks += u64::from(block.0.saturating_sub(from.0)) + 1;
+                let disk = scrub.members[scrub.index];
+                scrub.bad.push((disk, block));
+                self.scrub_read(block.plus(1), effects);
+            }
+            (ScrubPart::Versions, Ok(ReplicaReply::Versions(versions))) => {
+                scrub.versions.push(versions);
+                if scrub.index + 1 < scrub.members.len() {
+                    scrub.index += 1;
+                    self.scrub_versions(effects);
+                } else {
+                    self.scrub_compare(effects);
+                }
+            }
+            // A replica that cannot answer a listing is not comparable: leave this leaf.
+            _ => {
+                scrub.fixes.clear();
+                self.scrub_leaf_done(effects);
+            }
+        }
+    }
+
+    /// Starts the first leaf of the list, or ends the scrub.
+    fn scrub_leaf(&mut self, effects: &mut Effects<B>) {
+        let scrub = self.scrub.as_mut().expect("a scrub under way");
+        scrub.reset_leaf();
+        match scrub.leaves.as_ref().and_then(|leaves| leaves.front()) {
+            Some(leaf) => {
+                let block = leaf.first_block();
+                self.scrub_read(block, effects);
+            }
+            None => self.scrub_end(effects),
+        }
+    }
+
+    fn scrub_end(&mut self, effects: &mut Effects<B>) {
+        let scrub = self.scrub.take().expect("a scrub under way");
+        effects.push(WriterEffect::Notice(WriterNotice::ScrubDone {
+            blocks: scrub.blocks,
+            repaired: scrub.repaired,
+            unreadable: scrub.unreadable,
+        }));
+    }
+
+    /// Reads the rest of the leaf from `block` on the present member.
+    fn scrub_read(&mut self, block: BlockNo, effects: &mut Effects<B>) {
+        let scrub = self.scrub.as_ref().expect("a scrub under way");
+        let end = (scrub.leaf().first_block().0 + LEAF_BLOCKS).min(self.shard_blocks);
+        if block.0 >= end {
+            self.scrub_next_member(effects);
+            return;
+        }
+        let request = ReplicaRequest::Read {
+            layer: self.layer,
+            block,
+            count: end - block.0,
+        };
+        self.scrub_send(ScrubPart::Read(block), request, effects);
+    }
+
+    fn scrub_next_member(&mut self, effects: &mut Effects<B>) {
+        let scrub = self.scrub.as_mut().expect("a scrub under way");
+        if scrub.index + 1 < scrub.members.len() {
+            scrub.index += 1;
+            let block = scrub.leaf().first_block();
+            self.scrub_read(block, effects);
+        } else {
+            scrub.index = 0;
+            self.scrub_versions(effects);
+        }
+    }
+
+    fn scrub_versions(&mut self, effects: &mut Effects<B>) {
+        let leaf = self.scrub.as_ref().expect("a scrub under way").leaf();
+        let request = ReplicaRequest::LeafVersions {
+            layer: self.layer,
+            leaf,
+        };
+        self.scrub_send(ScrubPart::Versions, request, effects);
+    }
+
+    fn scrub_compare(&mut self, effects: &mut Effects<B>) {
+        let scrub = self.scrub.as_mut().expect("a scrub under way");
+        let differs = |versions: &[Vec<BlockVersion>], slot: usize| {
+            versions.iter().any(|of| !is_same(of[slot], versions[0][slot]))
+        };
+        let slots: Vec<usize> = (0..LEAF_BLOCKS as usize)
+            .filter(|slot| differs(&scrub.versions, *slot))
+            .collect();
+        if !slots.is_empty() && scrub.first_look.is_none() {
+            scrub.first_look = Some(std::mem::take(&mut scrub.versions));
+            scrub.index = 0;
+            self.scrub_versions(effects);
+            return;
+        }
+        let leaf = scrub.leaf();
+        let is_quiet = |slot: usize| {
+            let looks = scrub.first_look.iter().flatten().zip(&scrub.versions);
+            looks
+                .into_iter()
+                .all(|(first, second)| first[slot] == second[slot])
+        };
+        let mut wanted: BTreeSet<usize> = slots.into_iter().filter(|slot| is_quiet(*slot)).collect();
+        wanted.extend(scrub.bad.iter().map(|(_, block)| block.slot()));
+        for slot in wanted {
+            let block = block_at(leaf, slot);
+            let is_bad = |disk: DiskId| scrub.bad.contains(&(disk, block));
+            let best = (0..scrub.members.len())
+                .filter(|index| !is_bad(scrub.members[*index]))
+                .max_by_key(|index| scrub.versions[*index][slot].seq);
+            let Some(best) = best else {
+                scrub.unreadable += 1;
+                effects.push(WriterEffect::Notice(WriterNotice::Unreadable { block }));
+                continue;
+            };
+            for (index, target) in scrub.members.iter().copied().enumerate() {
+                let is_other = !is_same(scrub.versions[index][slot], scrub.versions[best][slot]);
+                if index != best && (is_bad(target) || is_other) {
+                    scrub.fixes.push_back(Fix {
+                        target,
+                        block,
+                        source: scrub.members[best],
+                    });
+                }
+            }
+        }
+        self.scrub_fix(effects);
+    }
+
+    fn scrub_fix(&mut self, effects: &mut Effects<B>) {
+        loop {
+            let scrub = self.scrub.as_mut().expect("a scrub under way");
+            let no = scrub.no;
+            let Some(fix) = scrub.fixes.pop_front() else {
+                self.scrub_leaf_done(effects);
+                return;
+            };
+            let end = fix.block.plus(1);
+            if self.start_repair(fix.target, fix.block, end, Some((fix.source, no)), effects) {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn scrub_repaired(&mut self, no: u64, repaired: u64, effects: &mut Effects<B>) {
+        let Some(scrub) = self.scrub.as_mut().filter(|scrub| scrub.no == no) else {
+            return;
+        };
+        scrub.repaired += repaired;
+        self.scrub_fix(effects);
+    }
+
+    fn scrub_leaf_done(&mut self, effects: &mut Effects<B>) {
+        let scrub = self.scrub.as_mut().expect("a scrub under way");
+        match &mut scrub.leaves {
+            Some(leaves) => {
+                leaves.pop_front();
+                self.scrub_leaf(effects);
+            }
+            None => self.scrub_end(effects),
+        }
+    }
+
+    /// A member went: go on with the others from the present leaf.
+    pub(super) fn scrub_lost(&mut self, disk: DiskId, effects: &mut Effects<B>) {
+        let no = self.new_no();
+        let Some(scrub) = self.scrub.as_mut().filter(|scrub| scrub.members.contains(&disk)) else {
+            return;
+        };
+        scrub.no = no;
+        scrub.members.retain(|member| *member != disk);
+        scrub.reset_leaf();
+        if scrub.members.is_empty() {
+            self.scrub_end(effects);
+        } else if scrub.leaves.is_some() {
+            self.scrub_leaf(effects);
+        } else {
+            self.scrub_list(LeafNo(0), effects);
+        }
+    }
+}
