@@ -123,6 +123,11 @@ impl<B: Payload> Vdi<B> {
         for (no, new) in new {
             assert!(no.0 < self.total(), "shard {no} of {}", self.total());
             self.tell(turn, no, WriterEvent::ReplaceDisk { old, new });
+            // A writer takes a new disk for reachable until told.
+            if !self.up.contains(&new) {
+                let (disk, is_up) = (new, false);
+                self.tell(turn, no, WriterEvent::DiskState { disk, is_up });
+            }
         }
     }
 

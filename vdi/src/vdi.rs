@@ -26,7 +26,7 @@ pub struct Vdi<B: Payload> {
     pub(crate) spec: VdiSpec,
     pub(crate) shard_blocks: u32,
     incarnation: Incarnation,
-    up: BTreeSet<DiskId>,
+    pub(crate) up: BTreeSet<DiskId>,
     pub(crate) shards: Vec<Shard<B>>,
     /// Admitted requests.
     pub(crate) requests: Slab<B>,
@@ -51,7 +51,7 @@ pub struct Vdi<B: Payload> {
 /// One shard's part.
 #[derive(Debug)]
 pub(crate) struct Shard<B: Payload> {
-    /// As the control store holds it, as far as this daemon knows.
+    /// As the VDI was opened with it; once there is a writer, its own counts.
     pub record: ShardRecord,
     /// Made when the shard is first touched. Boxed: most shards of a large VDI are idle.
     pub writer: Option<Box<Writer<B>>>,
@@ -137,7 +137,12 @@ impl<B: Payload> Vdi<B> {
 
     /// The shards' records in order, as last heard from the control store.
     pub fn records(&self) -> impl ExactSizeIterator<Item = &ShardRecord> {
-        self.shards.iter().map(|shard| &shard.record)
+        self.shards.iter().map(|shard| {
+            shard
+                .writer
+                .as_ref()
+                .map_or(&shard.record, |writer| writer.record())
+        })
     }
 
     /// What it was opened with, and its present size.
@@ -226,9 +231,10 @@ impl<B: Payload> Vdi<B> {
         assert_eq!(record.shard.no, no, "a record of another shard");
         assert_eq!(record.shard.vdi, self.spec.id, "a record of another VDI");
         let shard = &mut self.shards[no.0 as usize];
-        shard.record = record.clone();
         if shard.writer.is_some() {
             self.tell(turn, no, WriterEvent::RecordSaved(record));
+        } else {
+            shard.record = record;
         }
     }
 

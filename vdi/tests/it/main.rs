@@ -1,0 +1,6 @@
+//! A whole VDI over the real writers, with disks in memory.
+
+mod background;
+mod disk;
+mod model;
+mod world;
