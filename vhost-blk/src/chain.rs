@@ -19,6 +19,9 @@ const DESCRIPTOR_BYTES: usize = 16;
 /// The most descriptors a chain may have, those of an indirect table included.
 const CHAIN_DESCRIPTORS_MAX: usize = QUEUE_SIZE_MAX as usize;
 
+/// Room for segments that an idle entry keeps.
+const SEGMENTS_KEPT: usize = 64;
+
 /// Bytes of guest memory in a row, all of them mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
@@ -33,14 +36,13 @@ pub(crate) struct Segments {
     bytes: u64,
 }
 
-/// A chain as found in the ring. Reused from request to request: the lists keep their memory.
+/// A chain as found in the ring. Reused from request to request: the lists keep their memory, up to a bound.
 #[derive(Debug, Default)]
 pub(crate) struct Chain {
     /// What the guest gives us.
     pub(crate) readable: Segments,
     /// What the guest wants filled.
     pub(crate) writable: Segments,
-    table: Vec<u8>,
 }
 
 /// Why a chain is none.
@@ -92,13 +94,15 @@ impl Descriptor {
 }
 
 impl Chain {
-    /// Fills the lists with the chain that starts at `head` of the descriptor table at `table`.
+    /// Fills the lists with the chain that starts at `head` of the descriptor table at `table`. `scratch` holds a copy
+    /// of an indirect table meanwhile.
     pub(crate) fn walk(
         &mut self,
         memory: &Memory,
         table: GuestAddress,
         queue_size: u16,
         head: u16,
+        scratch: &mut Vec<u8>,
     ) -> Result<(), Malformed> {
         self.readable.clear();
         self.writable.clear();
@@ -109,7 +113,7 @@ impl Chain {
                 if descriptor.has(FLAG_NEXT) {
                     return Err(Malformed::IndirectPlace);
                 }
-                return self.walk_indirect(memory, descriptor);
+                return self.walk_indirect(memory, descriptor, scratch);
             }
             self.add(memory, descriptor)?;
             if !descriptor.has(FLAG_NEXT) {
@@ -120,22 +124,22 @@ impl Chain {
         Err(Malformed::TooLong(usize::from(queue_size)))
     }
 
-    fn walk_indirect(&mut self, memory: &Memory, outer: Descriptor) -> Result<(), Malformed> {
-        let count = outer.length as usize / DESCRIPTOR_BYTES;
-        if !(outer.length as usize).is_multiple_of(DESCRIPTOR_BYTES)
-            || count == 0
-            || count > CHAIN_DESCRIPTORS_MAX
-        {
+    fn walk_indirect(
+        &mut self,
+        memory: &Memory,
+        outer: Descriptor,
+        scratch: &mut Vec<u8>,
+    ) -> Result<(), Malformed> {
+        let bytes = outer.length as usize;
+        let count = bytes / DESCRIPTOR_BYTES;
+        if !bytes.is_multiple_of(DESCRIPTOR_BYTES) || count == 0 || count > CHAIN_DESCRIPTORS_MAX {
             return Err(Malformed::IndirectLength(outer.length));
         }
-        let mut table = std::mem::take(&mut self.table);
-        table.resize(outer.length as usize, 0);
-        let result = memory
-            .read_slice(&mut table, GuestAddress(outer.address))
-            .map_err(|_| outer.outside())
-            .and_then(|()| self.walk_table(memory, &table));
-        self.table = table;
-        result
+        scratch.resize(bytes, 0);
+        memory
+            .read_slice(scratch, GuestAddress(outer.address))
+            .map_err(|_| outer.outside())?;
+        self.walk_table(memory, scratch)
     }
 
     fn walk_table(&mut self, memory: &Memory, table: &[u8]) -> Result<(), Malformed> {
@@ -220,6 +224,8 @@ fn read_descriptor(
 impl Segments {
     fn clear(&mut self) {
         self.list.clear();
+        // A guest that sends the longest chains once in every entry does not keep that memory for ever.
+        self.list.shrink_to(SEGMENTS_KEPT);
         self.bytes = 0;
     }
 

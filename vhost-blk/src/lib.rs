@@ -5,8 +5,11 @@
 //! and the [`Ring`]s go to a [`Plane`] instead, which polls them among its other work. See `api.rs`.
 
 mod api;
+mod bus_guard;
 mod chain;
 mod device;
+#[doc(hidden)]
+pub mod fuzz;
 mod relay;
 mod request;
 mod ring;
@@ -14,6 +17,9 @@ mod server;
 mod session;
 mod split;
 mod vring;
+
+#[cfg(test)]
+mod ring_tests;
 
 pub use api::{
     BufferSource, DeviceConfig, DeviceId, Plane, Polled, QUEUE_SIZE_MAX, QUEUES_MAX, RingId, RingRequest,

@@ -27,6 +27,7 @@ use types::Payload;
 use vdi::{Op, Outcome, ReadPart, VdiError};
 
 use crate::api::{BufferSource, Polled, RingId, RingRequest, SERIAL_BYTES, Tag};
+use crate::bus_guard::BusGuard;
 use crate::chain::{Chain, Memory};
 use crate::device::Device;
 use crate::request::{self, HEADER_BYTES, Request, Status};
@@ -104,6 +105,8 @@ pub(crate) struct RingParts {
     pub(crate) device: Arc<Device>,
     /// The guest relies on every completed write being on stable media (no FLUSH agreed on, or cache switched off).
     pub(crate) is_write_through: Arc<AtomicBool>,
+    /// Dropped before the memory: fields go in order.
+    pub(crate) bus_guard: Arc<BusGuard>,
     pub(crate) memory: Arc<Memory>,
     pub(crate) layout: Layout,
     pub(crate) next_avail: u16,
@@ -141,6 +144,7 @@ pub struct Ring {
     oldest: u16,
     in_flight: u16,
     entries: Box<[Entry]>,
+    scratch: Vec<u8>,
     /// The guest broke the ring itself: nothing more is taken from it.
     is_broken: bool,
 }
@@ -165,6 +169,7 @@ impl Ring {
             oldest: 0,
             in_flight: 0,
             entries,
+            scratch: Vec::new(),
             is_broken: false,
             parts,
         })
@@ -370,9 +375,13 @@ impl Ring {
         let entry = &mut self.entries[index];
         assert_eq!(entry.slot, Slot::Free, "fewer in flight than entries");
         entry.head = head;
-        let walked = entry
-            .chain
-            .walk(&self.parts.memory, layout.table, layout.size, head);
+        let walked = entry.chain.walk(
+            &self.parts.memory,
+            layout.table,
+            layout.size,
+            head,
+            &mut self.scratch,
+        );
         let parsed = match walked {
             Ok(()) => parse(&self.parts, &entry.chain),
             Err(what) => {

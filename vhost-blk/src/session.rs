@@ -9,9 +9,11 @@ use rustix::net::SendFlags;
 use vhost::vhost_user::{Backend, VhostUserProtocolFeatures};
 use vhost_user_backend::VhostUserBackend;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
+use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 
 use crate::api::Plane;
+use crate::bus_guard::BusGuard;
 use crate::device::{CONFIG_WRITEBACK_OFFSET, Device};
 use crate::ring::lock;
 use crate::vring::{AtomicMemory, Vring};
@@ -31,6 +33,8 @@ pub(crate) struct Session {
     has_flush: AtomicBool,
     is_write_back_chosen: AtomicBool,
     vrings: Mutex<Vec<Vring>>,
+    /// For the memory map of now; the protocol thread reads used indices from it.
+    bus_guard: Mutex<Option<Arc<BusGuard>>>,
     /// Our messages to the frontend go here, if it takes any.
     channel: Mutex<Option<OwnedFd>>,
 }
@@ -44,6 +48,7 @@ impl Session {
             has_flush: AtomicBool::new(false),
             is_write_back_chosen: AtomicBool::new(true),
             vrings: Mutex::new(Vec::new()),
+            bus_guard: Mutex::new(None),
             channel: Mutex::new(None),
         }
     }
@@ -85,6 +90,11 @@ impl Session {
         for vring in std::mem::take(&mut *lock(&self.vrings)) {
             vring.stop();
         }
+    }
+
+    /// `None` before there is any memory.
+    pub(crate) fn bus_guard(&self) -> Option<Arc<BusGuard>> {
+        lock(&self.bus_guard).clone()
     }
 
     fn vrings(&self) -> Vec<Vring> {
@@ -160,7 +170,9 @@ impl VhostUserBackend for SessionBackend {
         }
     }
 
-    fn update_memory(&self, _memory: AtomicMemory) -> io::Result<()> {
+    fn update_memory(&self, memory: AtomicMemory) -> io::Result<()> {
+        let guard = BusGuard::new(&memory.memory())?;
+        *lock(&self.0.bus_guard) = Some(Arc::new(guard));
         for vring in self.0.vrings() {
             vring.restart();
         }

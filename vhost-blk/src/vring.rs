@@ -126,10 +126,14 @@ impl Control {
             queue: self.queue,
             generation: GENERATION.fetch_add(1, Ordering::Relaxed),
         };
+        let Some(bus_guard) = self.session.bus_guard() else {
+            return;
+        };
         let ring = Ring::new(RingParts {
             id,
             device: Arc::clone(&self.session.device),
             is_write_through: Arc::clone(&self.session.is_write_through),
+            bus_guard,
             memory: self.memory.memory().into_inner(),
             layout,
             next_avail,

@@ -301,6 +301,27 @@ fn a_ring_outside_memory_or_run_away_is_not_served() {
 }
 
 #[test]
+fn a_guest_that_loses_its_memory_hurts_nobody() {
+    let world = World::new();
+    let neighbour = World::new();
+    let mut good = neighbour.guest();
+    let mut guest = world.guest();
+    check_round_trip(&mut guest, 1);
+    world.plane.change(|disk| disk.is_holding = true);
+    guest.write(1, &[8; 512]);
+    guest.read(1, 512);
+    world.plane.wait_until(|disk| disk.taken == 4);
+    guest.shrink_memory();
+    // The completion is for memory that is no more.
+    world.plane.change(|disk| disk.is_holding = false);
+    world.plane.wait_until(|disk| disk.requests == 4);
+    guest.kick.write(1).unwrap();
+    check_round_trip(&mut good, 2);
+    guest.forget();
+    check_round_trip(&mut world.guest(), 3);
+}
+
+#[test]
 fn a_live_socket_is_not_taken_and_a_dead_one_is() {
     let world = World::new();
     let plane = MemoryPlane::new(512);

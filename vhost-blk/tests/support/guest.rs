@@ -116,6 +116,16 @@ impl Guest {
         self.kick.write(1).unwrap();
     }
 
+    /// The VMM makes the memory's file empty. Our own mapping must not be touched afterwards.
+    pub fn shrink_memory(&mut self) {
+        self.file.set_len(0).unwrap();
+    }
+
+    /// Hangs up.
+    pub fn forget(&mut self) {
+        self.frontend = None;
+    }
+
     /// Wants its interrupts elsewhere, as when a vector is masked.
     pub fn swap_call(&mut self) {
         self.call = EventFd::new(libc_nonblock()).unwrap();
