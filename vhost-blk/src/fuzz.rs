@@ -46,6 +46,12 @@ pub(crate) fn memory() -> Arc<Memory> {
     Arc::new(Memory::from_ranges(&ranges).expect("anonymous memory"))
 }
 
+/// For kicks and calls.
+pub(crate) fn eventfd() -> File {
+    let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
+    File::from(rustix::event::eventfd(0, flags).expect("an eventfd"))
+}
+
 /// A ring over `memory` that begins at `next_avail`.
 pub(crate) fn ring_over(
     memory: &Arc<Memory>,
@@ -53,11 +59,6 @@ pub(crate) fn ring_over(
     has_event_idx: bool,
     next_avail: u16,
 ) -> (Ring, Arc<Gate>) {
-    let eventfd = || {
-        File::from(
-            rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).expect("an eventfd"),
-        )
-    };
     let gate = Arc::new(Gate::new(Some(eventfd())));
     let ring = Ring::new(RingParts {
         id: RingId {

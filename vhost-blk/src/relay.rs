@@ -120,7 +120,7 @@ pub(crate) fn run(
         if !from_stop.is_empty() {
             return End::Stop;
         }
-        if from_inner.contains(PollFlags::IN) || from_inner.contains(PollFlags::HUP) {
+        if from_inner.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
             match pass_back(inner, client) {
                 Ok(true) => {}
                 Ok(false) => return End::Inner,

@@ -22,7 +22,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::ReadWriteFlags;
+use rustix::fs::OFlags;
+use rustix::io::{Errno, ReadWriteFlags};
 use types::Payload;
 use vdi::{Op, Outcome, ReadPart, VdiError};
 
@@ -37,16 +38,47 @@ use crate::split::Layout;
 #[derive(Debug)]
 pub(crate) struct Gate {
     /// Frontends swap the interrupt eventfd of a running ring (when they mask the vector).
-    call: Mutex<Option<File>>,
+    call: Mutex<Option<Call>>,
     /// `None` while a ring lives, then the position at which a successor begins.
     resume_at: Mutex<Option<u16>>,
     dropped: Condvar,
 }
 
+#[derive(Debug)]
+struct Call {
+    eventfd: File,
+    /// The frontend owns it as well, and may have left it in blocking mode: then it is asked before each write.
+    may_block: bool,
+}
+
+impl Call {
+    fn new(eventfd: File) -> Call {
+        let flags = rustix::fs::fcntl_getfl(&eventfd);
+        Call {
+            may_block: !flags.is_ok_and(|flags| flags.contains(OFlags::NONBLOCK)),
+            eventfd,
+        }
+    }
+
+    fn notify(&self) -> io::Result<()> {
+        if self.may_block {
+            let mut ready = [PollFd::new(&self.eventfd, PollFlags::OUT)];
+            if rustix::event::poll(&mut ready, Some(&Timespec::default()))? == 0 {
+                return Ok(());
+            }
+        }
+        match rustix::io::write(&self.eventfd, &1u64.to_ne_bytes()) {
+            // A full counter is notice enough.
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
 impl Gate {
     pub(crate) fn new(call: Option<File>) -> Gate {
         Gate {
-            call: Mutex::new(call),
+            call: Mutex::new(call.map(Call::new)),
             resume_at: Mutex::new(None),
             dropped: Condvar::new(),
         }
@@ -54,7 +86,7 @@ impl Gate {
 
     /// From now on the guest is notified here. Interrupts meant for the old one may have got lost: send one.
     pub(crate) fn set_call(&self, call: Option<File>) {
-        *lock(&self.call) = call;
+        *lock(&self.call) = call.map(Call::new);
         // A spurious interrupt is legal, a lost one is a hang.
         let _ = self.notify();
     }
@@ -74,23 +106,7 @@ impl Gate {
     }
 
     fn notify(&self) -> io::Result<()> {
-        let call = lock(&self.call);
-        let Some(call) = call.as_ref() else {
-            return Ok(());
-        };
-        // The frontend owns this eventfd as well and may have let it block; a full counter is notice enough.
-        let mut ready = [PollFd::new(call, PollFlags::OUT)];
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        if rustix::event::poll(&mut ready, Some(&now))? == 0 {
-            return Ok(());
-        }
-        match rustix::io::write(call, &1u64.to_ne_bytes()) {
-            Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        lock(&self.call).as_ref().map_or(Ok(()), Call::notify)
     }
 }
 
@@ -106,6 +122,7 @@ pub(crate) struct RingParts {
     /// The guest relies on every completed write being on stable media (no FLUSH agreed on, or cache switched off).
     pub(crate) is_write_through: Arc<AtomicBool>,
     /// Dropped before the memory: fields go in order.
+    #[expect(dead_code, reason = "held, not asked")]
     pub(crate) bus_guard: Arc<BusGuard>,
     pub(crate) memory: Arc<Memory>,
     pub(crate) layout: Layout,

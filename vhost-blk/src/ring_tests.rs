@@ -1,6 +1,8 @@
 //! Rings against hand-made and random descriptors.
 
 use proptest::prelude::*;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::OFlags;
 use types::{HeapBlock, Payload};
 use vdi::{Op, Outcome, ReadPart};
 use virtio_bindings::virtio_blk::{
@@ -11,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::api::{DeviceConfig, Polled, RingRequest, Tag};
 use crate::chain::Memory;
-use crate::fuzz::{AVAIL, Heap, QUEUE_SIZE, REGIONS, TABLE, USED, answer, memory, ring_over};
+use crate::fuzz::{AVAIL, Heap, QUEUE_SIZE, REGIONS, TABLE, USED, answer, eventfd, memory, ring_over};
 use crate::ring::Ring;
 
 const DISK_BYTES: u64 = 1 << 20;
@@ -40,6 +42,7 @@ struct Rig {
     memory: std::sync::Arc<Memory>,
     ring: Ring,
     gate: std::sync::Arc<crate::ring::Gate>,
+    call: std::fs::File,
     avail: u16,
 }
 
@@ -54,10 +57,14 @@ impl Rig {
             memory.write_obj(start, GuestAddress(at)).unwrap();
         }
         let (ring, gate) = ring_over(&memory, config, true, start);
+        let call = eventfd();
+        gate.set_call(Some(call.try_clone().unwrap()));
+        rustix::io::read(&call, &mut [0; 8]).expect("told at once");
         Rig {
             memory,
             ring,
             gate,
+            call,
             avail: start,
         }
     }
@@ -576,6 +583,56 @@ fn a_write_without_a_buffer_stays_in_the_ring() {
         Op::Write { data, .. } => assert_eq!(data.bytes(), [7; 512]),
         op => panic!("{op:?}"),
     }
+}
+
+#[test]
+fn kicks_are_taken_back_without_blocking() {
+    let rig = Rig::new(config());
+    let kick = rig.ring.kick();
+    let is_kicked = || {
+        let mut fds = [PollFd::new(&kick, PollFlags::IN)];
+        rustix::event::poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
+    };
+    // As a frontend may leave it.
+    rustix::fs::fcntl_setfl(kick, OFlags::empty()).unwrap();
+    rig.ring.ack_kick();
+    rustix::io::write(kick, &3u64.to_ne_bytes()).unwrap();
+    assert!(is_kicked());
+    rig.ring.ack_kick();
+    assert!(!is_kicked());
+}
+
+#[test]
+fn the_guest_is_interrupted_where_it_asked_to_be() {
+    let mut rig = Rig::new(config());
+    offer_reads(&mut rig, 5);
+    // After the third.
+    let used_event = AVAIL + 4 + 2 * u64::from(QUEUE_SIZE);
+    rig.memory.write_obj(2u16, GuestAddress(used_event)).unwrap();
+    let requests = rig.poll();
+    let interrupts: Vec<bool> = requests
+        .iter()
+        .map(|request| {
+            rig.ring.complete(request.tag, zeros());
+            rig.ring.publish().unwrap();
+            let mut count = [0; 8];
+            rustix::io::read(&rig.call, &mut count).is_ok()
+        })
+        .collect();
+    assert_eq!(interrupts, [false, false, true, false, false]);
+}
+
+#[test]
+fn the_guest_is_asked_for_kicks_only_when_it_should() {
+    let mut rig = Rig::new(config());
+    let avail_event = GuestAddress(USED + 4 + 8 * u64::from(QUEUE_SIZE));
+    offer_reads(&mut rig, 2);
+    rig.poll();
+    assert_eq!(rig.memory.read_obj::<u16>(avail_event).unwrap(), 0);
+    assert!(!rig.ring.enable_kicks());
+    assert_eq!(rig.memory.read_obj::<u16>(avail_event).unwrap(), 2);
+    offer_reads(&mut rig, 1);
+    assert!(rig.ring.enable_kicks(), "one came in between");
 }
 
 #[test]

@@ -140,7 +140,8 @@ impl Server {
         }
     }
 
-    /// Disconnects the frontend, waits until the plane has dropped the rings, and takes the socket away.
+    /// Disconnects the frontend, waits until the plane has dropped the rings, and takes the socket away. Not to be
+    /// called on the plane's own thread, which would wait for itself.
     pub fn stop(mut self) {
         self.stop_now();
     }
@@ -224,7 +225,7 @@ impl Shared {
         let mut daemon = with_session(session, || VhostUserDaemon::new(name, backend, memory))
             .map_err(|error| io::Error::other(error.to_string()))?;
 
-        let inner_path = suffixed(&self.path, ".inner");
+        let inner_path = suffixed(&self.path, ".own");
         let _ = fs::remove_file(&inner_path);
         let listener = listen(&inner_path, INNER_MODE)?;
         let inner = UnixStream::connect(&inner_path);
@@ -243,6 +244,7 @@ impl Shared {
     }
 }
 
+/// Suffixes are of one length: a path that is too long fails when the server starts, not when a guest comes.
 fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);

@@ -87,9 +87,13 @@ impl Session {
 
     /// Stops every ring for good: the frontend is gone. Vrings and session know each other until this is called.
     pub(crate) fn end(&self) {
-        for vring in std::mem::take(&mut *lock(&self.vrings)) {
+        let vrings = std::mem::take(&mut *lock(&self.vrings));
+        for vring in &vrings {
             vring.stop();
         }
+        // The vrings hold the memory: it is unlisted while it is still mapped.
+        *lock(&self.bus_guard) = None;
+        drop(vrings);
     }
 
     /// `None` before there is any memory.
