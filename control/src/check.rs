@@ -304,3 +304,7 @@ fn multiple(what: &str, bytes: u64, of: u64) -> ApiResult<()> {
         format!("use {} bytes", bytes.next_multiple_of(of)),
     ))
 }
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;

@@ -254,9 +254,10 @@ mod tests {
 
     #[test]
     fn the_choice_is_the_same_on_every_host() {
-        // A recorded answer: a change of the hash would make daemons of two versions disagree.
+        // Recorded: a change of the hash would move what a new disk wins.
         let mut candidates = disks(&[1 << 40; 5]);
         let forwards = place(shard(3), 3, &candidates).unwrap();
+        assert_eq!(forwards, [1, 3, 2].map(|n| DiskId(0x1000 + n)));
         candidates.reverse();
         assert_eq!(place(shard(3), 3, &candidates).unwrap(), forwards);
     }

@@ -481,3 +481,7 @@ fn decode<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T> {
     }
     serde_json::from_value(value.record).map_err(damaged)
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

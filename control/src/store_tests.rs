@@ -1,0 +1,351 @@
+//! Records: round trips, and what compare-and-swap refuses.
+
+use std::path::PathBuf;
+
+use edge::{KvBatch, KvError, KvStore};
+use replication::{EpochEnd, ShardRecord};
+use types::{DiskId, Epoch, Incarnation, LayerId, PoolId, Seq, ShardId, ShardNo, VdiId};
+
+use super::{ControlStore, RecordError};
+use crate::{AttachTarget, Attachment, DiskRecord, DiskState, MemoryKv, PoolRecord, VdiRecord};
+
+const GIB: u64 = 1 << 30;
+
+fn store() -> ControlStore {
+    ControlStore::new(Box::new(MemoryKv::default()))
+}
+
+fn vdi(id: u32, name: &str, shards: u64) -> VdiRecord {
+    VdiRecord {
+        id: VdiId(id),
+        revision: 1,
+        name: name.to_owned(),
+        bytes: shards * GIB,
+        sector_bytes: 512,
+        replicas: 2,
+        shard_bytes: GIB,
+        head: LayerId(1),
+        created: "2026-11-22T01:00:00Z".parse().unwrap(),
+        attachments: Vec::new(),
+        deleting: false,
+    }
+}
+
+fn shards(vdi: u32, range: std::ops::Range<u32>) -> Vec<ShardRecord> {
+    let shard = |no| ShardId {
+        vdi: VdiId(vdi),
+        no: ShardNo(no),
+    };
+    range
+        .map(|no| ShardRecord::new(shard(no), vec![DiskId(1), DiskId(2)]))
+        .collect()
+}
+
+#[test]
+fn every_record_comes_back_as_it_was_put() {
+    let mut store = store();
+    assert_eq!(store.pool().unwrap(), None);
+    let pool = PoolRecord {
+        id: PoolId(7),
+        name: "main".into(),
+        created: "2026-11-22T01:00:00.5Z".parse().unwrap(),
+    };
+    store.put_pool(&pool).unwrap();
+    assert_eq!(store.pool().unwrap(), Some(pool));
+
+    let disk = |id: u128| DiskRecord {
+        id: DiskId(id),
+        path: PathBuf::from("/dev/disk/by-id/ä b"),
+        bytes: 1 << 45,
+        state: DiskState::Missing,
+        zone: "rack1".into(),
+    };
+    store.put_disk(&disk(2)).unwrap();
+    store.put_disk(&disk(1)).unwrap();
+    assert_eq!(store.disks().unwrap(), [disk(1), disk(2)]);
+    store.delete_disk(DiskId(1)).unwrap();
+    assert_eq!(
+        (store.disk(DiskId(1)).unwrap(), store.disk(DiskId(2)).unwrap()),
+        (None, Some(disk(2)))
+    );
+
+    let mut web = vdi(1, "web01", 3);
+    web.attachments = ["vhost-user:/run/a", "nbd:unix:/run/b", "nbd:tcp:[::1]:10809"]
+        .map(|target| Attachment {
+            target: target.parse::<AttachTarget>().unwrap(),
+            read_only: true,
+            queues: 4,
+        })
+        .to_vec();
+    store.create_vdi(&web, &shards(1, 0..3)).unwrap();
+    assert_eq!(store.vdi(VdiId(1)).unwrap().as_ref(), Some(&web));
+    assert_eq!(store.vdi_by_name("web01").unwrap(), Some(web));
+    assert_eq!(store.shards(VdiId(1)).unwrap(), shards(1, 0..3));
+}
+
+#[test]
+fn vdi_ids_are_never_used_again() {
+    let mut store = store();
+    assert_eq!(store.next_vdi_id().unwrap(), VdiId(1));
+    store.create_vdi(&vdi(1, "a", 1), &shards(1, 0..1)).unwrap();
+    let mut dying = store.vdi(VdiId(1)).unwrap().unwrap();
+    dying.deleting = true;
+    store.update_vdi(&dying).unwrap();
+    store.forget_vdi(VdiId(1)).unwrap();
+    store.forget_vdi(VdiId(1)).unwrap();
+    assert_eq!(store.next_vdi_id().unwrap(), VdiId(2));
+    assert!(store.vdis().unwrap().is_empty() && store.shards(VdiId(1)).unwrap().is_empty());
+}
+
+#[test]
+fn a_name_is_taken_until_its_vdi_begins_to_be_deleted() {
+    let mut store = store();
+    store.create_vdi(&vdi(1, "a", 1), &shards(1, 0..1)).unwrap();
+    let error = store.create_vdi(&vdi(2, "a", 1), &shards(2, 0..1)).unwrap_err();
+    assert!(matches!(error, RecordError::NameTaken(name) if name == "a"));
+    assert_eq!(store.next_vdi_id().unwrap(), VdiId(2), "a refusal takes no id");
+
+    let mut dying = store.vdi(VdiId(1)).unwrap().unwrap();
+    dying.deleting = true;
+    store.update_vdi(&dying).unwrap();
+    assert_eq!(store.vdi_by_name("a").unwrap(), None);
+    store.create_vdi(&vdi(2, "a", 1), &shards(2, 0..1)).unwrap();
+    store.forget_vdi(VdiId(1)).unwrap();
+    assert_eq!(
+        store.vdi_by_name("a").unwrap().unwrap().id,
+        VdiId(2),
+        "the new one keeps the name"
+    );
+    assert_eq!(store.shards(VdiId(2)).unwrap().len(), 1, "and its shards");
+}
+
+#[test]
+fn an_old_copy_of_a_vdi_changes_nothing() {
+    let mut store = store();
+    let first = vdi(1, "a", 1);
+    store.create_vdi(&first, &shards(1, 0..1)).unwrap();
+    let mut changed = first.clone();
+    changed.head = LayerId(2);
+    let second = store.update_vdi(&changed).unwrap();
+    assert_eq!((second.revision, second.head), (2, LayerId(2)));
+
+    let error = store.update_vdi(&first).unwrap_err();
+    assert!(matches!(
+        error,
+        RecordError::OldRevision {
+            held: 2,
+            given: 1,
+            ..
+        }
+    ));
+    let larger = VdiRecord {
+        bytes: 2 * GIB,
+        ..first
+    };
+    assert!(store.resize_vdi(&larger, &shards(1, 1..2)).is_err());
+    assert_eq!(store.vdi(VdiId(1)).unwrap(), Some(second));
+    assert_eq!(store.shards(VdiId(1)).unwrap().len(), 1);
+    assert!(matches!(
+        store.update_vdi(&vdi(9, "b", 1)),
+        Err(RecordError::Missing(_))
+    ));
+}
+
+#[test]
+fn a_resize_brings_its_shards_along() {
+    let mut store = store();
+    store.create_vdi(&vdi(1, "a", 1), &shards(1, 0..1)).unwrap();
+    let mut larger = vdi(1, "a", 1);
+    larger.bytes = 2 * GIB + 512;
+    let larger = store.resize_vdi(&larger, &shards(1, 1..3)).unwrap();
+    assert_eq!(store.vdi(VdiId(1)).unwrap(), Some(larger.clone()));
+    assert_eq!(store.shards(VdiId(1)).unwrap(), shards(1, 0..3));
+    // Within the last shard nothing is added.
+    let larger = VdiRecord {
+        bytes: 3 * GIB,
+        ..larger
+    };
+    assert_eq!(store.resize_vdi(&larger, &[]).unwrap().revision, 3);
+}
+
+#[test]
+fn a_shard_changes_only_from_the_epoch_just_below() {
+    let mut store = store();
+    store.create_vdi(&vdi(1, "a", 1), &shards(1, 0..1)).unwrap();
+    let first = shards(1, 0..1).remove(0);
+    let mut second = first.clone();
+    second.epoch = Epoch(2);
+    second.in_sync = vec![DiskId(1)];
+    second.ended = vec![EpochEnd {
+        epoch: Epoch(1),
+        end: Seq(u64::MAX),
+    }];
+    assert_eq!(store.swap_shard(&second).unwrap(), second);
+    assert_eq!(
+        store.swap_shard(&second).unwrap(),
+        second,
+        "a retry finds what it sent"
+    );
+
+    let mut rival = first.clone();
+    rival.epoch = Epoch(2);
+    rival.in_sync = vec![DiskId(2)];
+    assert_eq!(
+        store.swap_shard(&rival).unwrap(),
+        second,
+        "the loser learns what won"
+    );
+    let skipping = ShardRecord {
+        epoch: Epoch(4),
+        ..second.clone()
+    };
+    assert_eq!(store.swap_shard(&skipping).unwrap(), second);
+    assert_eq!(store.shard(first.shard).unwrap(), Some(second));
+
+    let nowhere = ShardId {
+        vdi: VdiId(1),
+        no: ShardNo(1),
+    };
+    assert_eq!(store.shard(nowhere).unwrap(), None);
+    let missing = ShardRecord {
+        shard: nowhere,
+        ..rival
+    };
+    assert!(matches!(store.swap_shard(&missing), Err(RecordError::Missing(_))));
+}
+
+#[test]
+fn each_start_has_its_own_incarnation() {
+    let mut store = store();
+    assert_eq!(store.next_incarnation().unwrap(), Incarnation(1));
+    assert_eq!(store.next_incarnation().unwrap(), Incarnation(2));
+}
+
+#[test]
+fn lists_longer_than_one_scan_are_whole_and_in_order() {
+    let mut store = store();
+    for count in [1023, 1024, 1025, 2048] {
+        let id = store.next_vdi_id().unwrap();
+        store
+            .create_vdi(
+                &vdi(id.0, &format!("v{count}"), u64::from(count)),
+                &shards(id.0, 0..count),
+            )
+            .unwrap();
+        assert_eq!(store.shards(id).unwrap(), shards(id.0, 0..count));
+    }
+    assert_eq!(store.vdis().unwrap().len(), 4);
+}
+
+fn with_value(key: &str, value: &str) -> ControlStore {
+    let mut kv = MemoryKv::default();
+    let puts = vec![(key.as_bytes().to_vec(), value.as_bytes().to_vec())];
+    kv.apply(&KvBatch {
+        puts,
+        ..KvBatch::default()
+    })
+    .unwrap();
+    ControlStore::new(Box::new(kv))
+}
+
+#[test]
+fn damaged_and_newer_records_are_named() {
+    for value in ["", "{}", "null", "\u{0}", r#"{"v":1,"record":{"id":"x"}}"#] {
+        let error = with_value("pool", value).pool().unwrap_err();
+        assert!(
+            matches!(&error, RecordError::Damaged { key, .. } if key == "pool"),
+            "{value}: {error}"
+        );
+    }
+    let error = with_value("pool", r#"{"v":2,"record":{"anything":1}}"#)
+        .pool()
+        .unwrap_err();
+    assert!(matches!(error, RecordError::TooNew { found: 2, .. }), "{error}");
+    let error = with_value("vdi-name/a", r#"{"v":1,"record":5}"#)
+        .vdi_by_name("a")
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("VDI 5, which has no record"),
+        "{error}"
+    );
+    let shard = serde_json::to_string(&shards(1, 3..4)[0]).unwrap();
+    let value = format!(r#"{{"v":1,"record":{shard}}}"#);
+    let error = with_value("shard/00000001/00000003", &value)
+        .shards(VdiId(1))
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("shard/00000001/00000000"),
+        "a gap is damage: {error}"
+    );
+}
+
+#[test]
+fn the_documented_values_are_read() {
+    // Each example of docs/records.md, as `key` and JSON. A change of format must keep reading these.
+    let text = include_str!("../../docs/records.md");
+    let examples: Vec<(&str, &str)> = text
+        .split("```json\n")
+        .skip(1)
+        .map(|rest| rest.split_once("\n```").expect("the example ends").0)
+        .map(|example| example.split_once('\n').expect("a key, then the value"))
+        .collect();
+    assert_eq!(examples.len(), 7);
+    let mut kv = MemoryKv::default();
+    let entry = |(key, value): &(&str, &str)| {
+        (
+            key.trim_start_matches("// ").as_bytes().to_vec(),
+            value.as_bytes().to_vec(),
+        )
+    };
+    let puts = examples.iter().map(entry).collect();
+    kv.apply(&KvBatch {
+        puts,
+        ..KvBatch::default()
+    })
+    .unwrap();
+    let mut store = ControlStore::new(Box::new(kv));
+    assert_eq!(store.pool().unwrap().unwrap().name, "main");
+    assert_eq!(store.disks().unwrap()[0].state, DiskState::Active);
+    let web = store.vdi_by_name("web01").unwrap().unwrap();
+    assert_eq!((web.attachments.len(), web.shard_count()), (2, 1));
+    assert_eq!(store.shards(web.id).unwrap()[0].write_quorum(), 2);
+    assert_eq!(store.next_vdi_id().unwrap(), VdiId(2));
+    assert_eq!(store.next_incarnation().unwrap(), Incarnation(18));
+}
+
+/// Fails every call.
+struct Broken;
+
+impl KvStore for Broken {
+    fn get(&self, _: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+        Err(KvError {
+            operation: "get",
+            place: "memory".into(),
+            reason: "broken".into(),
+        })
+    }
+
+    fn scan(&self, _: &[u8], _: &[u8], _: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, KvError> {
+        Err(KvError {
+            operation: "scan",
+            place: "memory".into(),
+            reason: "broken".into(),
+        })
+    }
+
+    fn apply(&mut self, _: &KvBatch) -> Result<(), KvError> {
+        Err(KvError {
+            operation: "apply",
+            place: "memory".into(),
+            reason: "broken".into(),
+        })
+    }
+}
+
+#[test]
+fn the_stores_failure_is_passed_on() {
+    let mut store = ControlStore::new(Box::new(Broken));
+    assert!(matches!(store.pool(), Err(RecordError::Kv(_))));
+    assert!(matches!(store.vdis(), Err(RecordError::Kv(_))));
+    assert!(matches!(store.delete_disk(DiskId(1)), Err(RecordError::Kv(_))));
+}
