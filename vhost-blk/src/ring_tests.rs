@@ -15,6 +15,7 @@ use crate::api::{DeviceConfig, Polled, RingRequest, Tag};
 use crate::chain::Memory;
 use crate::fuzz::{AVAIL, Heap, QUEUE_SIZE, REGIONS, TABLE, USED, answer, eventfd, memory, ring_over};
 use crate::ring::Ring;
+use crate::split::Layout;
 
 const DISK_BYTES: u64 = 1 << 20;
 const HEADER: u64 = 0x1000;
@@ -633,6 +634,69 @@ fn the_guest_is_asked_for_kicks_only_when_it_should() {
     assert_eq!(rig.memory.read_obj::<u16>(avail_event).unwrap(), 2);
     offer_reads(&mut rig, 1);
     assert!(rig.ring.enable_kicks(), "one came in between");
+}
+
+#[test]
+fn a_ring_that_is_not_all_memory_is_none() {
+    let memory = memory();
+    let inside = Layout {
+        size: QUEUE_SIZE,
+        table: GuestAddress(TABLE),
+        avail: GuestAddress(AVAIL),
+        used: GuestAddress(USED),
+        has_event_idx: true,
+    };
+    assert!(inside.is_inside(&memory));
+    let at = GuestAddress;
+    let cases = [
+        (
+            "table in the gap",
+            Layout {
+                table: at(NOWHERE),
+                ..inside
+            },
+        ),
+        (
+            "table into the gap",
+            Layout {
+                table: at(0x7f10),
+                ..inside
+            },
+        ),
+        (
+            "available ring into the gap",
+            Layout {
+                avail: at(0x7ffe),
+                ..inside
+            },
+        ),
+        (
+            "used ring into the gap",
+            Layout {
+                used: at(0x7ffc),
+                ..inside
+            },
+        ),
+        (
+            "used ring around the address space",
+            Layout {
+                used: at(u64::MAX - 3),
+                ..inside
+            },
+        ),
+        (
+            "indices at odd addresses",
+            Layout {
+                avail: at(AVAIL + 1),
+                ..inside
+            },
+        ),
+        ("a size that is no power of two", Layout { size: 12, ..inside }),
+        ("no size", Layout { size: 0, ..inside }),
+    ];
+    for (name, layout) in cases {
+        assert!(!layout.is_inside(&memory), "{name}");
+    }
 }
 
 #[test]

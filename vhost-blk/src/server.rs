@@ -236,7 +236,7 @@ impl Shared {
             .map_err(|error| io::Error::other(error.to_string()))?;
 
         let end = relay::run(client, &inner, self.stop.as_fd(), |channel| {
-            session.set_channel(channel)
+            session.set_channel(channel);
         });
         drop(inner);
         let protocol = daemon.wait().err().map(|error| error.to_string());

@@ -137,6 +137,44 @@ fn exercise(client: &mut Client, model: &mut [u8], random: &mut Random, rounds: 
 }
 
 #[test]
+fn a_foreign_driver_does_not_mind_the_order_of_completion() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.sock");
+    let plane = MemoryPlane::new(DISK_BYTES);
+    plane.change(|disk| disk.is_reversed = true);
+    let _server = Server::start(&path, DeviceId(1), config(), Arc::clone(&plane) as _).unwrap();
+    let mut model = vec![0; DISK_BYTES];
+    let mut client = Client::connect(&path, QUEUES);
+    exercise(&mut client, &mut model, &mut Random(0xbac), 40);
+    assert_eq!(plane.disk.lock().unwrap().bytes, model);
+}
+
+#[test]
+fn the_device_describes_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.sock");
+    let plane = MemoryPlane::new(DISK_BYTES);
+    let config = DeviceConfig {
+        discard_bytes_max: 64 << 20,
+        ..DeviceConfig::new(DISK_BYTES as u64, 4096)
+    };
+    let _server = Server::start(&path, DeviceId(1), config, plane as _).unwrap();
+    let client = Client::connect(&path, 1);
+    let numbers = [
+        "max-segments",
+        "max-segment-len",
+        "request-alignment",
+        "optimal-io-size",
+        "optimal-io-alignment",
+    ]
+    .map(|name| client.blkio.get_i32(name).unwrap());
+    assert_eq!(numbers, [254, 131_072, 4096, 1 << 20, 4096]);
+    assert_eq!(client.blkio.get_u64("max-discard-len").unwrap(), 64 << 20);
+    assert_eq!(client.blkio.get_u64("max-write-zeroes-len").unwrap(), 1 << 30);
+    assert!(client.blkio.get_bool("flush-needed").unwrap());
+}
+
+#[test]
 fn a_foreign_driver_reads_what_it_wrote_over_three_connections() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.sock");
