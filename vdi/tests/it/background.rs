@@ -262,3 +262,67 @@ fn disks_come_and_go_under_load() {
         world.run_dry();
     }
 }
+
+#[test]
+fn a_shard_that_another_writer_took_completes_nothing_and_holds_nobody_up() {
+    let mut world = World::new(8, 4 * MIB, MIB, 3);
+    world.write(0, 4 * MIB, true);
+    world.run_dry();
+    world.take_over(2);
+    for op in [
+        Op::WriteZeroes {
+            offset: 2 * MIB + 512,
+            length: 8192,
+            fua: true,
+        },
+        Op::Flush,
+        Op::Read {
+            offset: MIB,
+            length: 2 * MIB,
+        },
+    ] {
+        world.ask(op);
+    }
+    world.run_dry();
+    let shard = ShardNo(2);
+    assert!(world.notices.contains(&Notice::Fenced { shard }));
+    assert!(!world.errors.is_empty());
+    assert!(world.errors.iter().all(|error| *error == VdiError::Closed));
+    world.step(Event::Scrub);
+    world.run_dry();
+    assert!(matches!(
+        world.notices.last(),
+        Some(Notice::Scrub {
+            done: 4,
+            total: 4,
+            ..
+        })
+    ));
+    world.step(Event::Delete);
+    world.run_dry();
+    assert_eq!(world.notices.last(), Some(&Notice::Dropped));
+    assert_eq!(world.shards_on(DiskId(1)), 1, "the other writer's stays");
+}
+
+#[test]
+fn without_a_quorum_writes_wait_and_reads_go_on() {
+    let mut world = World::new(9, 2 * MIB, MIB, 3);
+    world.write(0, MIB, false);
+    world.flush();
+    world.run_dry();
+    world.set_disk(DiskId(1), false);
+    world.run_dry();
+    world.set_disk(DiskId(2), false);
+    let write = world.write(MIB / 2, 512, false);
+    let read = world.read(0, 65536);
+    let behind = world.read(MIB / 2, 512);
+    for _ in 0..1000 {
+        world.turn();
+    }
+    assert!(world.is_waiting(write) && world.is_waiting(behind) && !world.is_waiting(read));
+    let (shard, is_waiting) = (ShardNo(0), true);
+    assert!(world.notices.contains(&Notice::NoQuorum { shard, is_waiting }));
+    assert!(world.vdi.status().shards_waiting >= 1);
+    world.set_disk(DiskId(2), true);
+    world.run_dry();
+}

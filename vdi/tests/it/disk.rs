@@ -16,7 +16,7 @@ enum Content {
 
 #[derive(Debug, Default)]
 pub struct Replica {
-    promised: Token,
+    pub promised: Token,
     end: Seq,
     good_until: Option<Seq>,
     blocks: BTreeMap<u32, (Seq, Content)>,

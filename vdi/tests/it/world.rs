@@ -53,6 +53,10 @@ impl Drop for Repeat {
 }
 
 /// The seeds to run: `WEFT_SEED` alone, or `0..count`.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "which seed to repeat is a test's own setting"
+)]
 pub fn seeds(count: u64) -> Vec<u64> {
     match std::env::var("WEFT_SEED") {
         Ok(seed) => vec![seed.parse().expect("WEFT_SEED is a number")],
@@ -406,6 +410,14 @@ impl World {
             .expect("a touched shard")
             .rotten
             .push(block);
+    }
+
+    /// Another writer takes the shard over, on every disk.
+    pub fn take_over(&mut self, shard: u32) {
+        for disk in self.disks.values_mut() {
+            let replica = disk.shards.get_mut(&shard).expect("a touched shard");
+            replica.promised.epoch.0 += 1;
+        }
     }
 
     /// Flushes done by all disks.
