@@ -515,6 +515,15 @@ impl<B: Payload> Writer<B> {
                 _ => {}
             }
         }
+        // A resync that was asking its target at this moment has lost its source all the same.
+        for index in 0..self.members.len() {
+            let member = &self.members[index];
+            let target = member.disk;
+            if matches!(&member.state, MemberState::Syncing(sync) if target != disk && sync.copies_from(disk)) {
+                self.lose(target, effects);
+                self.start_fence(target, effects);
+            }
+        }
     }
 
     fn set_away(&mut self, disk: DiskId) {

@@ -34,6 +34,8 @@ const LISTING_MAX: usize = 1024;
 pub(super) struct Sync {
     no: u64,
     since: Seq,
+    /// Stream writes up to here it has, if it is of this stream.
+    end: Seq,
     source: DiskId,
     live_from: Seq,
     stage: Stage,
@@ -96,10 +98,16 @@ impl Sync {
         self.stage != Stage::Begin
     }
 
-    fn new(no: u64, since: Seq, source: DiskId, stage: Stage) -> Sync {
+    /// Whether `disk` is the source and is still needed.
+    pub(super) fn copies_from(&self, disk: DiskId) -> bool {
+        self.source == disk && matches!(self.stage, Stage::ListSource | Stage::ListTarget | Stage::Leaves)
+    }
+
+    fn new(no: u64, since: Seq, end: Seq, source: DiskId, stage: Stage) -> Sync {
         Sync {
             no,
             since,
+            end,
             source,
             live_from: Seq(0),
             stage,
@@ -123,14 +131,14 @@ impl<B: Payload> Writer<B> {
     }
 
     /// Begins, if there is a replica to copy from; the target stays as it is if not.
-    pub(super) fn start_sync(&mut self, target: DiskId, since: Seq, effects: &mut Effects<B>) {
+    pub(super) fn start_sync(&mut self, target: DiskId, since: Seq, end: Seq, effects: &mut Effects<B>) {
         let Some(source) = self.readable(BlockNo(0)).first().copied() else {
             return;
         };
         let no = self.new_no();
         let member = self.member_mut(target).expect("a target is a member");
         member.acked = Seq(0);
-        member.state = MemberState::Syncing(Box::new(Sync::new(no, since, source, Stage::Begin)));
+        member.state = MemberState::Syncing(Box::new(Sync::new(no, since, end, source, Stage::Begin)));
         self.send_sync(
             target,
             target,
@@ -144,7 +152,7 @@ impl<B: Payload> Writer<B> {
     pub(super) fn settle_source(&mut self, disk: DiskId, effects: &mut Effects<B>) {
         let no = self.new_no();
         let member = self.member_mut(disk).expect("a source is a member");
-        let mut sync = Sync::new(no, Seq(0), disk, Stage::Leaves);
+        let mut sync = Sync::new(no, Seq(0), Seq(0), disk, Stage::Leaves);
         sync.live_from = Seq(u64::MAX);
         member.state = MemberState::Syncing(Box::new(sync));
         let end = self.completed;
@@ -237,7 +245,10 @@ impl<B: Payload> Writer<B> {
         sync.source = source;
         sync.live_from = live_from;
         sync.stage = Stage::ListSource;
-        let before = Seq(live_from.0 - 1);
+        let last_seq = self.last_seq;
+        let sync = self.sync_mut(target).expect("checked by the caller");
+        let held = if sync.end <= last_seq { sync.end } else { Seq(0) };
+        let before = Seq(live_from.0 - 1).max(held);
         self.rejoin(target, before, effects);
         self.list(target, Stage::ListSource, LeafNo(0), effects);
     }
