@@ -153,7 +153,7 @@ impl ControlStore {
     /// # Errors
     /// The store's.
     pub fn delete_disk(&mut self, id: DiskId) -> Result<()> {
-        self.apply(KvBatch {
+        self.apply(&KvBatch {
             deletes: vec![disk_key(id).into_bytes()],
             ..KvBatch::default()
         })
@@ -196,7 +196,7 @@ impl ControlStore {
         add(&mut batch, &name_key(&vdi.name), &vdi.id);
         add(&mut batch, "next-vdi-id", &(vdi.id.0 + 1));
         add_shards(&mut batch, shards);
-        self.apply(batch)
+        self.apply(&batch)
     }
 
     /// One VDI.
@@ -290,7 +290,7 @@ impl ControlStore {
             return Ok(());
         };
         assert!(vdi.deleting, "VDI {id} is forgotten but not being deleted");
-        self.apply(KvBatch {
+        self.apply(&KvBatch {
             deletes: vec![vdi_key(id).into_bytes()],
             delete_ranges: vec![prefix_range(&format!("shard/{:08x}/", id.0))],
             ..KvBatch::default()
@@ -360,7 +360,7 @@ impl ControlStore {
     fn swap_vdi(&mut self, mut vdi: VdiRecord, mut batch: KvBatch) -> Result<VdiRecord> {
         vdi.revision += 1;
         add(&mut batch, &vdi_key(vdi.id), &vdi);
-        self.apply(batch)?;
+        self.apply(&batch)?;
         Ok(vdi)
     }
 
@@ -372,11 +372,11 @@ impl ControlStore {
     fn put<T: Serialize>(&mut self, key: &str, record: &T) -> Result<()> {
         let mut batch = KvBatch::default();
         add(&mut batch, key, record);
-        self.apply(batch)
+        self.apply(&batch)
     }
 
-    fn apply(&mut self, batch: KvBatch) -> Result<()> {
-        Ok(self.kv.apply(&batch)?)
+    fn apply(&mut self, batch: &KvBatch) -> Result<()> {
+        Ok(self.kv.apply(batch)?)
     }
 
     fn list<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<T>> {

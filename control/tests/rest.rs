@@ -196,7 +196,7 @@ impl Service for Fake {
                 target,
                 read_only,
                 queues,
-            })
+            });
         })
     }
 

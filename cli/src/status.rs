@@ -1,0 +1,122 @@
+//! `weft status` and `weft version`
+
+use control::{Health, Severity, StatusInfo, VersionInfo};
+
+use crate::client::{Client, parse};
+use crate::failure::{Exit, Failure, Outcome};
+use crate::{disk, output, pool, scrub, vdi};
+
+/// Events that a person is shown; `--json` has all that the daemon keeps.
+const EVENTS_SHOWN: usize = 10;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  weft status\n  weft status --check")]
+pub struct StatusArgs {
+    /// Exit with 1 unless every disk is in use and every virtual disk whole
+    #[arg(long)]
+    check: bool,
+}
+
+pub async fn run(client: &Client, args: &StatusArgs) -> Outcome<()> {
+    let answer = client.get("/v1/status").await?;
+    let status: StatusInfo = parse(answer.clone())?;
+    if client.json {
+        output::json(&answer);
+    } else {
+        output::print(&describe(&status));
+    }
+    let troubles = troubles(&status);
+    if args.check && !troubles.is_empty() {
+        return Err(Failure::failed(troubles.join(", "), "see `weft status`"));
+    }
+    Ok(())
+}
+
+/// What is not as it should be, worst first.
+fn troubles(status: &StatusInfo) -> Vec<String> {
+    let mut troubles = Vec::new();
+    let count = |health: Health| {
+        status
+            .vdis
+            .iter()
+            .filter(|v| v.health == health && !v.deleting)
+            .count()
+    };
+    let disks = |state: control::DiskState| status.disks.iter().filter(|d| d.state == state).count();
+    for (count, what) in [
+        (count(Health::Waiting), "VDIs with waiting writes"),
+        (disks(control::DiskState::Failed), "failed disks"),
+        (disks(control::DiskState::Missing), "missing disks"),
+        (count(Health::Degraded), "degraded VDIs"),
+    ] {
+        if count > 0 {
+            troubles.push(format!("{what}: {count}"));
+        }
+    }
+    troubles
+}
+
+fn describe(status: &StatusInfo) -> String {
+    let Some(pool) = &status.pool else {
+        return "there is no pool; create one with `weft pool create NAME`\n".to_owned();
+    };
+    let troubles = troubles(status);
+    let health = if troubles.is_empty() {
+        "all is well".to_owned()
+    } else {
+        troubles.join(", ")
+    };
+    let mut text = output::fields(&[("health", health)]);
+    text.push_str(&pool::describe(pool));
+    if !status.disks.is_empty() {
+        text.push_str("\ndisks\n");
+        text.push_str(&disk::table(&status.disks, 2));
+    }
+    if !status.vdis.is_empty() {
+        text.push_str("\nVDIs\n");
+        text.push_str(&vdi::table(&status.vdis, 2));
+    }
+    for resync in &status.resyncs {
+        let left = output::size(resync.leaves_left << 20);
+        text.push_str(&format!(
+            "\nresync of '{}': {} shards, {left} still to compare\n",
+            resync.vdi, resync.shards_left
+        ));
+    }
+    if !status.scrubs.is_empty() {
+        text.push_str("\nscrubs\n");
+        text.push_str(&scrub::table(&status.scrubs, 2));
+    }
+    if !status.events.is_empty() {
+        text.push_str("\nevents\n");
+        for event in status.events.iter().rev().take(EVENTS_SHOWN).rev() {
+            let severity = match event.severity {
+                Severity::Info => "info",
+                Severity::Warning => "warning",
+                Severity::Critical => "CRITICAL",
+            };
+            let at = event.at.strftime("%Y-%m-%d %H:%M:%S");
+            text.push_str(&format!("  {at}  {severity:<8}  {}\n", event.message));
+        }
+    }
+    text
+}
+
+/// A daemon that does not run is no failure here: the question was about versions.
+pub async fn version(client: &Client) -> Outcome<()> {
+    let ours = env!("CARGO_PKG_VERSION");
+    let answer = match client.get("/v1/version").await {
+        Err(failure) if failure.exit == Exit::Unreachable => None,
+        answer => Some(answer?),
+    };
+    if client.json {
+        output::json(&serde_json::json!({ "weft": ours, "daemon": answer }));
+        return Ok(());
+    }
+    let theirs = match answer.map(parse::<VersionInfo>).transpose()? {
+        Some(v) => format!("{} (API {}, disk format {})", v.version, v.api, v.disk_format),
+        None => "not running".to_owned(),
+    };
+    output::print(&output::fields(&[("weft", ours.to_owned()), ("blockd", theirs)]));
+    Ok(())
+}
