@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use vhost::vhost_user::Listener;
 use vhost_user_backend::VhostUserDaemon;
@@ -273,9 +274,15 @@ fn check_vacant(path: &Path) -> Result<(), VhostError> {
     if !meta.file_type().is_socket() {
         return Err(VhostError::NotASocket(path.to_owned()));
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Ok(_) | Err(_) => Err(VhostError::SocketInUse(path.to_owned())),
+    match probe(path) {
+        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(()),
+        Ok(()) | Err(_) => Err(VhostError::SocketInUse(path.to_owned())),
     }
+}
+
+/// Connects and hangs up. Does not wait: a live server's backlog may be full.
+fn probe(path: &Path) -> Result<(), Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)
 }

@@ -147,6 +147,31 @@ fn requests_in_flight_survive_the_death_of_the_server() {
 }
 
 #[test]
+fn restarts_at_any_moment_lose_nothing() {
+    let mut world = World::new();
+    let mut guest = world.guest();
+    for round in 0..40u64 {
+        world.plane.change(|disk| disk.is_reversed = round % 2 == 1);
+        let submitted: Vec<u16> = (0..5)
+            .map(|i| guest.write(round * 5 + i, &[(round * 5 + i) as u8; 512]))
+            .collect();
+        // Whatever the plane has done by now.
+        world.server.take().unwrap().stop();
+        world.server = Some(serve(&world.path, config(), &world.plane));
+        guest.start(&world.path);
+        assert_eq!(heads(&guest.finish(5)), submitted, "round {round}");
+    }
+    let disk = world.plane.disk.lock().unwrap();
+    for sector in 0..200 {
+        assert_eq!(
+            disk.bytes[sector * 512..][..512],
+            [sector as u8; 512],
+            "sector {sector}"
+        );
+    }
+}
+
+#[test]
 fn a_stopped_ring_tells_where_to_resume() {
     let world = World::new();
     let mut guest = world.guest();

@@ -17,10 +17,8 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion,
-};
-use vmm_sys_util::eventfd::EventFd;
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub const QUEUE_SIZE: u16 = 16;
 const MEMORY_BYTES: usize = 1 << 20;
@@ -71,8 +69,8 @@ impl Guest {
             avail: 0,
             used: 0,
             free: (0..QUEUE_SIZE / 3).map(|slot| slot * 3).rev().collect(),
-            kick: EventFd::new(libc_nonblock()).unwrap(),
-            call: EventFd::new(libc_nonblock()).unwrap(),
+            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+            call: EventFd::new(EFD_NONBLOCK).unwrap(),
             frontend: None,
             features: 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_BLK_F_FLUSH,
         }
@@ -128,7 +126,7 @@ impl Guest {
 
     /// Wants its interrupts elsewhere, as when a vector is masked.
     pub fn swap_call(&mut self) {
-        self.call = EventFd::new(libc_nonblock()).unwrap();
+        self.call = EventFd::new(EFD_NONBLOCK).unwrap();
         self.frontend
             .as_ref()
             .unwrap()
@@ -358,12 +356,4 @@ impl Guest {
             std::os::fd::BorrowedFd::borrow_raw(self.call.as_raw_fd())
         }
     }
-
-    pub fn region_count(&self) -> usize {
-        self.memory.num_regions()
-    }
-}
-
-fn libc_nonblock() -> i32 {
-    0o4000
 }
