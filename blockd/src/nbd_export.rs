@@ -42,7 +42,7 @@ impl VdiExport {
         match answer.await {
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(error)) => Err(in_nbd_words(&error)),
-            Err(_) => Err(ExportError::ShuttingDown),
+            Err(_) => Err(ExportError::Closing),
         }
     }
 
@@ -55,7 +55,7 @@ fn in_nbd_words(error: &VdiError) -> ExportError {
     match error {
         VdiError::OutOfRange { .. } | VdiError::Misaligned { .. } => ExportError::Invalid(error.to_string()),
         VdiError::Unreadable { .. } => ExportError::Io(error.to_string()),
-        VdiError::Closed => ExportError::ShuttingDown,
+        VdiError::Closed => ExportError::Closing,
     }
 }
 

@@ -83,7 +83,7 @@ impl Daemon {
             ApiError::conflict(format!("{shown}: {error}"), "`weft disk fsck` tells more")
         })?;
         tracing::info!(disk = %superblock.disk, path = %shown, ?report, "recovered");
-        if report.is_damaged() {
+        if !report.damage.is_empty() {
             self.events.add(
                 Severity::Warning,
                 format!("disk {} ({shown}): its log was damaged; run `weft scrub`", superblock.disk),

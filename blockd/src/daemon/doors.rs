@@ -96,7 +96,7 @@ impl Daemon {
             attachment.read_only,
         ));
         // By its name, and as the default export: clients that name none get the only one there is.
-        let mut exports = nbd::Exports::new();
+        let exports = nbd::Exports::new();
         for name in [record.name.as_str(), ""] {
             exports
                 .add(name, Arc::clone(&export))

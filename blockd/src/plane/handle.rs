@@ -88,8 +88,6 @@ pub struct VdiFigures {
     pub vdi: VdiId,
     /// Of its core.
     pub status: VdiStatus,
-    /// Its shards as the writers know them.
-    pub records: Vec<ShardRecord>,
 }
 
 /// Figures of one plane.

@@ -145,7 +145,6 @@ impl Plane {
         let vdis = self.vdis.iter().map(|(id, actor)| VdiFigures {
             vdi: *id,
             status: actor.core.status(),
-            records: actor.core.records(),
         });
         PlaneFigures {
             disks: self.node_figures(),

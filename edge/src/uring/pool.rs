@@ -363,6 +363,18 @@ impl Deref for BufMut {
     }
 }
 
+impl AsMut<[u8]> for BufMut {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self
+    }
+}
+
+impl AsRef<[u8]> for Buf {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
 impl DerefMut for BufMut {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `deref`; a `BufMut` is neither cloned nor cut, and `&mut self` makes us the only user.

@@ -1,0 +1,112 @@
+//! SIGKILL under verified load: nothing completed is lost, nothing in between is invented.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use support::{Daemon, NbdClient};
+
+/// Deterministic numbers for offsets (splitmix64).
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ x >> 31
+    }
+}
+
+const BLOCK: usize = 4096;
+const BLOCKS: u64 = 4096;
+
+/// Content that names its block and version in every 16 bytes.
+fn content(block: u64, version: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(BLOCK);
+    while bytes.len() < BLOCK {
+        bytes.extend(block.to_le_bytes());
+        bytes.extend(version.to_le_bytes());
+    }
+    bytes
+}
+
+/// What each block may hold: the version completed last, and those sent since.
+#[derive(Default)]
+struct Oracle {
+    completed: BTreeMap<u64, u64>,
+    sent: BTreeMap<u64, Vec<u64>>,
+    next_version: u64,
+}
+
+impl Oracle {
+    fn send(&mut self, block: u64) -> u64 {
+        self.next_version += 1;
+        self.sent.entry(block).or_default().push(self.next_version);
+        self.next_version
+    }
+
+    fn complete(&mut self, block: u64, version: u64) {
+        self.completed.insert(block, version);
+        self.sent.entry(block).or_default().retain(|sent| *sent > version);
+    }
+
+    /// After a crash each block has one of the values allowed, and that one is now settled.
+    fn check(&mut self, client: &mut NbdClient) {
+        for block in 0..BLOCKS {
+            let found = client.read(block * BLOCK as u64, BLOCK as u32).expect("read");
+            let completed = self.completed.get(&block).copied().unwrap_or(0);
+            let version = u64::from_le_bytes(found[8..16].try_into().expect("8 bytes"));
+            let sent = self.sent.remove(&block).unwrap_or_default();
+            assert!(version == completed || sent.contains(&version), "block {block} has version {version}, completed was {completed}, sent since {sent:?}");
+            let whole = if version == 0 { vec![0; BLOCK] } else { content(block, version) };
+            assert!(found == whole, "block {block} version {version} is torn");
+            self.completed.insert(block, version);
+        }
+    }
+}
+
+fn load_and_kill(replicas: u8, kills: u32) {
+    let mut daemon = Daemon::with_disks(usize::from(replicas), &[]);
+    daemon.create_vdi("load", BLOCKS * BLOCK as u64, replicas);
+    let socket = daemon.attach_nbd("load");
+    let mut numbers = Numbers(u64::from(replicas));
+    let mut oracle = Oracle::default();
+    for _ in 0..kills {
+        let mut client = NbdClient::connect(&socket).expect("connect");
+        let writes = 200 + numbers.next() % 2000;
+        let mut under_way: BTreeMap<u64, u64> = BTreeMap::new(); // version → block
+        for _ in 0..writes {
+            while under_way.len() >= 32 {
+                let (version, error) = client.receive().expect("reply");
+                assert_eq!(error, 0);
+                let block = under_way.remove(&version).expect("a version that was sent");
+                oracle.complete(block, version);
+            }
+            let block = numbers.next() % BLOCKS;
+            if under_way.values().any(|other| *other == block) {
+                continue; // Two versions of a block at once may complete in either order.
+            }
+            let version = oracle.send(block);
+            client.send(support::WRITE, version, block * BLOCK as u64, BLOCK as u32, &content(block, version)).expect("send");
+            under_way.insert(version, block);
+        }
+        daemon.kill();
+        daemon.start_again();
+        let mut client = NbdClient::connect(&socket).expect("connect");
+        oracle.check(&mut client);
+    }
+    daemon.until_health("load", "whole");
+}
+
+
+#[test]
+fn one_replica() {
+    load_and_kill(1, 6);
+}
+
+#[test]
+fn three_replicas() {
+    load_and_kill(3, 6);
+}
