@@ -1,10 +1,36 @@
 //! The log store: everything a pool keeps on one disk.
 //!
 //! See `docs/format.md` for the bytes and `api.rs` for what the store is asked and what it answers.
+//! [`format`] makes a disk, [`recover`] brings one to a state to go on from, [`Store`] runs it.
 
 mod api;
+mod append;
+mod apply;
+mod batch;
+mod bytes;
+mod cache;
+mod checkpoint;
+mod clean;
+mod flush;
+mod format;
+mod leaf;
+mod ledger;
+mod meta;
+mod read;
+mod recover;
+mod scan;
+mod segment;
+mod store;
+mod superblock;
 
 pub use api::{
     BlockState, BlockVersion, ClearKind, Effect, Event, IndexRequest, IndexResponse, LeafKey, Origin,
     REQUEST_BLOCKS_MAX, ReadPart, Reply, Request, ShardSummary, StoreError, StoreSettings, StoreStats,
+};
+pub use format::{FormatError, FormatParams, format};
+pub use recover::{Damage, RebuildReason, RecoverError, Recovered, RecoveryReport, rebuild_index, recover};
+pub use store::Store;
+pub use superblock::{
+    FIRST_SEGMENT_OFFSET, FORMAT_VERSION, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MIN,
+    SUPERBLOCK_OFFSETS, Superblock, SuperblockError, read_superblock,
 };

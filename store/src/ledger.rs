@@ -1,0 +1,448 @@
+//! What is where: segments, shards, and the one rule by which entries of the log change them.
+//!
+//! Used alike by the running store and by recovery, so that replay cannot decide differently. The rule: of two
+//! things said about the same block (or record, or end), the one with the later birth holds; a move keeps its
+//! birth and changes only the address; nothing of a shard counts that is older than the shard's drop.
+
+use std::collections::BTreeMap;
+
+use types::{BLOCK_BYTES, LayerId, LeafNo, Seq, ShardId};
+
+use crate::ShardSummary;
+use crate::batch::{Entry, Kind};
+use crate::bytes::{Reader, put_varint};
+use crate::leaf::{Leaf, Piece, Slot, State};
+use crate::segment::{Geometry, SegmentTable};
+
+/// Which leaves of a layer exist: in the index, or changed in memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LeafSet {
+    words: Vec<u64>,
+}
+
+impl LeafSet {
+    pub(crate) fn contains(&self, leaf: LeafNo) -> bool {
+        let at = leaf.0 as usize;
+        self.words.get(at / 64).is_some_and(|word| word >> (at % 64) & 1 == 1)
+    }
+
+    pub(crate) fn insert(&mut self, leaf: LeafNo) {
+        let at = leaf.0 as usize;
+        if self.words.len() <= at / 64 {
+            self.words.resize(at / 64 + 1, 0);
+        }
+        self.words[at / 64] |= 1 << (at % 64);
+    }
+
+    pub(crate) fn remove(&mut self, leaf: LeafNo) {
+        let at = leaf.0 as usize;
+        if let Some(word) = self.words.get_mut(at / 64) {
+            *word &= !(1 << (at % 64));
+        }
+        while self.words.last() == Some(&0) {
+            self.words.pop();
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.words.is_empty()
+    }
+
+    /// The first leaf at or after `from`.
+    pub(crate) fn next(&self, from: LeafNo) -> Option<LeafNo> {
+        let mut at = from.0 as usize;
+        while let Some(word) = self.words.get(at / 64) {
+            let rest = word >> (at % 64);
+            if rest != 0 {
+                return Some(LeafNo((at + rest.trailing_zeros() as usize) as u32));
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        None
+    }
+}
+
+/// What the disk holds of one shard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Shard {
+    /// False for the memory of a dropped shard, and before its record is in the log.
+    pub(crate) is_known: bool,
+    /// Its record is on the way to the log. Not kept.
+    pub(crate) will_be_known: bool,
+    pub(crate) end: u64,
+    /// What `end` will be when everything submitted is applied. Not kept.
+    pub(crate) end_submitted: u64,
+    /// Birth of the last word on `end` that was not a write of the stream.
+    pub(crate) end_birth: u64,
+    pub(crate) record: Vec<u8>,
+    pub(crate) record_birth: u64,
+    /// Everything older is gone.
+    pub(crate) drop_birth: u64,
+    /// Leaves may still hold what a drop made void.
+    pub(crate) is_purging: bool,
+    pub(crate) data_blocks: u64,
+    pub(crate) layers: BTreeMap<LayerId, LeafSet>,
+}
+
+const VERSION: u8 = 1;
+/// Words of a leaf set of the largest shard; bounds what a value of the index can make us allocate.
+const LEAF_WORDS_MAX: u64 = (types::SHARD_BLOCKS_MAX / types::LEAF_BLOCKS / 64) as u64;
+
+impl Shard {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = vec![VERSION, u8::from(self.is_known) | u8::from(self.is_purging) << 1];
+        for value in [
+            self.end,
+            self.end_birth,
+            self.record_birth,
+            self.drop_birth,
+            self.data_blocks,
+            self.record.len() as u64,
+        ] {
+            put_varint(&mut out, value);
+        }
+        out.extend_from_slice(&self.record);
+        put_varint(&mut out, self.layers.len() as u64);
+        for (layer, leaves) in &self.layers {
+            put_varint(&mut out, u64::from(layer.0));
+            put_varint(&mut out, leaves.words.len() as u64);
+            for word in &leaves.words {
+                out.extend_from_slice(&word.to_le_bytes());
+            }
+        }
+        let crc = crc32c::crc32c(&out);
+        out.extend_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Shard> {
+        let (content, crc) = bytes.split_last_chunk::<4>()?;
+        if u32::from_le_bytes(*crc) != crc32c::crc32c(content) {
+            return None;
+        }
+        let mut fields = Reader::new(content);
+        if fields.u8()? != VERSION {
+            return None;
+        }
+        let bits = fields.u8()?;
+        let mut shard = Shard {
+            is_known: bits & 1 != 0,
+            is_purging: bits & 2 != 0,
+            end: fields.varint()?,
+            end_birth: fields.varint()?,
+            record_birth: fields.varint()?,
+            drop_birth: fields.varint()?,
+            data_blocks: fields.varint()?,
+            ..Shard::default()
+        };
+        let record = fields.varint()?;
+        shard.record = fields.take(usize::try_from(record).ok()?)?.to_vec();
+        for _ in 0..fields.varint()? {
+            let layer = LayerId(u32::try_from(fields.varint()?).ok()?);
+            let words = fields.varint()?;
+            if words > LEAF_WORDS_MAX {
+                return None;
+            }
+            let words = (0..words).map(|_| fields.u64()).collect::<Option<Vec<u64>>>()?;
+            shard.layers.insert(layer, LeafSet { words });
+        }
+        fields.is_empty().then_some(shard)
+    }
+
+    /// Whether requests may name it.
+    pub(crate) fn is_there(&self) -> bool {
+        self.is_known || self.will_be_known
+    }
+
+    pub(crate) fn has_leaf(&self, layer: LayerId, leaf: LeafNo) -> bool {
+        self.layers.get(&layer).is_some_and(|leaves| leaves.contains(leaf))
+    }
+
+    /// Nothing to remember: neither a shard nor the drop of one.
+    pub(crate) fn is_void(&self) -> bool {
+        !self.is_known && !self.is_purging && self.drop_birth == 0 && self.layers.values().all(LeafSet::is_empty)
+    }
+}
+
+/// Segments and shards.
+#[derive(Clone, Debug)]
+pub(crate) struct Ledger {
+    pub(crate) segments: SegmentTable,
+    pub(crate) shards: BTreeMap<ShardId, Shard>,
+    /// Shards to write at the next checkpoint.
+    pub(crate) dirty_shards: std::collections::BTreeSet<ShardId>,
+    /// (generation, number): batches in older segments count only up to that number. Oldest first.
+    pub(crate) opens: Vec<(u64, u64)>,
+}
+
+impl Ledger {
+    pub(crate) fn new(geometry: Geometry) -> Ledger {
+        Ledger {
+            segments: SegmentTable::new(geometry),
+            shards: BTreeMap::new(),
+            dirty_shards: std::collections::BTreeSet::new(),
+            opens: Vec::new(),
+        }
+    }
+
+    fn shard(&mut self, id: ShardId) -> &mut Shard {
+        self.dirty_shards.insert(id);
+        self.shards.entry(id).or_default()
+    }
+
+    /// Empties slots that a drop of the shard made void. Call whenever a leaf came from the index, and for
+    /// leaves in memory when the drop is applied; true if anything changed.
+    pub(crate) fn purge(&mut self, id: ShardId, leaf: &mut Leaf) -> bool {
+        let Some(shard) = self.shards.get_mut(&id).filter(|shard| shard.drop_birth > 0) else {
+            return false;
+        };
+        let dropped = shard.drop_birth;
+        let mut is_changed = false;
+        for at in 0..crate::leaf::SLOTS {
+            let slot = leaf.get(at);
+            if slot.state != State::Absent && slot.birth < dropped {
+                if slot.state == State::Data {
+                    self.segments.drop_live(slot.address);
+                    shard.data_blocks -= 1;
+                }
+                leaf.set(at, Slot::default());
+                is_changed = true;
+            }
+        }
+        if is_changed {
+            self.dirty_shards.insert(id);
+        }
+        is_changed
+    }
+
+    /// Applies what a blocks entry says of one leaf; `address` and `sums` are of the piece's first block.
+    /// True if the leaf changed.
+    pub(crate) fn apply_piece(
+        &mut self,
+        entry: &Entry,
+        piece: Piece,
+        address: u64,
+        sums: &[u32],
+        leaf: &mut Leaf,
+    ) -> bool {
+        let id = piece.key.shard;
+        let Ledger { segments, shards, dirty_shards, .. } = self;
+        let shard = shards.entry(id).or_default();
+        if entry.birth < shard.drop_birth {
+            return false;
+        }
+        let mut is_changed = false;
+        let mut value = Slot {
+            state: state_of(entry.kind),
+            is_no_end: !entry.advances_end(),
+            seq: entry.seq,
+            birth: entry.birth,
+            ..Slot::default()
+        };
+        for index in 0..piece.count {
+            if value.state == State::Data {
+                value.address = address + index as u64;
+                value.sum = sums[index];
+            }
+            let at = piece.slot + index;
+            if leaf.birth(at) > entry.birth {
+                continue;
+            }
+            let old = leaf.get(at);
+            // A move only ever changes the place of what is there, or says that it is lost.
+            if old == value {
+                continue;
+            }
+            if old.state == State::Data {
+                segments.drop_live(old.address);
+                shard.data_blocks -= 1;
+            }
+            if value.state == State::Data {
+                segments.add_live(value.address, 1);
+                shard.data_blocks += 1;
+            }
+            leaf.set(at, value);
+            is_changed = true;
+        }
+        if is_changed {
+            let leaves = shard.layers.entry(piece.key.layer).or_default();
+            leaves.insert(piece.key.leaf);
+            dirty_shards.insert(id);
+        }
+        is_changed
+    }
+
+    /// What an entry says besides its blocks. True if it drops its shard.
+    pub(crate) fn apply_entry(&mut self, entry: &Entry, inline: &[u8], segment: u32) -> bool {
+        if entry.kind.is_note() {
+            self.segments.add_note(segment);
+        }
+        let id = entry.shard_id();
+        match entry.kind {
+            Kind::Data | Kind::Zero | Kind::Trim | Kind::Lost => {
+                let shard = self.shard(id);
+                if entry.birth > shard.drop_birth {
+                    shard.is_known = true;
+                    if entry.advances_end() && entry.birth > shard.end_birth {
+                        shard.end = shard.end.max(entry.seq);
+                    }
+                }
+            }
+            Kind::SetEnd => {
+                let shard = self.shard(id);
+                if entry.birth > shard.end_birth.max(shard.drop_birth) {
+                    shard.is_known = true;
+                    shard.end = entry.seq;
+                    shard.end_birth = entry.birth;
+                }
+            }
+            Kind::Record => {
+                let shard = self.shard(id);
+                if entry.birth > shard.record_birth.max(shard.drop_birth) {
+                    shard.is_known = true;
+                    shard.record = inline.to_vec();
+                    shard.record_birth = entry.birth;
+                }
+            }
+            Kind::Drop => return self.apply_drop(id, entry.birth),
+            Kind::Open => self.apply_open(entry),
+            Kind::Checkpoint => {}
+        }
+        false
+    }
+
+    fn apply_drop(&mut self, id: ShardId, birth: u64) -> bool {
+        let shard = self.shard(id);
+        if birth <= shard.drop_birth {
+            return false;
+        }
+        shard.drop_birth = birth;
+        shard.is_purging = shard.layers.values().any(|leaves| !leaves.is_empty());
+        // In a rebuild a moved drop can come after what was said later: that stays.
+        if shard.record_birth < birth {
+            shard.record.clear();
+        }
+        if shard.end_birth < birth {
+            shard.end = 0;
+            shard.end_birth = birth;
+        }
+        shard.is_known = shard.record_birth > birth;
+        true
+    }
+
+    fn apply_open(&mut self, entry: &Entry) {
+        let fence = (entry.shard, entry.seq);
+        if let Err(at) = self.opens.binary_search_by_key(&fence.0, |open| open.0) {
+            self.opens.insert(at, fence);
+        }
+    }
+
+    /// Fences older than every segment in use guard nothing.
+    pub(crate) fn forget_opens(&mut self, floor: u64) {
+        self.opens.retain(|open| open.0 > floor);
+    }
+
+    pub(crate) fn summaries(&self) -> Vec<ShardSummary> {
+        self.shards
+            .iter()
+            .filter(|(_, shard)| shard.is_known)
+            .map(|(id, shard)| ShardSummary {
+                shard: *id,
+                end: Seq(shard.end),
+                record: shard.record.clone(),
+                data_blocks: shard.data_blocks,
+            })
+            .collect()
+    }
+
+    /// Blocks of data the disk takes before guests wait. A tenth stays for dead blocks, so that cleaning always
+    /// finds a victim with something to gain.
+    pub(crate) fn capacity_blocks(&self, reserved: u32) -> u64 {
+        let geometry = self.segments.geometry;
+        let usable = u64::from(geometry.segments.saturating_sub(reserved + 2));
+        // A batch header for every 256 blocks, as cleaning writes them, and the segment's own.
+        let packed = u64::from(geometry.segment_blocks - 1) * 256 / 257;
+        usable * packed * 9 / 10
+    }
+
+    pub(crate) fn capacity_bytes(&self, reserved: u32) -> u64 {
+        self.capacity_blocks(reserved) * BLOCK_BYTES
+    }
+}
+
+fn state_of(kind: Kind) -> State {
+    match kind {
+        Kind::Data => State::Data,
+        Kind::Zero => State::Zero,
+        Kind::Trim => State::Trim,
+        Kind::Lost => State::Lost,
+        other => panic!("{other:?} has no blocks"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn leaf_sets() {
+        let mut set = LeafSet::default();
+        for leaf in [0, 63, 64, 500] {
+            set.insert(LeafNo(leaf));
+        }
+        let mut list = Vec::new();
+        let mut from = LeafNo(0);
+        while let Some(leaf) = set.next(from) {
+            list.push(leaf.0);
+            from = LeafNo(leaf.0 + 1);
+        }
+        assert_eq!(list, [0, 63, 64, 500]);
+        set.remove(LeafNo(500));
+        assert!(!set.contains(LeafNo(500)) && set.contains(LeafNo(64)));
+        for leaf in [0, 63, 64] {
+            set.remove(LeafNo(leaf));
+        }
+        assert!(set.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn shards_round_trip(
+            numbers: [u64; 5],
+            bits: [bool; 2],
+            record: Vec<u8>,
+            leaves in prop::collection::btree_map(any::<u32>(), prop::collection::vec(0u32..60_000, 1..20), 0..4),
+        ) {
+            let mut shard = Shard {
+                is_known: bits[0],
+                will_be_known: false,
+                end_submitted: 0,
+                is_purging: bits[1],
+                end: numbers[0],
+                end_birth: numbers[1],
+                record,
+                record_birth: numbers[2],
+                drop_birth: numbers[3],
+                data_blocks: numbers[4],
+                layers: BTreeMap::new(),
+            };
+            for (layer, list) in leaves {
+                let set = shard.layers.entry(LayerId(layer)).or_default();
+                list.into_iter().for_each(|leaf| set.insert(LeafNo(leaf)));
+            }
+            let mut bytes = shard.encode();
+            prop_assert_eq!(Shard::decode(&bytes), Some(shard));
+            bytes[2] ^= 1;
+            prop_assert_eq!(Shard::decode(&bytes), None);
+        }
+
+        #[test]
+        fn any_signed_bytes_are_safe(mut bytes: Vec<u8>) {
+            bytes.insert(0, VERSION);
+            let crc = crc32c::crc32c(&bytes);
+            bytes.extend_from_slice(&crc.to_le_bytes());
+            let _ = Shard::decode(&bytes);
+        }
+    }
+}

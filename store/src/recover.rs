@@ -1,0 +1,646 @@
+//! Recovery: from a disk and perhaps an index to the state the store goes on from.
+//!
+//! Two passes over the part of the log that is newer than the index. The survey reads every header and learns
+//! how far the log is known to be durable, which segments are void and which starts fenced off what. The replay
+//! adopts batches in order: up to the durable point whatever is there (a missing batch is damage and is
+//! reported), behind it only an unbroken run of whole batches. Then a fresh segment is opened whose first batch
+//! says where the adopted log ends: a write of the dead process that lands late can never join it.
+//!
+//! The index is believed only if it is this disk's, intact and not older than the log says; otherwise it is
+//! built anew from the whole log by the very same replay.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::BuildHasherDefault;
+
+use edge::{BlockFile, DiskError, KvError, KvStore};
+use types::{BLOCK_BYTES, LayerId, ShardId};
+
+use crate::LeafKey;
+use crate::batch::{Entry, Header, Kind, SegmentKey, birth};
+use crate::cache::KeyHasher;
+use crate::format::wipe_index;
+use crate::leaf::{Leaf, encode_key, pieces};
+use crate::ledger::{Ledger, Shard};
+use crate::meta::{META_KEY, Meta, OPENS_MAX, checkpoint_batch};
+use crate::scan::{Found, SegmentScan, read_segment_header};
+use crate::segment::{Geometry, ROW_SEGMENTS, SegmentHeader, Stage, secret};
+use crate::superblock::{Superblock, SuperblockError, read_superblock};
+
+/// Leaves kept in memory while replaying; more are written to the index in between. About 120 MiB.
+const LEAVES_MAX: usize = 16 << 10;
+
+const DECODE: &str = "decode";
+
+/// Why a disk cannot be opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecoverError {
+    /// There is no usable superblock.
+    #[error(transparent)]
+    Superblock(#[from] SuperblockError),
+    /// The disk failed.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The index failed.
+    #[error(transparent)]
+    Index(#[from] KvError),
+    /// Not one segment is free to go on writing in.
+    #[error("none of the {segments} segments is free")]
+    NoFreeSegment {
+        /// How many there are.
+        segments: u32,
+    },
+}
+
+/// Why the index was built anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RebuildReason {
+    /// Somebody asked for it.
+    Asked,
+    /// There is none (as after format: then there is also nothing to replay).
+    Missing,
+    /// It does not decode.
+    Damaged,
+    /// It belongs to another disk.
+    Foreign,
+    /// The log says that a later checkpoint was durable.
+    RolledBack,
+    /// The log ends before the checkpoint: the disk is an older copy.
+    Ahead,
+}
+
+/// A part of the log that was durable once and is not there now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// Batches that should be there: numbers from first to last.
+    Batches {
+        /// First missing.
+        first: u64,
+        /// Last missing.
+        last: u64,
+    },
+    /// A segment whose header is unreadable: nothing in it can be told.
+    Segment {
+        /// Its number on the disk.
+        segment: u32,
+    },
+}
+
+/// What recovery did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// How often the disk was opened, this time included.
+    pub open_count: u64,
+    /// Set if the index was built anew.
+    pub rebuilt: Option<RebuildReason>,
+    /// Segments read.
+    pub segments_read: u32,
+    /// Batches applied to the index.
+    pub batches_replayed: u64,
+    /// Batches behind the end of the unbroken log that were dropped whole.
+    pub batches_dropped: u64,
+    /// What is missing; shards on this disk may lack writes they completed. Resync them.
+    pub damage: Vec<Damage>,
+}
+
+/// What [`crate::Store::open`] goes on from.
+#[derive(Clone, Debug)]
+pub struct Recovered {
+    pub(crate) superblock: Superblock,
+    pub(crate) ledger: Ledger,
+    pub(crate) entropy: u64,
+    /// Of the last batch in the log.
+    pub(crate) number: u64,
+    pub(crate) generation: u64,
+    pub(crate) checkpoint_id: u64,
+    pub(crate) open: OpenSegment,
+}
+
+impl Recovered {
+    /// What the disk says of itself.
+    #[must_use]
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    /// The shards found on the disk.
+    #[must_use]
+    pub fn shards(&self) -> Vec<crate::ShardSummary> {
+        self.ledger.summaries()
+    }
+}
+
+/// The segment that is being filled.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenSegment {
+    pub(crate) index: u32,
+    pub(crate) key: SegmentKey,
+    /// First unused block, from the segment's start.
+    pub(crate) next: u32,
+}
+
+/// Brings a disk and its index into a state to go on from. `entropy` is any random number.
+///
+/// # Errors
+/// See [`RecoverError`]. Nothing is repaired by guessing: damage in the log is reported, not an error.
+pub fn recover(
+    disk: &mut dyn BlockFile,
+    kv: &mut dyn KvStore,
+    entropy: u64,
+) -> Result<(Recovered, RecoveryReport), RecoverError> {
+    open(disk, kv, entropy, None)
+}
+
+/// As [`recover`], but trusts the log alone: the index is emptied and built anew.
+///
+/// # Errors
+/// See [`RecoverError`].
+pub fn rebuild_index(
+    disk: &mut dyn BlockFile,
+    kv: &mut dyn KvStore,
+    entropy: u64,
+) -> Result<(Recovered, RecoveryReport), RecoverError> {
+    open(disk, kv, entropy, Some(RebuildReason::Asked))
+}
+
+fn open(
+    disk: &mut dyn BlockFile,
+    kv: &mut dyn KvStore,
+    entropy: u64,
+    asked: Option<RebuildReason>,
+) -> Result<(Recovered, RecoveryReport), RecoverError> {
+    let mut superblock = read_superblock(disk)?;
+    superblock.generation += 1;
+    superblock.open_count += 1;
+    superblock.write(disk)?;
+    // What is read below may still sit in the device's cache; the checkpoint must not get ahead of the log.
+    disk.sync()?;
+    let mut report = RecoveryReport {
+        open_count: superblock.open_count,
+        ..RecoveryReport::default()
+    };
+    let loaded = match asked {
+        Some(reason) => Err(reason),
+        None => load_index(kv, &superblock)?,
+    };
+    let mut plan = match loaded {
+        Ok((meta, ledger)) => {
+            let plan = survey(disk, &superblock, Some(meta.scan_from), ledger, meta, &mut report);
+            match plan.distrust() {
+                Some(reason) => rebuild_plan(disk, kv, &superblock, reason, &mut report)?,
+                None => plan,
+            }
+        }
+        Err(reason) => rebuild_plan(disk, kv, &superblock, reason, &mut report)?,
+    };
+    if let Err(error) = Replay::run(disk, kv, &superblock, &mut plan, &mut report) {
+        // A leaf that does not decode: the log has what it should hold.
+        if !matches!(&error, RecoverError::Index(kv_error) if kv_error.operation == DECODE) || plan.is_rebuild {
+            return Err(error);
+        }
+        report.batches_replayed = 0;
+        report.batches_dropped = 0;
+        plan = rebuild_plan(disk, kv, &superblock, RebuildReason::Damaged, &mut report)?;
+        Replay::run(disk, kv, &superblock, &mut plan, &mut report)?;
+    }
+    let recovered = open_fresh_segment(disk, superblock, plan, entropy)?;
+    Ok((recovered, report))
+}
+
+fn rebuild_plan(
+    disk: &mut dyn BlockFile,
+    kv: &mut dyn KvStore,
+    superblock: &Superblock,
+    reason: RebuildReason,
+    report: &mut RecoveryReport,
+) -> Result<Plan, RecoverError> {
+    report.rebuilt = Some(reason);
+    wipe_index(kv)?;
+    let meta = Meta {
+        disk: superblock.disk,
+        id: 0,
+        position: 0,
+        scan_from: 0,
+        opens: Vec::new(),
+        is_rebuilding: true,
+    };
+    let ledger = Ledger::new(Geometry::of(superblock));
+    report.damage.clear();
+    Ok(survey(disk, superblock, None, ledger, meta, report))
+}
+
+/// The checkpoint, or why it cannot be used.
+fn load_index(
+    kv: &dyn KvStore,
+    superblock: &Superblock,
+) -> Result<Result<(Meta, Ledger), RebuildReason>, KvError> {
+    let Some(value) = kv.get(META_KEY)? else {
+        return Ok(Err(RebuildReason::Missing));
+    };
+    let Some(meta) = Meta::decode(&value) else {
+        return Ok(Err(RebuildReason::Damaged));
+    };
+    if meta.disk != superblock.disk {
+        return Ok(Err(RebuildReason::Foreign));
+    }
+    if meta.is_rebuilding {
+        return Ok(Err(RebuildReason::Missing));
+    }
+    let mut ledger = Ledger::new(Geometry::of(superblock));
+    ledger.opens.clone_from(&meta.opens);
+    let mut is_intact = true;
+    scan_prefix(kv, b's', &mut |key, value| {
+        let row = key.try_into().map(u32::from_be_bytes).ok();
+        let is_row = row.is_some_and(|row| {
+            row <= superblock.segments / ROW_SEGMENTS && ledger.segments.restore_row(row, value).is_some()
+        });
+        is_intact &= is_row;
+    })?;
+    scan_prefix(kv, b'h', &mut |key, value| {
+        let id = key.try_into().map(u64::from_be_bytes).map(ShardId::from_u64).ok();
+        match id.zip(Shard::decode(value)) {
+            Some((id, shard)) => drop(ledger.shards.insert(id, shard)),
+            None => is_intact = false,
+        }
+    })?;
+    Ok(if is_intact { Ok((meta, ledger)) } else { Err(RebuildReason::Damaged) })
+}
+
+fn scan_prefix(kv: &dyn KvStore, prefix: u8, each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), KvError> {
+    const CHUNK: usize = 256;
+    let mut from = vec![prefix];
+    let to = [prefix + 1];
+    loop {
+        let found = kv.scan(&from, &to, CHUNK)?;
+        for (key, value) in &found {
+            each(&key[1..], value);
+        }
+        match found.last() {
+            Some((last, _)) if found.len() == CHUNK => {
+                from.clone_from(last);
+                from.push(0);
+            }
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// What the survey learned.
+struct Plan {
+    ledger: Ledger,
+    meta: Meta,
+    is_rebuild: bool,
+    /// Segments to replay by generation.
+    segments: BTreeMap<u64, (u32, SegmentKey)>,
+    /// Batches up to here were known to be durable.
+    durable: u64,
+    highest_number: u64,
+    highest_generation: u64,
+    /// From the last checkpoint entry in the log.
+    logged_checkpoint: u64,
+    floor: u64,
+}
+
+impl Plan {
+    /// Why the index must not be used, if so.
+    fn distrust(&self) -> Option<RebuildReason> {
+        if self.logged_checkpoint > self.meta.id {
+            Some(RebuildReason::RolledBack)
+        } else if self.highest_number < self.meta.position {
+            Some(RebuildReason::Ahead)
+        } else {
+            None
+        }
+    }
+
+    /// In segments of this generation, batches count up to this number.
+    fn fence(&self, generation: u64) -> u64 {
+        let opens = &self.ledger.opens;
+        let later = opens.partition_point(|open| open.0 <= generation);
+        opens[later..].iter().map(|open| open.1).min().unwrap_or(u64::MAX)
+    }
+}
+
+fn survey(
+    disk: &dyn BlockFile,
+    superblock: &Superblock,
+    scan_from: Option<u64>,
+    ledger: Ledger,
+    meta: Meta,
+    report: &mut RecoveryReport,
+) -> Plan {
+    let mut plan = Plan {
+        ledger,
+        meta,
+        is_rebuild: scan_from.is_none(),
+        segments: BTreeMap::new(),
+        durable: 0,
+        highest_number: 0,
+        highest_generation: 0,
+        logged_checkpoint: 0,
+        floor: 0,
+    };
+    plan.durable = plan.meta.position;
+    find_segments(disk, superblock, scan_from.unwrap_or(0), &mut plan, report);
+    let geometry = plan.ledger.segments.geometry;
+    for (index, key) in plan.segments.values().copied().collect::<Vec<_>>() {
+        let mut scan = SegmentScan::new(disk, geometry, index, key);
+        report.segments_read += 1;
+        while let Some(Found { header, .. }) = scan.next_batch() {
+            plan.highest_number = plan.highest_number.max(header.number);
+            plan.durable = plan.durable.max(header.durable_upto);
+            for entry in &header.entries {
+                plan.learn(entry);
+            }
+        }
+    }
+    let floor = plan.floor;
+    plan.segments.retain(|generation, _| *generation >= floor);
+    plan
+}
+
+impl Plan {
+    fn learn(&mut self, entry: &Entry) {
+        match entry.kind {
+            Kind::Open => {
+                self.durable = self.durable.max(entry.seq);
+                self.ledger.apply_entry(entry, &[], 0);
+            }
+            Kind::Checkpoint => {
+                self.logged_checkpoint = self.logged_checkpoint.max(entry.seq);
+                self.floor = self.floor.max(entry.shard);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn find_segments(
+    disk: &dyn BlockFile,
+    superblock: &Superblock,
+    scan_from: u64,
+    plan: &mut Plan,
+    report: &mut RecoveryReport,
+) {
+    for index in 0..superblock.segments {
+        let known = *plan.ledger.segments.get(index);
+        plan.highest_generation = plan.highest_generation.max(known.generation);
+        let is_old = known.stage != Stage::Free && known.generation < scan_from;
+        if is_old {
+            continue;
+        }
+        match read_segment_header(disk, superblock, index) {
+            Some(header) => {
+                plan.highest_generation = plan.highest_generation.max(header.key.generation);
+                if header.key.generation >= scan_from {
+                    plan.segments.insert(header.key.generation, (index, header.key));
+                }
+            }
+            None if known.stage != Stage::Free => report.damage.push(Damage::Segment { segment: index }),
+            None => {}
+        }
+    }
+}
+
+struct Replay<'a> {
+    disk: &'a dyn BlockFile,
+    kv: &'a mut dyn KvStore,
+    plan: &'a mut Plan,
+    report: &'a mut RecoveryReport,
+    leaves: HashMap<LeafKey, (Box<Leaf>, bool), BuildHasherDefault<KeyHasher>>,
+    /// Number of the last batch applied, and the generation of its segment.
+    last: u64,
+    last_generation: u64,
+}
+
+impl<'a> Replay<'a> {
+    fn run(
+        disk: &'a dyn BlockFile,
+        kv: &'a mut dyn KvStore,
+        superblock: &Superblock,
+        plan: &'a mut Plan,
+        report: &'a mut RecoveryReport,
+    ) -> Result<(), RecoverError> {
+        let mut replay = Replay {
+            last: plan.meta.position,
+            last_generation: plan.meta.scan_from,
+            disk,
+            kv,
+            plan,
+            report,
+            leaves: HashMap::default(),
+        };
+        replay.plan.meta.id = replay.plan.meta.id.max(replay.plan.logged_checkpoint);
+        replay.all(superblock)?;
+        let (last, durable) = (replay.last, replay.plan.durable);
+        if last < durable {
+            replay.report.damage.push(Damage::Batches { first: last + 1, last: durable });
+        }
+        replay.plan.ledger.segments.find_empty();
+        replay.plan.meta.is_rebuilding = false;
+        replay.save()
+    }
+
+    fn all(&mut self, superblock: &Superblock) -> Result<(), RecoverError> {
+        let geometry = Geometry::of(superblock);
+        let segments: Vec<_> = self.plan.segments.iter().map(|(generation, at)| (*generation, *at)).collect();
+        let mut is_over = false;
+        for (generation, (index, key)) in segments {
+            let fence = self.plan.fence(generation);
+            let mut scan = SegmentScan::new(self.disk, geometry, index, key);
+            while let Some(found) = scan.next_batch() {
+                let number = found.header.number;
+                if number <= self.last || number > fence {
+                    continue;
+                }
+                is_over = is_over || !self.is_next(&found.header) || !self.is_sound(&scan, &found);
+                if is_over {
+                    self.report.batches_dropped += 1;
+                } else {
+                    self.apply(&found, index)?;
+                    self.last_generation = generation;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the log goes on with this batch. Batches missing before it are reported if they were durable,
+    /// and end the log if they were not.
+    fn is_next(&mut self, header: &Header) -> bool {
+        let first_missing = self.last + 1;
+        let is_start = header
+            .entries
+            .iter()
+            .any(|entry| entry.kind == Kind::Open && entry.shard == header.key.generation && entry.seq <= self.last);
+        if header.number == first_missing || is_start {
+            return true;
+        }
+        if first_missing > self.plan.durable {
+            return false;
+        }
+        // Whole segments are missing from a rebuild because they were cleaned and used again.
+        let is_reused = self.plan.is_rebuild && header.key.generation > self.last_generation + 1;
+        if !is_reused && !(self.plan.is_rebuild && self.last == 0) {
+            self.report.damage.push(Damage::Batches {
+                first: first_missing,
+                last: header.number - 1,
+            });
+        }
+        true
+    }
+
+    /// A batch not known to be durable counts only if all of its data is there.
+    fn is_sound(&self, scan: &SegmentScan<'_>, found: &Found) -> bool {
+        found.header.number <= self.plan.durable || scan.is_whole(found)
+    }
+
+    fn apply(&mut self, found: &Found, index: u32) -> Result<(), RecoverError> {
+        if self.plan.ledger.segments.get(index).stage == Stage::Free {
+            self.plan.ledger.segments.adopt(index, found.header.key.generation);
+        }
+        for (entry, first_sum, inline) in found.header.walk() {
+            if entry.kind.is_blocks() {
+                self.apply_blocks(entry, found.address + 1 + first_sum as u64, &found.header.sums[first_sum..])?;
+            }
+            if self.plan.ledger.apply_entry(entry, inline, index) {
+                self.purge_leaves(entry.shard_id());
+            }
+        }
+        self.last = found.header.number;
+        self.report.batches_replayed += 1;
+        Ok(())
+    }
+
+    fn apply_blocks(&mut self, entry: &Entry, address: u64, sums: &[u32]) -> Result<(), RecoverError> {
+        for piece in pieces(entry.shard_id(), LayerId(entry.layer), entry.block, entry.count) {
+            if self.leaves.len() >= LEAVES_MAX {
+                self.save()?;
+            }
+            self.load(piece.key)?;
+            let (leaf, is_dirty) = self.leaves.get_mut(&piece.key).expect("just loaded");
+            let sums = if entry.kind == Kind::Data { &sums[piece.index as usize..] } else { &[] };
+            let address = address + u64::from(piece.index);
+            *is_dirty |= self.plan.ledger.apply_piece(entry, piece, address, sums, leaf);
+        }
+        Ok(())
+    }
+
+    fn load(&mut self, key: LeafKey) -> Result<(), RecoverError> {
+        if self.leaves.contains_key(&key) {
+            return Ok(());
+        }
+        let is_stored = self.plan.ledger.shards.get(&key.shard).is_some_and(|s| s.has_leaf(key.layer, key.leaf));
+        let mut leaf = match is_stored {
+            true => load_leaf(self.kv, key)?,
+            false => Leaf::empty(),
+        };
+        let is_dirty = self.plan.ledger.purge(key.shard, &mut leaf);
+        self.leaves.insert(key, (leaf, is_dirty));
+        Ok(())
+    }
+
+    fn purge_leaves(&mut self, shard: ShardId) {
+        for (key, (leaf, is_dirty)) in &mut self.leaves {
+            if key.shard == shard {
+                *is_dirty |= self.plan.ledger.purge(shard, leaf);
+            }
+        }
+    }
+
+    /// Writes what was replayed as a checkpoint of its own: a crash from here on resumes behind it.
+    fn save(&mut self) -> Result<(), RecoverError> {
+        let meta = &mut self.plan.meta;
+        meta.id += 1;
+        meta.position = self.last;
+        meta.scan_from = self.last_generation;
+        meta.opens.clone_from(&self.plan.ledger.opens);
+        let mut dirty: Vec<_> = self.leaves.drain().filter(|(_, (_, is_dirty))| *is_dirty).collect();
+        dirty.sort_unstable_by_key(|(key, _)| *key);
+        let leaves = dirty.iter().map(|(key, (leaf, _))| (*key, leaf.as_ref()));
+        let batch = checkpoint_batch(&mut self.plan.ledger, &self.plan.meta, leaves);
+        self.kv.apply(&batch)?;
+        Ok(())
+    }
+}
+
+fn load_leaf(kv: &dyn KvStore, key: LeafKey) -> Result<Box<Leaf>, KvError> {
+    let damaged = || KvError {
+        operation: DECODE,
+        place: format!("leaf {} of shard {} layer {}", key.leaf.0, key.shard, key.layer),
+        reason: "missing or damaged; rebuild the index from the log".into(),
+    };
+    let value = kv.get(&encode_key(key))?.ok_or_else(damaged)?;
+    Leaf::decode(key, &value).ok_or_else(damaged)
+}
+
+/// Opens the segment the store goes on in, and fences off everything not adopted.
+fn open_fresh_segment(
+    disk: &mut dyn BlockFile,
+    superblock: Superblock,
+    plan: Plan,
+    entropy: u64,
+) -> Result<Recovered, RecoverError> {
+    let Plan { mut ledger, meta, highest_number, highest_generation, .. } = plan;
+    let adopted = meta.position;
+    let number = highest_number.max(adopted) + 1;
+    let generation = highest_generation.max(meta.scan_from) + 1;
+    let key = SegmentKey {
+        secret: secret(superblock.secret_base, entropy, generation),
+        generation,
+    };
+    let segments = superblock.segments;
+    let index = ledger.segments.take_free(generation).ok_or(RecoverError::NoFreeSegment { segments })?;
+    let header = SegmentHeader { disk: superblock.disk, index, key };
+    let offset = ledger.segments.geometry.start(index) * BLOCK_BYTES;
+    disk.write_at(offset, &header.encode().0)?;
+    disk.sync()?;
+    let floor = ledger.segments.floor();
+    ledger.forget_opens(floor);
+    ledger.opens.push((generation, adopted));
+    let surplus = ledger.opens.len().saturating_sub(OPENS_MAX);
+    ledger.opens.drain(..surplus);
+    let batch = Header {
+        key,
+        number,
+        complete_upto: number - 1,
+        durable_upto: adopted,
+        entries: fence_entries(&ledger, number, meta.id, floor),
+        sums: Vec::new(),
+        inline: Vec::new(),
+    };
+    disk.write_at(offset + BLOCK_BYTES, &batch.encode().0)?;
+    disk.sync()?;
+    ledger.segments.set_stage(index, Stage::Open);
+    // The index and the log both say now that these are free.
+    for emptied in ledger.segments.take_emptied() {
+        ledger.segments.release(emptied);
+    }
+    Ok(Recovered {
+        superblock,
+        ledger,
+        entropy,
+        number,
+        generation,
+        checkpoint_id: meta.id,
+        open: OpenSegment { index, key, next: 2 },
+    })
+}
+
+/// What a batch says when a checkpoint is durable: its id, the oldest generation in use, and every fence.
+pub(crate) fn fence_entries(ledger: &Ledger, number: u64, checkpoint: u64, floor: u64) -> Vec<Entry> {
+    let entry = |kind, generation, seq, position| Entry {
+        kind,
+        flags: 0,
+        shard: generation,
+        layer: 0,
+        block: 0,
+        count: 0,
+        seq,
+        birth: birth(number, position),
+    };
+    let mut entries = vec![entry(Kind::Checkpoint, floor, checkpoint, 0)];
+    for (generation, adopted) in &ledger.opens {
+        entries.push(entry(Kind::Open, *generation, *adopted, entries.len()));
+    }
+    entries
+}
