@@ -70,7 +70,9 @@ pub struct DeviceConfig {
     pub serial: String,
     /// Request queues, 1 to [`QUEUES_MAX`].
     pub queues: u16,
-    /// The most descriptors a queue may have: a power of two from 4 to [`QUEUE_SIZE_MAX`].
+    /// Descriptors of a queue as frontends are expected to set it up, a power of two from 4 to [`QUEUE_SIZE_MAX`]: what
+    /// the guest is told of segments follows from it. The protocol has no word for it, so any size up to
+    /// [`QUEUE_SIZE_MAX`] is served. QEMU and Cloud Hypervisor use 128 unless told otherwise.
     pub queue_size: u16,
     /// Refuse everything that changes the disk.
     pub is_read_only: bool,
@@ -99,7 +101,7 @@ impl DeviceConfig {
             optimal_io_bytes: 1 << 20,
             serial: String::new(),
             queues: 1,
-            queue_size: 256,
+            queue_size: 128,
             is_read_only: false,
             discard_bytes_max: 1 << 30,
             discard_granularity_bytes: 4096,

@@ -12,7 +12,7 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 
-use crate::api::Plane;
+use crate::api::{Plane, QUEUE_SIZE_MAX};
 use crate::bus_guard::BusGuard;
 use crate::device::{CONFIG_WRITEBACK_OFFSET, Device};
 use crate::ring::lock;
@@ -126,7 +126,7 @@ impl VhostUserBackend for SessionBackend {
     }
 
     fn max_queue_size(&self) -> usize {
-        usize::from(self.0.device.config.queue_size)
+        usize::from(QUEUE_SIZE_MAX)
     }
 
     fn features(&self) -> u64 {

@@ -35,7 +35,7 @@ impl Client {
         blkio.set_str("path", path.to_str().unwrap()).unwrap();
         blkio.connect().unwrap();
         blkio.set_i32("num-queues", i32::from(queues)).unwrap();
-        blkio.set_i32("queue-size", 64).unwrap();
+        blkio.set_i32("queue-size", 128).unwrap();
         let started = blkio.start().unwrap();
         let region = blkio.alloc_mem_region(1 << 20).unwrap();
         blkio.map_mem_region(&region).unwrap();
@@ -168,7 +168,7 @@ fn the_device_describes_itself() {
         "optimal-io-alignment",
     ]
     .map(|name| client.blkio.get_i32(name).unwrap());
-    assert_eq!(numbers, [254, 131_072, 4096, 1 << 20, 4096]);
+    assert_eq!(numbers, [126, 266_240, 4096, 1 << 20, 4096]);
     assert_eq!(client.blkio.get_u64("max-discard-len").unwrap(), 64 << 20);
     assert_eq!(client.blkio.get_u64("max-write-zeroes-len").unwrap(), 1 << 30);
     assert!(client.blkio.get_bool("flush-needed").unwrap());
