@@ -6,6 +6,7 @@
 //! who is out of date, and owns the disk's log store. `message.rs` is what they say to each other; whether a
 //! thread, a socket or the simulator carries it is nobody's business here.
 
+mod log_store;
 mod message;
 mod node;
 mod record;

@@ -492,15 +492,15 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
         promise.finished += u64::from(kind.is_change());
         match (kind, &answer) {
             (PendingKind::Stream(seq), Ok(_)) => promise.end = promise.end.max(seq),
-            (PendingKind::SetEnd { resyncs }, Ok(_)) if promise.resyncs == resyncs => {
-                if promise.good_until.is_some() {
-                    promise.good_until = None;
-                    let put = promise.put(shard);
-                    self.submit(now, shard, token, id, put, PendingKind::EndOfResync, effects);
-                    return;
-                }
+            (PendingKind::SetEnd { resyncs }, Ok(_))
+                if promise.resyncs == resyncs && promise.good_until.is_some() =>
+            {
+                promise.good_until = None;
+                let put = promise.put(shard);
+                self.submit(now, shard, token, id, put, PendingKind::EndOfResync, effects);
+                return;
             }
-            (PendingKind::SetEnd { .. }, Ok(_)) => {
+            (PendingKind::SetEnd { resyncs }, Ok(_)) if promise.resyncs != resyncs => {
                 // Another resync began since: this end is of a life that is over.
                 answer = Err(Refusal::Stale {
                     promised: promise.promised,

@@ -63,7 +63,7 @@ impl<B: Payload> Writer<B> {
         let is_held = |member: &Member| match &member.state {
             MemberState::Current | MemberState::Syncing(_) => true,
             MemberState::Reported(report) => {
-                let is_past = report.end == chosen && !self.is_mixed;
+                let is_past = report.end == chosen;
                 let is_ours = is_past || (report.end >= first && report.end <= self.last_seq);
                 report.is_whole() && is_ours && report.end >= self.completed
             }
@@ -78,7 +78,8 @@ impl<B: Payload> Writer<B> {
         let is_hopeless = self.phase == WriterPhase::Opening || is_answered;
         if self.saving.is_none() && is_hopeless && !self.members.iter().any(is_held) {
             self.chosen = None;
-            self.is_mixed = false;
+            self.fork = None;
+            self.is_streaming = false;
             self.phase = WriterPhase::Opening;
             self.started_at = self.now;
             self.unsend();
@@ -117,22 +118,33 @@ impl<B: Payload> Writer<B> {
             .max_by_key(|(_, report)| (report.good(), report.is_whole()))
             .expect("a quorum is at least one");
         let chosen = best.good();
+        let is_fork_recorded = self.record.ended.iter().any(|ended| ended.end <= chosen);
+        self.fork = (!best.is_whole() && !is_fork_recorded).then_some(chosen);
+        if self.fork.is_some() {
+            return;
+        }
         let furthest = reports
             .iter()
             .map(|(_, report)| report.end)
             .max()
             .unwrap_or(chosen);
         let first = self.first_seq(furthest.max(chosen).max(self.last_seq));
+        let is_above = self.record.ended.iter().any(|ended| ended.end > chosen);
+        self.lower_ended = is_above.then_some(chosen);
+        if best.is_whole() {
+            self.start_from(chosen, first);
+        } else {
+            // The best there is was being caught up itself, and holds blocks from above its good end. A number of
+            // its own tells it from everybody who has the same end without them.
+            self.start_from(first, first.next());
+            self.settle_source(source, effects);
+        }
+    }
+
+    fn start_from(&mut self, chosen: Seq, first: Seq) {
         self.chosen = Some((chosen, first));
         self.last_seq = chosen;
         self.completed = chosen;
-        self.lower_ended = self.record.ended.iter().any(|ended| ended.end > chosen);
-        if !best.is_whole() {
-            // The best there is was being caught up itself: it is the truth now, once it says so durably. The
-            // others are compared with it even where their ends are the same.
-            self.is_mixed = true;
-            self.settle_source(source, effects);
-        }
     }
 
     fn first_seq(&self, above: Seq) -> Seq {
@@ -155,14 +167,14 @@ impl<B: Payload> Writer<B> {
             if !self.record.replicas.contains(&disk) {
                 continue;
             }
-            let is_past = report.end == chosen && !self.is_mixed;
+            let is_past = report.end == chosen;
             let is_ours = is_past || (report.end >= first && report.end <= self.last_seq);
             if self.is_in_sync(disk) && report.is_whole() && is_ours && report.end >= self.completed {
                 self.make_current(disk, report.end, effects);
                 self.rejoin(disk, report.end, effects);
             } else {
                 let since = self.good_since(disk, report);
-                self.start_sync(disk, since, effects);
+                self.start_sync(disk, since, report.end, effects);
             }
         }
     }
@@ -174,38 +186,39 @@ impl<B: Payload> Writer<B> {
         if since > chosen && since < first {
             since = chosen;
         }
-        since = since.min(self.last_seq);
-        if !self.is_in_sync(disk) {
-            // It left at one of these ends; without one nobody knows where.
-            let ended = self.record.ended.iter().map(|ended| ended.end).min();
-            since = since.min(ended.unwrap_or(Seq(0)));
+        let since = since.min(self.last_seq);
+        match self.record.ended.iter().map(|ended| ended.end).min() {
+            Some(ended) => since.min(ended),
+            // It left at an end that is not recorded: nobody knows where.
+            None if !self.is_in_sync(disk) => Seq(0),
+            None => since,
         }
-        since
     }
 
-    /// Opens when what the record names in sync is equal, or will be without doubt, or cannot be had.
-    pub(super) fn open(&mut self, effects: &mut Effects<B>) {
-        if self.phase != WriterPhase::Opening || self.chosen.is_none() || self.saving.is_some() {
-            return;
-        }
-        if self.lower_ended || self.wants_removal() {
+    /// Opens for writes when every member the record names in sync starts from what was chosen, or is marked as
+    /// behind it; for reads alone when one does and the others cannot be had.
+    pub(super) fn open(&mut self) {
+        let is_settled = self.saving.is_none() && self.lower_ended.is_none() && !self.wants_removal();
+        if self.chosen.is_none() || self.is_streaming || !is_settled {
             return;
         }
         let mut current = 0;
-        let mut syncing = 0;
+        let mut marked = 0;
+        let mut gone = 0;
         for disk in &self.record.in_sync {
             let member = self.member(*disk).expect("every replica is a member");
             match &member.state {
                 MemberState::Current => current += 1,
-                MemberState::Syncing(sync) if sync.has_begun() => syncing += 1,
-                _ if member.is_gone() || self.is_patience_over() => {}
-                _ => return,
+                MemberState::Syncing(sync) if sync.has_begun() => marked += 1,
+                _ if member.is_gone() => gone += 1,
+                _ => {}
             }
         }
-        let is_open = current >= self.record.write_quorum() || (current > 0 && syncing == 0);
-        if is_open {
+        let in_sync = self.record.in_sync.len();
+        self.is_streaming = current >= self.record.write_quorum() && current + marked == in_sync;
+        let is_all_there_is = current + gone == in_sync || self.is_patience_over();
+        if self.is_streaming || (current > 0 && is_all_there_is) {
             self.phase = WriterPhase::Open;
-            self.complete(effects);
         }
     }
 }

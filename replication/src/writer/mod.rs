@@ -187,10 +187,14 @@ pub struct Writer<B> {
 
     /// Where the past ends and the first seq of this life; `None` until the fence round has a quorum.
     chosen: Option<(Seq, Seq)>,
-    /// What was chosen was itself unfinished: an equal end does not mean equal content.
-    is_mixed: bool,
-    /// The record still has past ends above what was chosen.
-    lower_ended: bool,
+    /// The best replica is itself unfinished: the record must first say that what others hold above this is of a
+    /// past that was given up.
+    fork: Option<Seq>,
+    /// Writes may be numbered: every in-sync member of the record starts from what was chosen, so that no two of
+    /// them ever hold different writes above the same past.
+    is_streaming: bool,
+    /// The record still has past ends above this, which was chosen.
+    lower_ended: Option<Seq>,
     last_seq: Seq,
     /// Every write up to here is complete.
     completed: Seq,
@@ -246,8 +250,9 @@ impl<B: Payload> Writer<B> {
             next_id: 0,
             started_at: Instant(0),
             chosen: None,
-            is_mixed: false,
-            lower_ended: false,
+            fork: None,
+            is_streaming: false,
+            lower_ended: None,
             last_seq: Seq(0),
             completed: Seq(0),
             window: VecDeque::new(),
@@ -349,6 +354,7 @@ impl<B: Payload> Writer<B> {
     /// Serving, whole, and nothing to arrange: acks and requests need no more than their own handling.
     fn is_steady(&self) -> bool {
         self.phase == WriterPhase::Open
+            && self.is_streaming
             && self.saving.is_none()
             && self.replaces.is_empty()
             && self.scrub.as_ref().is_none_or(Scrub::has_begun)
@@ -365,7 +371,7 @@ impl<B: Payload> Writer<B> {
             self.choose(effects);
             self.place_reported(effects);
             self.plan(effects);
-            self.open(effects);
+            self.open();
             self.complete(effects);
             self.serve_waiting(effects);
             self.retry_parked(effects);
@@ -504,12 +510,10 @@ impl<B: Payload> Writer<B> {
         for purpose in lost {
             match purpose {
                 Purpose::Read(no) => self.read_lost(no, effects),
-                Purpose::Sync { target, no, .. } if target != disk => {
-                    // Its source went: the target starts again with whatever source there is then.
-                    if self.sync_is(target, no) {
-                        self.lose(target, effects);
-                        self.start_fence(target, effects);
-                    }
+                // Its source went: the target starts again with whatever source there is then.
+                Purpose::Sync { target, no, .. } if target != disk && self.sync_is(target, no) => {
+                    self.lose(target, effects);
+                    self.start_fence(target, effects);
                 }
                 Purpose::Drop => self.dropped(effects),
                 _ => {}
@@ -519,7 +523,8 @@ impl<B: Payload> Writer<B> {
         for index in 0..self.members.len() {
             let member = &self.members[index];
             let target = member.disk;
-            if matches!(&member.state, MemberState::Syncing(sync) if target != disk && sync.copies_from(disk)) {
+            if matches!(&member.state, MemberState::Syncing(sync) if target != disk && sync.copies_from(disk))
+            {
                 self.lose(target, effects);
                 self.start_fence(target, effects);
             }

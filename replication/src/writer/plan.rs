@@ -44,16 +44,21 @@ impl<B: Payload> Writer<B> {
 
     /// Asks for the next change of the record, when one is due and safe; one at a time.
     pub(super) fn plan(&mut self, effects: &mut Effects<B>) {
-        if self.saving.is_some() || self.chosen.is_none() {
+        if self.saving.is_some() {
             return;
         }
         let mut next = self.record.clone();
-        self.plan_ended(&mut next);
-        self.plan_additions(&mut next);
-        self.plan_removals(&mut next);
-        self.plan_replace(&mut next);
-        if next.in_sync.len() == next.replicas.len() {
-            next.ended.clear();
+        if self.chosen.is_some() {
+            self.plan_ended(&mut next);
+            self.plan_additions(&mut next);
+            self.plan_removals(&mut next);
+            self.plan_replace(&mut next);
+            let is_whole = next.replicas.iter().all(|disk| self.is_whole(*disk));
+            if next.in_sync.len() == next.replicas.len() && is_whole {
+                next.ended.clear();
+            }
+        } else if let Some(end) = self.fork {
+            self.push_ended(&mut next, end);
         }
         if next != self.record {
             next.epoch.0 += 1;
@@ -67,8 +72,7 @@ impl<B: Payload> Writer<B> {
     }
 
     fn plan_ended(&self, next: &mut ShardRecord) {
-        let (chosen, _) = self.chosen.expect("checked by plan");
-        if self.lower_ended {
+        if let Some(chosen) = self.lower_ended {
             for ended in &mut next.ended {
                 ended.end = ended.end.min(chosen);
             }
@@ -106,15 +110,19 @@ impl<B: Payload> Writer<B> {
             .filter(|disk| !gone.contains(disk))
             .collect();
         if stay.len() >= self.least_in_sync() && stay.iter().all(|disk| self.is_whole(*disk)) {
-            self.push_ended(next, &stay);
+            self.push_ended(next, self.held_by(&stay));
             next.in_sync = stay;
         }
     }
 
-    /// What a member that leaves may hold above this was perhaps never chosen.
-    fn push_ended(&self, next: &mut ShardRecord, stay: &[DiskId]) {
+    /// Up to where all of these hold the stream.
+    fn held_by(&self, disks: &[DiskId]) -> Seq {
         let acked = |disk: &DiskId| self.member(*disk).map_or(Seq(0), |member| member.acked);
-        let end = stay.iter().map(acked).min().unwrap_or_default();
+        disks.iter().map(acked).min().unwrap_or_default()
+    }
+
+    /// What a member that is not kept up may hold above `end` was perhaps never chosen.
+    fn push_ended(&self, next: &mut ShardRecord, end: Seq) {
         if next.ended.len() == ENDED_MAX {
             // Only the lowest matters for whoever is out; keep that, and the newest.
             let lowest = next.ended.iter().map(|ended| ended.end).min().unwrap_or_default();
@@ -146,7 +154,7 @@ impl<B: Payload> Writer<B> {
             next.replicas.push(new);
         } else if stay.len() >= self.least_in_sync() && stay.iter().all(|disk| self.is_whole(*disk)) {
             if stay.len() < next.in_sync.len() {
-                self.push_ended(next, &stay);
+                self.push_ended(next, self.held_by(&stay));
             }
             next.replicas[place] = new;
             next.in_sync = stay;
@@ -189,7 +197,8 @@ impl<B: Payload> Writer<B> {
 
     fn record_taken(&mut self, record: ShardRecord, effects: &mut Effects<B>) {
         let before = std::mem::replace(&mut self.record, record);
-        self.lower_ended = false;
+        self.lower_ended = None;
+        self.fork = None;
         for disk in &before.in_sync {
             if !self.record.in_sync.contains(disk) {
                 effects.push(WriterEffect::Notice(WriterNotice::Degraded { disk: *disk }));

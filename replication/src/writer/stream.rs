@@ -1,5 +1,7 @@
 //! The stream of writes: numbering, sending, completing; and flushes, which travel in it.
 
+use std::collections::VecDeque;
+
 use smallvec::SmallVec;
 use types::{BLOCK_BYTES, BlockNo, DiskId, Payload, RequestId, Seq};
 
@@ -81,24 +83,24 @@ impl<B: Payload> Writer<B> {
     }
 
     fn has_room(&self) -> bool {
-        self.window.len() < WINDOW_ENTRIES && self.window_bytes < WINDOW_BYTES
+        self.is_streaming && self.window.len() < WINDOW_ENTRIES && self.window_bytes < WINDOW_BYTES
     }
 
     pub(super) fn serve_waiting(&mut self, effects: &mut Effects<B>) {
         if self.phase != WriterPhase::Open {
             return;
         }
-        let mut waiting = std::mem::take(&mut self.waiting);
-        while let Some((id, op)) = waiting.pop_front() {
+        let mut kept = VecDeque::new();
+        for (id, op) in std::mem::take(&mut self.waiting) {
             let is_stream = matches!(op, ShardOp::Write { .. } | ShardOp::Clear { .. });
             if is_stream && !self.has_room() {
-                waiting.push_front((id, op));
-                break;
+                kept.push_back((id, op));
+            } else {
+                self.serve(id, op, effects);
             }
-            self.serve(id, op, effects);
         }
         assert!(self.waiting.is_empty(), "served requests do not queue again");
-        self.waiting = waiting;
+        self.waiting = kept;
     }
 
     fn push(&mut self, id: RequestId, block: BlockNo, content: Content<B>, effects: &mut Effects<B>) {
@@ -316,6 +318,9 @@ impl<B: Payload> Writer<B> {
                 member.lag_entries > 0 && member.acked < furthest && now.since(member.quiet_since) >= STALL
             }
             MemberState::Fencing => now.since(member.quiet_since) >= super::PATIENCE,
+            MemberState::Syncing(ref sync) => {
+                !sync.has_begun() && now.since(member.quiet_since) >= 2 * super::PATIENCE
+            }
             _ => false,
         };
         let stalled: SmallVec<[DiskId; 4]> = self
@@ -341,9 +346,10 @@ impl<B: Payload> Writer<B> {
             .iter()
             .filter(|member| member.disk != disk && member.is_current() && in_sync.contains(&member.disk))
             .count();
-        let can_do_without = self.saving.is_none() && others >= self.least_in_sync();
+        let is_needed = in_sync.contains(&disk) && others < self.least_in_sync();
+        let can_do_without = self.saving.is_none() && !is_needed;
         let member = self.member_mut(disk).expect("an expelled disk is a member");
-        if can_do_without && (member.is_current() || matches!(member.state, MemberState::Fencing)) {
+        if can_do_without {
             member.state = MemberState::Expelled;
             member.is_joined = false;
         }

@@ -1,0 +1,632 @@
+//! A random small world: one shard, one to three replicas, writers that die, are replaced or linger, disks that go
+//! and come back with less than they had. Whatever happens, completed writes stay and reads do not lie; and when
+//! the faults end, everything completes and all replicas are equal.
+//!
+//! A failure prints its seed; `WEFT_SEED=<seed> cargo test -p weft-replication --test world` runs that one alone,
+//! and `WEFT_SEEDS=<count>` chooses how many to run.
+
+mod model;
+mod oracle;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use model::{MapStore, Rng, value_of};
+use oracle::Oracle;
+use store::{ClearKind, ReadPart};
+use types::{
+    BlockNo, DiskId, Epoch, HeapBlock, Incarnation, Instant, LayerId, Payload, RequestId, ShardId, ShardNo,
+    VdiId,
+};
+use weft_replication::{
+    DiskNode, FromReplica, NodeEffect, NodeEvent, ShardError, ShardOp, ShardRecord, ShardReply, ToReplica,
+    Writer, WriterEffect, WriterEvent, WriterNotice, WriterPhase,
+};
+
+const BLOCKS: [u32; 6] = [0, 1, 2, 255, 256, 300];
+const SHARD_BLOCKS: u32 = 512;
+
+fn shard() -> ShardId {
+    ShardId {
+        vdi: VdiId(1),
+        no: ShardNo(0),
+    }
+}
+
+struct Disk {
+    id: DiskId,
+    node: DiskNode<HeapBlock, MapStore>,
+    is_up: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write { blocks: Vec<(u32, usize)> },
+    Read { block: u32, floors: Vec<usize> },
+    Flush { floors: Vec<(u32, usize)> },
+}
+
+/// One life of a writer, and its links.
+struct Life {
+    writer: Writer<HeapBlock>,
+    /// Takes events; a dead one's messages still arrive.
+    is_alive: bool,
+    ops: BTreeMap<RequestId, Op>,
+    to: BTreeMap<DiskId, VecDeque<ToReplica<HeapBlock>>>,
+    from: BTreeMap<DiskId, VecDeque<FromReplica<HeapBlock>>>,
+    saves: VecDeque<ShardRecord>,
+    saved: VecDeque<ShardRecord>,
+    is_scrubbing: bool,
+}
+
+struct World {
+    rng: Rng,
+    now: Instant,
+    disks: Vec<Disk>,
+    record: ShardRecord,
+    lives: Vec<Life>,
+    incarnation: u64,
+    next_id: u64,
+    next_value: u64,
+    oracle: Oracle,
+    /// The one disk that may rot in this run.
+    rotten: Option<DiskId>,
+    /// A disk that may have lost completed writes, until all is whole again.
+    is_hurt: bool,
+    trace: Vec<String>,
+    is_traced: bool,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let mut rng = Rng::new(seed);
+        let replicas = 1 + rng.below(3);
+        let disks: Vec<Disk> = (1..=replicas as u128 + 1)
+            .map(|id| Disk {
+                id: DiskId(id),
+                node: DiskNode::new(DiskId(id), MapStore::new(rng.next())),
+                is_up: true,
+            })
+            .collect();
+        let placed = disks[..replicas].iter().map(|disk| disk.id).collect();
+        let rotten = (replicas > 1 && rng.chance(30)).then(|| disks[0].id);
+        World {
+            rng,
+            now: Instant(1),
+            disks,
+            record: ShardRecord::new(shard(), placed),
+            lives: Vec::new(),
+            incarnation: 0,
+            next_id: 0,
+            next_value: 0,
+            oracle: Oracle::default(),
+            rotten,
+            is_hurt: false,
+            trace: Vec::new(),
+            is_traced: std::env::var_os("WEFT_SEED").is_some(),
+        }
+    }
+
+    fn say(&mut self, line: impl FnOnce() -> String) {
+        if self.is_traced {
+            self.trace.push(line());
+            eprintln!("{}", self.trace[self.trace.len() - 1]);
+        }
+    }
+
+    fn current(&self) -> usize {
+        self.lives.len() - 1
+    }
+
+    fn start_writer(&mut self) {
+        self.incarnation += 1;
+        let up: Vec<DiskId> = self
+            .disks
+            .iter()
+            .filter(|disk| disk.is_up)
+            .map(|disk| disk.id)
+            .collect();
+        self.say(|| format!("writer starts"));
+        self.lives.push(Life {
+            writer: Writer::new(
+                self.record.clone(),
+                SHARD_BLOCKS,
+                LayerId(0),
+                Incarnation(self.incarnation),
+                &up,
+            ),
+            is_alive: true,
+            ops: BTreeMap::new(),
+            to: BTreeMap::new(),
+            from: BTreeMap::new(),
+            saves: VecDeque::new(),
+            saved: VecDeque::new(),
+            is_scrubbing: false,
+        });
+        let life = self.current();
+        self.tell(life, WriterEvent::Touch);
+    }
+
+    /// The daemon restarts: its changes of the record have landed or never will.
+    fn restart_writer(&mut self) {
+        let life = self.current();
+        self.lives[life].is_alive = false;
+        self.lives[life].saves.clear();
+        self.start_writer();
+    }
+
+    /// Another host takes over while the old writer knows nothing of it.
+    fn take_over(&mut self) {
+        self.record.epoch = Epoch(self.record.epoch.0 + 1);
+        self.start_writer();
+    }
+
+    fn tell(&mut self, life: usize, event: WriterEvent<HeapBlock>) {
+        if !self.lives[life].is_alive {
+            return;
+        }
+        self.say(|| format!("  {life} <- {event:?}"));
+        let mut effects = Vec::new();
+        self.lives[life].writer.step(self.now, event, &mut effects);
+        for effect in effects {
+            self.say(|| format!("  {life} -> {effect:?}"));
+            match effect {
+                WriterEffect::Reply(id, result) => self.reply(life, id, result),
+                WriterEffect::Send(disk, message) => {
+                    if self.disks.iter().any(|held| held.id == disk && held.is_up) {
+                        self.lives[life].to.entry(disk).or_default().push_back(message);
+                    }
+                }
+                WriterEffect::SaveRecord(record) => self.lives[life].saves.push_back(record),
+                WriterEffect::Notice(WriterNotice::ScrubDone { .. }) => self.lives[life].is_scrubbing = false,
+                WriterEffect::Notice(_) => {}
+            }
+        }
+    }
+
+    fn reply(&mut self, life: usize, id: RequestId, result: Result<ShardReply<HeapBlock>, ShardError>) {
+        let op = self.lives[life].ops.remove(&id).expect("answered once");
+        match (op, result) {
+            (Op::Write { blocks }, Ok(ShardReply::Done)) => {
+                for (no, index) in blocks {
+                    self.oracle.completed(no, index);
+                }
+            }
+            (Op::Flush { floors }, Ok(ShardReply::Done)) => self.oracle.flushed(&floors),
+            (Op::Read { block, floors }, Ok(ShardReply::Read(parts))) => {
+                let mut values = Vec::new();
+                for part in parts {
+                    match part {
+                        ReadPart::Data(data) => {
+                            let blocks = data.length() / 4096;
+                            values.extend((0..blocks).map(|at| value_of(&data.slice(at * 4096, 4096))));
+                        }
+                        ReadPart::Zeros(count) => values.extend((0..count).map(|_| 0)),
+                    }
+                }
+                assert_eq!(values.len(), floors.len(), "parts add up");
+                // A writer that was overtaken reads an old truth; only the newest one is judged.
+                if life == self.current() {
+                    let status = self.lives[life].writer.status();
+                    let decides =
+                        !status.is_waiting && self.lives.iter().filter(|life| life.is_alive).count() == 1;
+                    for (at, (value, floor)) in values.into_iter().zip(floors).enumerate() {
+                        self.oracle.read(block + at as u32, value, floor, decides);
+                    }
+                }
+            }
+            (_, Err(ShardError::Fenced)) => {
+                assert_ne!(life, self.current(), "the newest writer was fenced");
+            }
+            (Op::Read { .. }, Err(ShardError::Unreadable { .. })) => {
+                assert!(self.rotten.is_some(), "unreadable though nothing rots");
+            }
+            (op, other) => panic!("{op:?} brought {other:?}"),
+        }
+    }
+
+    fn ask(&mut self) {
+        let life = self.current();
+        if self.lives[life].ops.len() >= 6 || self.lives[life].writer.status().phase == WriterPhase::Fenced {
+            return;
+        }
+        let block = BLOCKS[self.rng.below(BLOCKS.len())];
+        let count = if block == 0 {
+            1 + self.rng.below(3) as u32
+        } else {
+            1
+        };
+        let range = block..block + count;
+        let is_busy = self.lives[life].ops.values().any(|op| match op {
+            Op::Write { blocks } => blocks.iter().any(|(no, _)| range.contains(no)),
+            Op::Read { block, floors } => {
+                (*block..*block + floors.len() as u32).any(|no| range.contains(&no))
+            }
+            Op::Flush { .. } => false,
+        });
+        if is_busy {
+            return;
+        }
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        let (op, asked) = match self.rng.below(10) {
+            0..4 => {
+                let mut bytes = vec![0; 4096 * count as usize];
+                let mut blocks = Vec::new();
+                for at in 0..count {
+                    self.next_value += 1;
+                    let value = self.next_value;
+                    bytes[at as usize * 4096..][..8].copy_from_slice(&value.to_le_bytes());
+                    blocks.push((block + at, self.oracle.issued(block + at, value)));
+                }
+                let crcs = bytes.chunks(4096).map(types::crc32c).collect();
+                let data = HeapBlock::new(&bytes);
+                let block = BlockNo(block);
+                (Op::Write { blocks }, ShardOp::Write { block, data, crcs })
+            }
+            4 => {
+                let kind = if self.rng.chance(50) {
+                    ClearKind::Trim
+                } else {
+                    ClearKind::Zero
+                };
+                let blocks = range.map(|no| (no, self.oracle.issued(no, 0))).collect();
+                let block = BlockNo(block);
+                (Op::Write { blocks }, ShardOp::Clear { block, count, kind })
+            }
+            5 => {
+                let floors = self.oracle.floors();
+                (Op::Flush { floors }, ShardOp::Flush)
+            }
+            _ => {
+                let floors = range.map(|no| self.oracle.floor(no)).collect();
+                let asked = ShardOp::Read {
+                    block: BlockNo(block),
+                    count,
+                };
+                (Op::Read { block, floors }, asked)
+            }
+        };
+        self.lives[life].ops.insert(id, op);
+        self.tell(life, WriterEvent::Request(id, asked));
+    }
+
+    fn node(&mut self, index: usize, event: NodeEvent<HeapBlock>) {
+        let mut effects = Vec::new();
+        self.disks[index].node.step(self.now, event, &mut effects);
+        for effect in effects {
+            if let NodeEffect::Send(message) = effect {
+                let life = message.token.incarnation.0 as usize - 1;
+                if self.disks[index].is_up {
+                    let from = &mut self.lives[life].from;
+                    from.entry(message.disk).or_default().push_back(message);
+                }
+            }
+        }
+    }
+
+    fn deliver_to_disk(&mut self) -> bool {
+        let links: Vec<(usize, DiskId)> = self
+            .lives
+            .iter()
+            .enumerate()
+            .flat_map(|(life, held)| {
+                let full = held.to.iter().filter(|(_, link)| !link.is_empty());
+                full.map(move |(disk, _)| (life, *disk))
+            })
+            .collect();
+        if links.is_empty() {
+            return false;
+        }
+        let (life, disk) = links[self.rng.below(links.len())];
+        let message = self.lives[life].to.get_mut(&disk).and_then(VecDeque::pop_front);
+        let index = self
+            .disks
+            .iter()
+            .position(|held| held.id == disk)
+            .expect("a known disk");
+        self.node(index, NodeEvent::Message(message.expect("not empty")));
+        true
+    }
+
+    fn deliver_to_writer(&mut self) -> bool {
+        let links: Vec<(usize, DiskId)> = self
+            .lives
+            .iter()
+            .enumerate()
+            .flat_map(|(life, held)| {
+                let full = held.from.iter().filter(|(_, link)| !link.is_empty());
+                full.map(move |(disk, _)| (life, *disk))
+            })
+            .collect();
+        if links.is_empty() {
+            return false;
+        }
+        let (life, disk) = links[self.rng.below(links.len())];
+        let message = self.lives[life].from.get_mut(&disk).and_then(VecDeque::pop_front);
+        self.tell(life, WriterEvent::Replica(message.expect("not empty")));
+        true
+    }
+
+    fn control(&mut self) -> bool {
+        let life = self.rng.below(self.lives.len());
+        if let Some(record) = self.lives[life].saved.pop_front() {
+            self.tell(life, WriterEvent::RecordSaved(record));
+            return true;
+        }
+        let Some(record) = self.lives[life].saves.pop_front() else {
+            return false;
+        };
+        if record.epoch.0 == self.record.epoch.0 + 1 {
+            let least = if record.replicas.len() == 3 { 2 } else { 1 };
+            assert!(record.in_sync.len() >= least, "{record:?}");
+            self.say(|| format!("control takes {record:?}"));
+            self.record = record;
+        }
+        let held = self.record.clone();
+        self.lives[life].saved.push_back(held);
+        true
+    }
+
+    fn disk_down(&mut self, index: usize) {
+        let disk = self.disks[index].id;
+        self.disks[index].is_up = false;
+        self.say(|| format!("disk {disk} goes"));
+        for life in 0..self.lives.len() {
+            self.lives[life].to.remove(&disk);
+            self.lives[life].from.remove(&disk);
+            self.tell(life, WriterEvent::DiskState { disk, is_up: false });
+        }
+    }
+
+    fn disk_up(&mut self, index: usize) {
+        let disk = self.disks[index].id;
+        self.disks[index].is_up = true;
+        self.say(|| format!("disk {disk} comes"));
+        for life in 0..self.lives.len() {
+            self.tell(life, WriterEvent::DiskState { disk, is_up: true });
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        let life = &self.lives[self.current()];
+        life.writer.status().phase == WriterPhase::Open
+            && !life.writer.is_busy()
+            && self.record.in_sync.len() == self.record.replicas.len()
+            && *life.writer.record() == self.record
+    }
+
+    fn disk_fault(&mut self) {
+        let index = self.rng.below(self.disks.len());
+        if !self.disks[index].is_up {
+            self.disk_up(index);
+            return;
+        }
+        let id = self.disks[index].id;
+        match self.rng.below(4) {
+            // The link is cut; the node works on.
+            0 => self.disk_down(index),
+            1..3 => {
+                let store = self.disks[index].node.store().crash(&mut self.rng);
+                self.disks[index].node = DiskNode::new(id, store);
+                self.disk_down(index);
+            }
+            // Only one host may lose what was not flushed, and only when no other has yet to recover.
+            _ => {
+                let may = self.record.replicas.len() > 1
+                    && !self.is_hurt
+                    && self.is_whole()
+                    && self.lives.iter().filter(|life| life.is_alive).count() == 1
+                    && self.disks.iter().all(|disk| disk.is_up);
+                if may {
+                    self.is_hurt = true;
+                    self.say(|| format!("disk {id} loses power"));
+                    let store = self.disks[index].node.store().lose_power(&mut self.rng);
+                    self.disks[index].node = DiskNode::new(id, store);
+                    self.disk_down(index);
+                }
+            }
+        }
+    }
+
+    fn power_off(&mut self) {
+        self.say(|| "power off".to_owned());
+        for life in &mut self.lives {
+            life.is_alive = false;
+            life.to.clear();
+            life.from.clear();
+            life.saves.clear();
+        }
+        for disk in &mut self.disks {
+            let store = disk.node.store().lose_power(&mut self.rng);
+            disk.node = DiskNode::new(disk.id, store);
+        }
+        self.oracle.power_lost();
+        self.start_writer();
+    }
+
+    fn rot(&mut self) {
+        let Some(rotten) = self.rotten else { return };
+        let index = self
+            .disks
+            .iter()
+            .position(|disk| disk.id == rotten)
+            .expect("a known disk");
+        let mut store = self.disks[index].node.store().crash(&mut self.rng);
+        store.rot(&mut self.rng);
+        self.say(|| format!("disk {rotten} rots"));
+        self.disks[index].node = DiskNode::new(rotten, store);
+        self.disk_down(index);
+    }
+
+    fn replace(&mut self) {
+        let life = self.current();
+        let spare = self
+            .disks
+            .iter()
+            .find(|disk| !self.record.replicas.contains(&disk.id) && disk.is_up);
+        let Some(new) = spare.map(|disk| disk.id) else {
+            return;
+        };
+        let old = self.record.replicas[self.rng.below(self.record.replicas.len())];
+        let is_single = self.record.replicas.len() == 1;
+        if is_single || self.record.in_sync.iter().any(|disk| *disk != old) {
+            self.tell(life, WriterEvent::ReplaceDisk { old, new });
+        }
+    }
+
+    fn act(&mut self) {
+        match self.rng.below(1000) {
+            0..300 => drop(self.deliver_to_disk()),
+            300..520 => drop(self.deliver_to_writer()),
+            520..760 => {
+                let index = self.rng.below(self.disks.len());
+                self.node(index, NodeEvent::Tick);
+            }
+            760..910 => self.ask(),
+            910..945 => drop(self.control()),
+            945..965 => {
+                let seconds = self.rng.below(4) as u64;
+                self.now = Instant(self.now.0 + seconds * 1_000_000_000);
+                for life in 0..self.lives.len() {
+                    self.tell(life, WriterEvent::Tick);
+                }
+            }
+            965..985 => self.disk_fault(),
+            985..990 => self.restart_writer(),
+            990..992 => self.take_over(),
+            992..993 => self.power_off(),
+            993..995 => self.rot(),
+            995..997 => self.replace(),
+            _ => {
+                let life = self.current();
+                self.lives[life].is_scrubbing = true;
+                self.tell(life, WriterEvent::Scrub);
+            }
+        }
+        if self.is_hurt && self.is_whole() && self.disks.iter().all(|disk| disk.is_up) {
+            self.is_hurt = false;
+        }
+    }
+
+    /// No more faults: everything asked completes and every replica comes to hold the same.
+    fn heal(&mut self) {
+        self.say(|| "heal".to_owned());
+        self.now = Instant(self.now.0 + 20_000_000_000);
+        for index in 0..self.disks.len() {
+            if !self.disks[index].is_up {
+                self.disk_up(index);
+            }
+        }
+        for round in 0.. {
+            let mut moved = true;
+            while moved {
+                moved = false;
+                while self.deliver_to_disk() {
+                    moved = true;
+                }
+                for index in 0..self.disks.len() {
+                    while self.disks[index].node.is_busy() {
+                        self.node(index, NodeEvent::Tick);
+                        moved = true;
+                    }
+                }
+                while self.deliver_to_writer() {
+                    moved = true;
+                }
+                for _ in 0..4 * self.lives.len() {
+                    moved |= self.control();
+                }
+            }
+            let life = &self.lives[self.current()];
+            if life.ops.is_empty() && self.is_whole() && !life.is_scrubbing {
+                break;
+            }
+            assert!(
+                round < 200,
+                "does not come to rest: {:?}\nops {:?}\n{:?}",
+                life.writer.status(),
+                life.ops,
+                self.record
+            );
+            self.now = Instant(self.now.0 + 1_000_000_000);
+            for life in 0..self.lives.len() {
+                self.tell(life, WriterEvent::Tick);
+            }
+        }
+    }
+
+    fn compare(&mut self) {
+        let held: Vec<BTreeMap<u32, Option<u64>>> = self
+            .record
+            .replicas
+            .iter()
+            .map(|id| {
+                let disk = self
+                    .disks
+                    .iter()
+                    .find(|disk| disk.id == *id)
+                    .expect("a known disk");
+                let mut content = disk.node.store().content(shard());
+                if self.rotten.is_some() {
+                    content.retain(|_, value| value.is_some());
+                }
+                content
+            })
+            .collect();
+        if self.rotten.is_none() {
+            for other in &held[1..] {
+                assert_eq!(held[0], *other, "replicas differ");
+            }
+        } else {
+            for (no, value) in held.iter().flatten() {
+                for other in &held {
+                    let there = other.get(no);
+                    assert!(there.is_none() || there == Some(value), "block {no} differs");
+                }
+            }
+        }
+    }
+}
+
+fn run(seed: u64) {
+    let mut world = World::new(seed);
+    world.start_writer();
+    let steps = 200 + world.rng.below(800);
+    for _ in 0..steps {
+        world.act();
+    }
+    world.heal();
+    for life in 0..world.current() {
+        world.lives[life].is_alive = false;
+    }
+    world.compare();
+    for block in BLOCKS {
+        let life = world.current();
+        let id = RequestId(world.next_id);
+        world.next_id += 1;
+        let floors = vec![world.oracle.floor(block)];
+        world.lives[life].ops.insert(id, Op::Read { block, floors });
+        let block = BlockNo(block);
+        world.tell(life, WriterEvent::Request(id, ShardOp::Read { block, count: 1 }));
+        world.heal();
+    }
+}
+
+#[test]
+fn faults_lose_nothing_and_end_in_equal_replicas() {
+    if let Ok(seed) = std::env::var("WEFT_SEED") {
+        run(seed.parse().expect("WEFT_SEED is a number"));
+        return;
+    }
+    let count =
+        std::env::var("WEFT_SEEDS").map_or(2_000, |count| count.parse().expect("WEFT_SEEDS is a number"));
+    for seed in 0..count {
+        let result = std::panic::catch_unwind(|| run(seed));
+        if let Err(panic) = result {
+            eprintln!(
+                "seed {seed}: WEFT_SEED={seed} cargo test -p weft-replication --test world -- --nocapture"
+            );
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
