@@ -1,0 +1,342 @@
+//! The load client: the `blkio` crate's virtio-blk driver over vhost-user, kept at a depth.
+//!
+//! It sleeps in poll(2) until the device interrupts, as a guest's driver does, and hands over in one batch all
+//! that it can: each turn takes every completion that is there and puts a new request in its place.
+//!
+//! UNSAFETY: the driver's buffers are shared memory named by address; making slices of them, and reading the
+//! completions it filled in, is the unsafe code here and nothing else.
+#![allow(unsafe_code)]
+
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
+use hdrhistogram::Histogram;
+
+use crate::job::{Job, Offsets, Op, PAGE, Pattern, Zone};
+use crate::random::Random;
+
+/// Most bytes under way at once.
+const BUFFER_BYTES: usize = 64 << 20;
+
+/// Ring entries; a request takes three, so depths up to 42 never wait for the ring.
+const QUEUE_SIZE: i32 = 128;
+
+/// A device that completes nothing for this long has lost a request.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Stamps are offsets under this, so that zeros or a file's leftovers are no valid stamp.
+const STAMP: u64 = 0x5745_4654_0B3A_C4E5;
+
+/// How long a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Load without counting, first.
+    pub ramp: Duration,
+    /// Load that counts.
+    pub measured: Duration,
+}
+
+/// What a run gave.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// I/Os that completed in the measured time.
+    pub ios: u64,
+    /// The measured time.
+    pub elapsed: Duration,
+    /// Of those I/Os, from submission to completion, in nanoseconds.
+    pub latency: Histogram<u64>,
+}
+
+/// One connection to a vhost-user-blk device, with one queue.
+pub struct LoadClient {
+    queue: Blkioq,
+    region: MemoryRegion,
+    blkio: Blkio,
+    /// Makes every block that is written differ from all before.
+    writes: u64,
+}
+
+/// A place for one request and its buffer.
+#[derive(Clone, Copy)]
+struct Slot {
+    offset: u64,
+    submitted: Instant,
+    flushing: bool,
+}
+
+impl LoadClient {
+    /// Connects to the device at the socket `path`.
+    pub fn connect(path: &Path) -> Result<LoadClient> {
+        let path = path.to_str().context("socket path is not UTF-8")?;
+        let mut blkio = Blkio::new("virtio-blk-vhost-user").map_err(in_words("driver"))?;
+        blkio.set_str("path", path).map_err(in_words("path"))?;
+        blkio.connect().map_err(in_words("connect"))?;
+        blkio.set_i32("num-queues", 1).map_err(in_words("queues"))?;
+        blkio
+            .set_i32("queue-size", QUEUE_SIZE)
+            .map_err(in_words("queue size"))?;
+        let queue = blkio
+            .start()
+            .map_err(in_words("start"))?
+            .queues
+            .pop()
+            .context("no queue")?;
+        let region = blkio
+            .alloc_mem_region(BUFFER_BYTES)
+            .map_err(in_words("buffers"))?;
+        blkio.map_mem_region(&region).map_err(in_words("map buffers"))?;
+        let mut client = LoadClient {
+            queue,
+            region,
+            blkio,
+            writes: 0,
+        };
+        Random::new(region.addr as u64).fill(client.buffer(0, BUFFER_BYTES));
+        Ok(client)
+    }
+
+    /// Bytes of the disk.
+    pub fn capacity(&self) -> Result<u64> {
+        self.blkio.get_u64("capacity").map_err(in_words("capacity"))
+    }
+
+    /// Writes all of `zone` once, in order, and flushes.
+    pub fn fill(&mut self, zone: Zone) -> Result<()> {
+        let block = 1 << 20;
+        let offsets = Offsets::from_start(Pattern::Sequential, zone, block);
+        let job = Job {
+            name: "fill",
+            title: "fill",
+            pattern: Pattern::Sequential,
+            op: Op::Write,
+            block,
+            depth: 8,
+            zone,
+        };
+        let mut left = offsets.blocks();
+        let mut load = Load::new(self, &job, offsets)?;
+        let mut depth = 0;
+        while left > 0 && depth < job.depth {
+            load.submit(depth);
+            depth += 1;
+            left -= 1;
+        }
+        while depth > 0 {
+            for slot in load.reap()? {
+                depth -= 1;
+                if left > 0 {
+                    load.submit(slot);
+                    depth += 1;
+                    left -= 1;
+                }
+            }
+        }
+        self.flush()
+    }
+
+    /// One FLUSH.
+    pub fn flush(&mut self) -> Result<()> {
+        self.queue.flush(0, ReqFlags::empty());
+        let mut completions = [const { MaybeUninit::uninit() }; 1];
+        self.wait(&mut completions).map(drop)
+    }
+
+    /// Keeps `job` going at its depth; `probe` is called where the measured time begins and where it ends.
+    pub fn run(&mut self, job: &Job, timing: Timing, seed: u64, mut probe: impl FnMut()) -> Result<Outcome> {
+        let offsets = Offsets::new(job, seed);
+        let mut load = Load::new(self, job, offsets)?;
+        let mut latency = Histogram::new_with_bounds(100, PATIENCE.as_nanos() as u64, 3)
+            .expect("bounds in order, three digits");
+        let mut ios = 0;
+        (0..job.depth).for_each(|slot| load.submit(slot));
+        let mut under_way = job.depth;
+        let begin = Instant::now() + timing.ramp;
+        let mut started = None;
+        let mut elapsed = None;
+        while under_way > 0 {
+            let done = load.reap()?;
+            let now = Instant::now();
+            if started.is_none() && now >= begin {
+                probe();
+                started = Some(Instant::now());
+            } else if let (Some(start), None) = (started, elapsed) {
+                for &slot in &done {
+                    latency.saturating_record((now - load.slots[slot].submitted).as_nanos() as u64);
+                }
+                ios += done.len() as u64;
+                if now - start >= timing.measured {
+                    elapsed = Some(now - start);
+                    probe();
+                }
+            }
+            match elapsed {
+                None => done.into_iter().for_each(|slot| load.submit(slot)),
+                Some(_) => under_way -= done.len(),
+            }
+        }
+        let elapsed = elapsed.expect("the loop ends after the measured time");
+        ensure!(ios > 0, "{}: nothing completed in {elapsed:?}", job.name);
+        Ok(Outcome {
+            ios,
+            elapsed,
+            latency,
+        })
+    }
+
+    fn buffer(&mut self, offset: usize, length: usize) -> &mut [u8] {
+        assert!(
+            offset + length <= self.region.len,
+            "buffer at {offset} + {length}"
+        );
+        // SAFETY: the region is mapped read-write for as long as the client lives, the range is inside it, and
+        // callers look only at buffers of slots that have no request under way.
+        unsafe { std::slice::from_raw_parts_mut((self.region.addr + offset) as *mut u8, length) }
+    }
+
+    /// Waits for at least one completion and returns the user data of all that are there.
+    fn wait<'a>(
+        &mut self,
+        completions: &'a mut [MaybeUninit<Completion>],
+    ) -> Result<impl Iterator<Item = usize> + use<'a>> {
+        let mut patience = PATIENCE;
+        let count = self
+            .queue
+            .do_io(completions, 1, Some(&mut patience), None)
+            .map_err(in_words("do_io"))?;
+        for completion in &completions[..count] {
+            // SAFETY: do_io filled the first `count`.
+            let completion = unsafe { completion.assume_init_ref() };
+            ensure!(
+                completion.ret == 0,
+                "a request failed with errno {}",
+                -completion.ret
+            );
+        }
+        // SAFETY: do_io filled the first `count`.
+        Ok(completions[..count]
+            .iter()
+            .map(|c| unsafe { c.assume_init_ref() }.user_data))
+    }
+}
+
+/// One run's requests.
+struct Load<'a> {
+    client: &'a mut LoadClient,
+    op: Op,
+    block: usize,
+    offsets: Offsets,
+    slots: Vec<Slot>,
+    completions: Vec<MaybeUninit<Completion>>,
+}
+
+impl<'a> Load<'a> {
+    fn new(client: &'a mut LoadClient, job: &Job, offsets: Offsets) -> Result<Load<'a>> {
+        let block = job.block as usize;
+        if block * job.depth > BUFFER_BYTES {
+            bail!(
+                "{}: depth {} of {block} bytes is more than {BUFFER_BYTES}",
+                job.name,
+                job.depth
+            );
+        }
+        let capacity = client.capacity()?;
+        let end = job.zone.offset + job.zone.bytes;
+        ensure!(
+            capacity >= end,
+            "{}: the disk has {capacity} bytes, the job wants {end}",
+            job.name
+        );
+        let slot = Slot {
+            offset: 0,
+            submitted: Instant::now(),
+            flushing: false,
+        };
+        Ok(Load {
+            client,
+            op: job.op,
+            block,
+            offsets,
+            slots: vec![slot; job.depth],
+            completions: (0..job.depth).map(|_| MaybeUninit::uninit()).collect(),
+        })
+    }
+
+    /// Puts the next I/O into `slot`; it travels with the next [`reap`](Load::reap).
+    fn submit(&mut self, slot: usize) {
+        let offset = self.offsets.next().expect("offsets have no end");
+        if self.op != Op::Read {
+            self.stamp(slot, offset);
+        }
+        let at = self.client.region.addr + slot * self.block;
+        self.slots[slot] = Slot {
+            offset,
+            submitted: Instant::now(),
+            flushing: false,
+        };
+        match self.op {
+            Op::Read => self
+                .client
+                .queue
+                .read(offset, at as *mut u8, self.block, slot, ReqFlags::empty()),
+            Op::Write | Op::WriteFlush => {
+                self.client
+                    .queue
+                    .write(offset, at as *const u8, self.block, slot, ReqFlags::empty());
+            }
+        }
+    }
+
+    /// Waits for completions; returns the slots whose I/O is done. Reads are checked.
+    fn reap(&mut self) -> Result<Vec<usize>> {
+        let mut done: Vec<usize> = self.client.wait(&mut self.completions)?.collect();
+        match self.op {
+            Op::Write => {}
+            Op::Read => done.iter().try_for_each(|&slot| self.check(slot))?,
+            Op::WriteFlush => done.retain(|&slot| {
+                let flushed = std::mem::replace(&mut self.slots[slot].flushing, true);
+                if !flushed {
+                    self.client.queue.flush(slot, ReqFlags::empty());
+                }
+                flushed
+            }),
+        }
+        Ok(done)
+    }
+
+    fn stamp(&mut self, slot: usize, offset: u64) {
+        self.client.writes += 1;
+        let count = self.client.writes.to_le_bytes();
+        let buffer = self.client.buffer(slot * self.block, self.block);
+        for (page, at) in buffer
+            .chunks_exact_mut(PAGE as usize)
+            .zip((offset..).step_by(PAGE as usize))
+        {
+            page[..8].copy_from_slice(&(at ^ STAMP).to_le_bytes());
+            page[8..16].copy_from_slice(&count);
+        }
+    }
+
+    fn check(&mut self, slot: usize) -> Result<()> {
+        let offset = self.slots[slot].offset;
+        let buffer = self.client.buffer(slot * self.block, self.block);
+        for (page, at) in buffer
+            .chunks_exact(PAGE as usize)
+            .zip((offset..).step_by(PAGE as usize))
+        {
+            let stamp = u64::from_le_bytes(page[..8].try_into().expect("8 bytes"));
+            ensure!(
+                stamp == at ^ STAMP,
+                "the device returned wrong data: the block at {at} carries {stamp:#018x}, written was {:#018x}",
+                at ^ STAMP
+            );
+        }
+        Ok(())
+    }
+}
+
+fn in_words(what: &'static str) -> impl Fn(blkio::Error) -> anyhow::Error {
+    move |error| anyhow!("vhost-user client, {what}: {error}")
+}
