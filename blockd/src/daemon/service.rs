@@ -305,7 +305,7 @@ impl Service for RestService {
         Ok(VersionInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             api: API_VERSION,
-            disk_format: store::FORMAT_VERSION,
+            disk_format: u32::from(store::FORMAT_VERSION),
         })
     }
 }
