@@ -111,8 +111,19 @@ enum PendingKind {
     Change,
     Plain,
     Drop,
-    Fence { previous: Token, after: u64 },
-    SetEnd { resyncs: u64 },
+    Fence {
+        previous: Token,
+        after: u64,
+    },
+    /// Makes durable what a fence is about to report.
+    FenceFlush {
+        previous: Token,
+        end: Seq,
+        good_until: Option<Seq>,
+    },
+    SetEnd {
+        resyncs: u64,
+    },
     EndOfResync,
 }
 
@@ -121,7 +132,10 @@ impl PendingKind {
     fn is_change(self) -> bool {
         !matches!(
             self,
-            PendingKind::Plain | PendingKind::Drop | PendingKind::Fence { .. }
+            PendingKind::Plain
+                | PendingKind::Drop
+                | PendingKind::Fence { .. }
+                | PendingKind::FenceFlush { .. }
         )
     }
 }
@@ -506,6 +520,20 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
                     promised: promise.promised,
                 });
             }
+            (
+                PendingKind::FenceFlush {
+                    previous,
+                    end,
+                    good_until,
+                },
+                Ok(_),
+            ) => {
+                answer = Ok(ReplicaReply::Promised {
+                    previous,
+                    end,
+                    good_until,
+                });
+            }
             (PendingKind::Fence { previous, after }, Ok(_)) => {
                 promise.fences.push(FenceWait {
                     token,
@@ -513,39 +541,36 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
                     previous,
                     after,
                 });
-                self.answer_fences(shard, effects);
+                self.answer_fences(now, shard, effects);
                 return;
             }
             _ => {}
         }
         self.send(shard, token, id, answer, effects);
         if kind.is_change() {
-            self.answer_fences(shard, effects);
+            self.answer_fences(now, shard, effects);
         }
     }
 
-    /// Answers the durable promises of a shard before which nothing is under way any more.
-    fn answer_fences(&mut self, shard: ShardId, effects: &mut Vec<NodeEffect<B>>) {
-        let disk = self.disk;
-        let promise = self.known(shard);
-        let (end, good_until, finished) = (promise.end, promise.good_until, promise.finished);
-        promise.fences.retain(|fence| {
-            let is_ready = finished >= fence.after;
-            if is_ready {
-                effects.push(NodeEffect::Send(FromReplica {
-                    shard,
-                    disk,
-                    token: fence.token,
-                    id: fence.id,
-                    result: Ok(ReplicaReply::Promised {
-                        previous: fence.previous,
-                        end,
-                        good_until,
-                    }),
-                }));
-            }
-            !is_ready
-        });
+    /// Goes on with the durable promises of a shard before which nothing is under way any more: what they report
+    /// must be durable too, so that no successor is ever told less.
+    fn answer_fences(&mut self, now: Instant, shard: ShardId, effects: &mut Vec<NodeEffect<B>>) {
+        loop {
+            let Some(promise) = self.shards.get_mut(&shard) else {
+                return;
+            };
+            let finished = promise.finished;
+            let Some(ready) = promise.fences.iter().position(|fence| finished >= fence.after) else {
+                return;
+            };
+            let fence = promise.fences.remove(ready);
+            let kind = PendingKind::FenceFlush {
+                previous: fence.previous,
+                end: promise.end,
+                good_until: promise.good_until,
+            };
+            self.submit(now, shard, fence.token, fence.id, Request::Flush, kind, effects);
+        }
     }
 
     fn send(

@@ -1,14 +1,18 @@
 //! Taking the shard over: fence, choose where the past ends, open.
 //!
-//! A seq must never be given twice, not even when the first use reached one replica only and that replica cannot
-//! be asked now. The first seq of a life is therefore above every end reported (next multiple of 2^40), plus
-//! the low bits of epoch and incarnation (times 2^24), which differ between lives that were told the same ends: such
-//! a life completed nothing, so it used fewer than [`WINDOW_ENTRIES`](super::WINDOW_ENTRIES) numbers.
+//! A seq must never be given twice, and a later life's must be above an earlier one's, even if the earlier life's
+//! writes reached one replica only and that replica cannot be asked now. The first seq of a life is therefore
+//! computed from two things that every successor sees at least as high: the chosen end, which is durable on a quorum
+//! (a node flushes before it answers a fence), and epoch plus incarnation, which grows with every life. Each unit
+//! is 2^28 writes: more than a life can complete and lose again without a single flush.
 
 use types::{DiskId, Payload, Seq};
 
 use super::{Effects, Member, MemberState, PATIENCE, Purpose, Report, Writer, WriterPhase};
 use crate::message::{Refusal, ReplicaReply, ReplicaRequest};
+
+/// Seqs below this many bits count the writes of a life.
+const LIFE_BITS: u32 = 28;
 
 impl<B: Payload> Writer<B> {
     pub(super) fn touch(&mut self, effects: &mut Effects<B>) {
@@ -79,6 +83,7 @@ impl<B: Payload> Writer<B> {
         if self.saving.is_none() && is_hopeless && !self.members.iter().any(is_held) {
             self.chosen = None;
             self.fork = None;
+            self.wants_epoch = true;
             self.is_streaming = false;
             self.phase = WriterPhase::Opening;
             self.started_at = self.now;
@@ -92,7 +97,7 @@ impl<B: Payload> Writer<B> {
 
     /// Once enough in-sync replicas have reported: the past ends at the furthest of them.
     pub(super) fn choose(&mut self, effects: &mut Effects<B>) {
-        if self.chosen.is_some() {
+        if self.chosen.is_some() || self.wants_epoch {
             return;
         }
         let in_sync = &self.record.in_sync;
@@ -123,12 +128,7 @@ impl<B: Payload> Writer<B> {
         if self.fork.is_some() {
             return;
         }
-        let furthest = reports
-            .iter()
-            .map(|(_, report)| report.end)
-            .max()
-            .unwrap_or(chosen);
-        let first = self.first_seq(furthest.max(chosen).max(self.last_seq));
+        let first = self.first_seq(chosen);
         let is_above = self.record.ended.iter().any(|ended| ended.end > chosen);
         self.lower_ended = is_above.then_some(chosen);
         if best.is_whole() {
@@ -147,10 +147,9 @@ impl<B: Payload> Writer<B> {
         self.completed = chosen;
     }
 
-    fn first_seq(&self, above: Seq) -> Seq {
-        let lives = (self.record.epoch.0.wrapping_add(self.incarnation.0)) & 0xffff;
-        let generation = (above.0 >> 40) + 1;
-        Seq((generation << 40) + (lives << 24) + 1)
+    fn first_seq(&self, chosen: Seq) -> Seq {
+        let lives = self.record.epoch.0 + self.incarnation.0;
+        Seq((((chosen.0 >> LIFE_BITS) + 1 + lives) << LIFE_BITS) + 1)
     }
 
     /// Decides for each replica that has reported: whole, or to be brought up to date.

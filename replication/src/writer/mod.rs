@@ -190,6 +190,8 @@ pub struct Writer<B> {
     /// The best replica is itself unfinished: the record must first say that what others hold above this is of a
     /// past that was given up.
     fork: Option<Seq>,
+    /// This life chooses a second time: a new epoch tells its seqs from those of the first.
+    wants_epoch: bool,
     /// Writes may be numbered: every in-sync member of the record starts from what was chosen, so that no two of
     /// them ever hold different writes above the same past.
     is_streaming: bool,
@@ -251,6 +253,7 @@ impl<B: Payload> Writer<B> {
             started_at: Instant(0),
             chosen: None,
             fork: None,
+            wants_epoch: false,
             is_streaming: false,
             lower_ended: None,
             last_seq: Seq(0),
@@ -325,7 +328,7 @@ impl<B: Payload> Writer<B> {
             phase: self.phase,
             token: self.token(),
             last_seq: self.last_seq,
-            is_waiting: self.is_waiting,
+            is_waiting: self.is_waiting || (self.phase == WriterPhase::Open && !self.is_streaming),
             replicas: self
                 .record
                 .replicas
@@ -462,6 +465,11 @@ impl<B: Payload> Writer<B> {
 
     fn disk_state(&mut self, disk: DiskId, is_up: bool, effects: &mut Effects<B>) {
         let Some(member) = self.member_mut(disk) else {
+            if !is_up {
+                // A disk that was replaced: its answer to the drop will not come.
+                self.pending.retain(|_, (asked, _)| *asked != disk);
+                self.dropped(effects);
+            }
             return;
         };
         if is_up {

@@ -60,7 +60,7 @@ impl<B: Payload> Writer<B> {
         } else if let Some(end) = self.fork {
             self.push_ended(&mut next, end);
         }
-        if next != self.record {
+        if next != self.record || self.wants_epoch {
             next.epoch.0 += 1;
             self.saving = Some(Saving {
                 record: next.clone(),
@@ -199,6 +199,7 @@ impl<B: Payload> Writer<B> {
         let before = std::mem::replace(&mut self.record, record);
         self.lower_ended = None;
         self.fork = None;
+        self.wants_epoch = false;
         for disk in &before.in_sync {
             if !self.record.in_sync.contains(disk) {
                 effects.push(WriterEffect::Notice(WriterNotice::Degraded { disk: *disk }));
