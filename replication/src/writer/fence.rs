@@ -172,25 +172,29 @@ impl<B: Payload> Writer<B> {
                 self.make_current(disk, report.end, effects);
                 self.rejoin(disk, report.end, effects);
             } else {
-                let since = self.good_since(disk, report);
-                self.start_sync(disk, since, report.end, effects);
+                let (good, since) = self.good_since(disk, report);
+                self.start_sync(disk, good, since, report.end, effects);
             }
         }
     }
 
-    /// Up to which seq a replica's content is certainly the chosen one.
-    fn good_since(&self, disk: DiskId, report: Report) -> Seq {
+    /// Up to which seq a replica holds everything completed, which it remembers while it is being brought up to
+    /// date; and from which on it is compared. The first must not be lowered for a member in sync: a successor
+    /// counts on it.
+    fn good_since(&self, disk: DiskId, report: Report) -> (Seq, Seq) {
         let (chosen, first) = self.chosen.expect("called when chosen");
-        let mut since = report.good();
-        if since > chosen && since < first {
-            since = chosen;
+        let mut good = report.good();
+        if good > chosen && good < first {
+            good = chosen;
         }
-        let since = since.min(self.last_seq);
-        match self.record.ended.iter().map(|ended| ended.end).min() {
-            Some(ended) => since.min(ended),
-            // It left at an end that is not recorded: nobody knows where.
-            None if !self.is_in_sync(disk) => Seq(0),
-            None => since,
+        let good = good.min(self.last_seq);
+        let ended = self.record.ended.iter().map(|ended| ended.end).min();
+        if self.is_in_sync(disk) {
+            (good, good.min(ended.unwrap_or(good)))
+        } else {
+            // It left at one of the recorded ends; without one nobody knows where.
+            let since = good.min(ended.unwrap_or(Seq(0)));
+            (since, since)
         }
     }
 

@@ -131,7 +131,14 @@ impl<B: Payload> Writer<B> {
     }
 
     /// Begins, if there is a replica to copy from; the target stays as it is if not.
-    pub(super) fn start_sync(&mut self, target: DiskId, since: Seq, end: Seq, effects: &mut Effects<B>) {
+    pub(super) fn start_sync(
+        &mut self,
+        target: DiskId,
+        good: Seq,
+        since: Seq,
+        end: Seq,
+        effects: &mut Effects<B>,
+    ) {
         let Some(source) = self.readable(BlockNo(0)).first().copied() else {
             return;
         };
@@ -143,7 +150,7 @@ impl<B: Payload> Writer<B> {
             target,
             target,
             SyncPart::Begin,
-            ReplicaRequest::BeginResync { since },
+            ReplicaRequest::BeginResync { since: good },
             effects,
         );
     }
