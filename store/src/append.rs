@@ -279,6 +279,9 @@ impl<B: Payload> Store<B> {
             let Some(mut draft) = self.draft(effects) else { break };
             is_stopped = self.fill(&mut draft, &mut held, &mut kept, effects);
             if draft.is_empty() {
+                if !is_stopped && self.is_rest_given_up() {
+                    continue;
+                }
                 break;
             }
             self.stats.written_blocks += draft.blocks() as u64;
@@ -447,6 +450,14 @@ impl<B: Payload> Store<B> {
             Some(room) if blocks.data.is_none() || room > 0 => room,
             _ => return Taken::Rest(Op { id, kind: OpKind::Blocks(blocks) }),
         };
+        if blocks.data.is_some() && blocks.taken == 0 && (room as u32) < left && left <= self.fresh_batch_blocks() {
+            // Whole or not at all: a part that survives a crash without the rest would be content beyond the
+            // shard's end, and replicas that report the same end must hold the same.
+            if draft.is_empty() {
+                self.give_up_rest();
+            }
+            return Taken::Rest(Op { id, kind: OpKind::Blocks(blocks) });
+        }
         let count = if blocks.data.is_some() { left.min(room as u32) } else { left };
         let entry = blocks.entry(blocks.taken, count, if count < left { FLAG_NO_END } else { 0 });
         if blocks.data.is_some() && !self.hold_leaves(&entry, draft, effects) {
@@ -462,6 +473,21 @@ impl<B: Payload> Store<B> {
         }
         draft.waiters.extend(id.map(|id| Waiter { id, is_durable: false }));
         Taken::All
+    }
+
+    /// Data blocks that the first batch of a segment can hold. With segments of 2 MiB or more that is any write;
+    /// a longer one is split, and its parts can be torn by a crash.
+    fn fresh_batch_blocks(&self) -> u32 {
+        (BATCH_BLOCKS_MAX as u32).min(self.ledger.segments.geometry.segment_blocks - 2)
+    }
+
+    /// The next batch begins in another segment. Costs less than one write per segment.
+    fn give_up_rest(&mut self) {
+        self.open.next = self.ledger.segments.geometry.segment_blocks;
+    }
+
+    fn is_rest_given_up(&self) -> bool {
+        self.open.next == self.ledger.segments.geometry.segment_blocks
     }
 
     /// Logs only the blocks that win, so that replay need not decide again. The leaf is needed for that.

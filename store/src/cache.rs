@@ -193,10 +193,6 @@ impl Cache {
         });
     }
 
-    pub(crate) fn is_pinned(&self, at: CacheAt) -> bool {
-        self.get(at).pins > 0
-    }
-
     pub(crate) fn wait(&mut self, at: CacheAt, lookup: u64) {
         self.change(at, |slot| slot.waiters.push(lookup));
     }

@@ -6,9 +6,9 @@
 //! A block is moved only if it will still be current when everything in flight is applied: so a dead version
 //! never comes to lie behind the entry that killed it, and entries may be forgotten with the oldest segment.
 //!
-//! What is not data is kept as follows. Clears and drops: until their segment is the oldest, because older ones
-//! may hold what they hide. Records and ends: as long as they are the shard's last word. Data that fails its
-//! checksum becomes [`Kind::Lost`]: readers go on being told, and the segment can be used again.
+//! What is not data is kept as follows. Clears: as long as they are current, like data, because they also hide
+//! what layers below hold. Drops: until their segment is the oldest, because older ones may hold what they made
+//! void. Records and ends: as long as they are the shard's last word. Data that fails its checksum becomes [`Kind::Lost`]: readers go on being told, and the segment can be used again.
 
 use std::collections::BTreeSet;
 
@@ -296,14 +296,14 @@ impl<B: Payload> Store<B> {
                 position += 1;
                 continue;
             };
-            self.sort_out_batch(&batch, position, job.is_oldest, &mut moving);
+            self.sort_out_batch(&batch, position, &mut moving);
             position += batch.blocks();
         }
         moving.data.sort_unstable_by_key(|item| (item.key, item.slot, item.position));
         Phase::Moving(Box::new(moving))
     }
 
-    fn sort_out_batch(&self, batch: &Header, position: u32, is_oldest: bool, moving: &mut Moving) {
+    fn sort_out_batch(&self, batch: &Header, position: u32, moving: &mut Moving) {
         for (entry, first_sum, _) in batch.walk() {
             let id = entry.shard_id();
             let Some(shard) = self.ledger.shards.get(&id) else { continue };
@@ -320,12 +320,7 @@ impl<B: Payload> Store<B> {
                 Kind::SetEnd if entry.birth == shard.end_birth => drop(moving.ends.insert(id)),
                 Kind::Record | Kind::SetEnd => {}
                 Kind::Data => sort_out_data(entry, position, &batch.sums[first_sum..], first_sum, moving),
-                Kind::Lost => moving.clears.push(*entry),
-                Kind::Zero | Kind::Trim => {
-                    if !is_oldest {
-                        moving.clears.push(*entry);
-                    }
-                }
+                Kind::Zero | Kind::Trim | Kind::Lost => moving.clears.push(*entry),
             }
             if entry.kind.is_blocks() && entry.advances_end() && entry.seq >= shard.end_submitted {
                 moving.ends.insert(id);

@@ -13,6 +13,7 @@ mod checkpoint;
 mod clean;
 mod flush;
 mod format;
+mod fsck;
 mod leaf;
 mod ledger;
 mod meta;
@@ -28,6 +29,7 @@ pub use api::{
     REQUEST_BLOCKS_MAX, ReadPart, Reply, Request, ShardSummary, StoreError, StoreSettings, StoreStats,
 };
 pub use format::{FormatError, FormatParams, format};
+pub use fsck::{BadPlace, FsckError, FsckReport, Inspection, SegmentInfo, fsck, inspect};
 pub use recover::{Damage, RebuildReason, RecoverError, Recovered, RecoveryReport, rebuild_index, recover};
 pub use store::Store;
 pub use superblock::{

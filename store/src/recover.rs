@@ -186,7 +186,15 @@ fn open(
         Ok((meta, ledger)) => {
             let plan = survey(disk, &superblock, Some(meta.scan_from), ledger, meta, &mut report);
             match plan.distrust() {
-                Some(reason) => rebuild_plan(disk, kv, &superblock, reason, &mut report)?,
+                Some(reason) => {
+                    let missing = Damage::Batches { first: plan.highest_number + 1, last: plan.meta.position };
+                    let rebuilt = rebuild_plan(disk, kv, &superblock, reason, &mut report)?;
+                    if reason == RebuildReason::Ahead {
+                        // An older copy, or a log whose last header rotted: what the index knew of is not there.
+                        report.damage.push(missing);
+                    }
+                    rebuilt
+                }
                 None => plan,
             }
         }
@@ -435,7 +443,7 @@ impl<'a> Replay<'a> {
         if last < durable {
             replay.report.damage.push(Damage::Batches { first: last + 1, last: durable });
         }
-        replay.plan.ledger.segments.find_empty();
+        replay.plan.ledger.segments.close_adopted();
         replay.plan.meta.is_rebuilding = false;
         replay.save()
     }
@@ -495,9 +503,7 @@ impl<'a> Replay<'a> {
     }
 
     fn apply(&mut self, found: &Found, index: u32) -> Result<(), RecoverError> {
-        if self.plan.ledger.segments.get(index).stage == Stage::Free {
-            self.plan.ledger.segments.adopt(index, found.header.key.generation);
-        }
+        self.plan.ledger.segments.adopt(index, found.header.key.generation);
         for (entry, first_sum, inline) in found.header.walk() {
             if entry.kind.is_blocks() {
                 self.apply_blocks(entry, found.address + 1 + first_sum as u64, &found.header.sums[first_sum..])?;

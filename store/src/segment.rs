@@ -212,14 +212,26 @@ impl SegmentTable {
         }
     }
 
-    /// Recovery found this segment with content.
+    /// Recovery replays this segment. It counts as open until then: its blocks may all die and others come.
     pub(crate) fn adopt(&mut self, index: u32, generation: u64) {
+        let segment = self.touch(index);
+        if segment.stage == Stage::Free {
+            *segment = Segment { generation, ..Segment::default() };
+        }
+        assert_eq!(segment.generation, generation, "segment {index} was replaced unseen");
+        segment.stage = Stage::Open;
         self.free.remove(&index);
-        *self.touch(index) = Segment {
-            generation,
-            stage: Stage::Closed,
-            ..Segment::default()
-        };
+    }
+
+    /// Recovery is through: what it replayed takes no more.
+    pub(crate) fn close_adopted(&mut self) {
+        for index in 0..self.geometry.segments {
+            if self.get(index).stage == Stage::Open {
+                self.set_stage(index, Stage::Closed);
+            } else {
+                self.look_whether_empty(index);
+            }
+        }
     }
 
     /// A row of the index was read back.
@@ -355,13 +367,6 @@ impl SegmentTable {
             self.restore(index, Segment { generation, stage, live, notes, ..Segment::default() });
         }
         fields.is_empty().then_some(())
-    }
-
-    /// Looks at every closed segment once: recovery restores counts without passing through their changes.
-    pub(crate) fn find_empty(&mut self) {
-        for index in 0..self.geometry.segments {
-            self.look_whether_empty(index);
-        }
     }
 }
 

@@ -19,6 +19,7 @@ pub const SEGMENT_BYTES_MAX: u64 = 256 << 20;
 pub const SEGMENTS_MIN: u64 = 8;
 
 const MAGIC: u64 = 0x3142_5053_5446_4557; // "WEFTSPB1"
+/// Version of the format of a disk; see `docs/format.md`.
 pub const FORMAT_VERSION: u16 = 1;
 const CRC_AT: usize = 12;
 
@@ -181,6 +182,16 @@ impl Superblock {
             disk.sync()?;
         }
         Ok(())
+    }
+}
+
+/// One copy, if it is good.
+pub(crate) fn read_copy(disk: &dyn BlockFile, offset: u64) -> Option<Superblock> {
+    let mut block = AlignedBlock::zeroed();
+    disk.read_at(offset, &mut block.0).ok()?;
+    match Superblock::decode(&block.0) {
+        Copy::Good(superblock) => Some(superblock),
+        _ => None,
     }
 }
 
