@@ -273,6 +273,7 @@ impl<B: Payload> Writer<B> {
     /// Takes one event and says what to do about it.
     pub fn step(&mut self, now: Instant, event: WriterEvent<B>, effects: &mut Effects<B>) {
         self.now = self.now.max(now);
+        let was_steady = self.is_steady();
         match event {
             WriterEvent::Request(id, op) => self.request(id, op, effects),
             WriterEvent::Replica(message) => self.replica(message, effects),
@@ -284,7 +285,8 @@ impl<B: Payload> Writer<B> {
             WriterEvent::Touch => self.touch(effects),
             WriterEvent::Tick => self.tick(effects),
         }
-        if !self.is_steady() {
+        // Also after the event that brought peace: what waited for it goes on.
+        if !was_steady || !self.is_steady() {
             self.settle(effects);
         }
     }
