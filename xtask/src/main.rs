@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything a developer or a newcomer runs, by one name each.
 
+mod bench;
 mod demo;
 mod layers;
 mod packages;
@@ -31,6 +32,15 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
+    /// Weft's speed beside qemu-storage-daemon's and the bare file's, as docs/performance.md has it.
+    Bench {
+        /// A look in about a minute; no figures to publish.
+        #[arg(long)]
+        quick: bool,
+        /// Passed on to `weft-bench`; see `cargo xtask bench -- --help`.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
     /// Formatting, clippy with warnings denied, who may import whom, licences and sources of crates.
     Lint,
     /// Install the Debian packages that building and testing need.
@@ -41,6 +51,7 @@ fn main() -> Result<()> {
     match Arguments::parse().task {
         Task::Test { long } => tests::test(long),
         Task::Demo { keep } => demo::demo(keep),
+        Task::Bench { quick, arguments } => bench::bench(quick, &arguments),
         Task::Lint => tests::lint(),
         Task::Install => packages::install(packages::BUILD_AND_TEST),
     }
