@@ -18,6 +18,7 @@ pub mod cpu;
 pub mod job;
 pub mod machine;
 pub mod prepare;
+pub mod priority;
 pub mod process;
 pub mod random;
 pub mod report;

@@ -20,6 +20,8 @@ pub struct Machine {
     pub file_system: String,
     /// Load average of the last minute at the start.
     pub load_average: String,
+    /// Nice value of the client, the daemons and fio.
+    pub nice: i32,
     /// Versions of the programs in play.
     pub versions: Vec<String>,
 }
@@ -65,7 +67,11 @@ fn version(program: &Path) -> String {
 }
 
 fn file_system(folder: &Path) -> String {
-    let kind = first_line(Command::new("stat").args(["-f", "-c", "%T"]).arg(folder));
+    let kind = first_line(
+        Command::new("findmnt")
+            .args(["-n", "-o", "FSTYPE", "-T"])
+            .arg(folder),
+    );
     kind.unwrap_or_else(|| "unknown".to_owned())
 }
 

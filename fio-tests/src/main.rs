@@ -10,6 +10,7 @@ use weft_fio_tests::client::Timing;
 use weft_fio_tests::job::{self, Job};
 use weft_fio_tests::machine;
 use weft_fio_tests::prepare::{Workspace, ensure_space, fully_written_file};
+use weft_fio_tests::priority::Priority;
 use weft_fio_tests::report::Report;
 use weft_fio_tests::runner::{self, Plan};
 use weft_fio_tests::target::{Kind, Setup, Target};
@@ -50,6 +51,9 @@ struct Arguments {
     /// Wait up to so many seconds before each run for the rest of the machine to be idle
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     calm: u64,
+    /// Give client, daemons and fio the highest priority, on a machine that others use; needs root
+    #[arg(long)]
+    priority: bool,
     /// Write everything measured here
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -90,6 +94,11 @@ fn main() -> Result<()> {
             .disk
             .map_or(arguments.span.0 * 2 + (1 << 30), |disk| disk.0),
         binaries: arguments.binaries.clone().unwrap_or(beside),
+    };
+    let _priority = if arguments.priority {
+        Some(Priority::raise()?)
+    } else {
+        None
     };
     let machine = machine::describe(&setup.files, &setup.binaries);
     let mut targets = start_targets(&arguments.targets, &setup)?;
