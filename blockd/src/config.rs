@@ -79,29 +79,51 @@ impl Settings {
             None => File::default(),
         };
         let size = |text: &Option<String>, name: &str| -> Result<Option<ByteSize>> {
-            text.as_ref().map(|text| text.parse().with_context(|| format!("setting '{name}'"))).transpose()
+            text.as_ref()
+                .map(|text| text.parse().with_context(|| format!("setting '{name}'")))
+                .transpose()
         };
         let cores_here = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let settings = Settings {
-            state: flags.state.clone().or(file.state).unwrap_or_else(|| PathBuf::from("/var/lib/weft")),
+            state: flags
+                .state
+                .clone()
+                .or(file.state)
+                .unwrap_or_else(|| PathBuf::from("/var/lib/weft")),
             cores: flags.cores.or(file.cores).unwrap_or(1),
-            cache: flags.cache.or(size(&file.cache, "cache")?).unwrap_or(ByteSize(256 << 20)),
+            cache: flags
+                .cache
+                .or(size(&file.cache, "cache")?)
+                .unwrap_or(ByteSize(256 << 20)),
             buffers: size(&file.buffers, "buffers")?.unwrap_or(ByteSize(64 << 20)),
-            log: flags.log.clone().or(file.log).unwrap_or_else(|| "info".to_owned()),
+            log: flags
+                .log
+                .clone()
+                .or(file.log)
+                .unwrap_or_else(|| "info".to_owned()),
             log_format: flags.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
         };
         if !(1..=cores_here).contains(&settings.cores) {
-            bail!("setting 'cores' is {}: this machine has 1 to {cores_here}", settings.cores);
+            bail!(
+                "setting 'cores' is {}: this machine has 1 to {cores_here}",
+                settings.cores
+            );
         }
         if settings.cache.0 < 8 << 20 {
-            bail!("setting 'cache' is {}: at least 8MiB for each disk", settings.cache);
+            bail!(
+                "setting 'cache' is {}: at least 8MiB for each disk",
+                settings.cache
+            );
         }
         if !(8 << 20..=64 << 30).contains(&settings.buffers.0) {
             bail!("setting 'buffers' is {}: 8MiB to 64GiB", settings.buffers);
         }
         if !settings.state.is_absolute() {
             let here = std::env::current_dir().context("current directory")?;
-            return Ok(Settings { state: here.join(&settings.state), ..settings });
+            return Ok(Settings {
+                state: here.join(&settings.state),
+                ..settings
+            });
         }
         Ok(settings)
     }
@@ -137,8 +159,15 @@ mod tests {
     #[test]
     fn the_example_is_valid_and_wrong_settings_are_named() {
         let example = include_str!("../../deploy/blockd.toml");
-        assert_eq!(with(example, &[]).expect("example").state, Path::new("/var/lib/weft"));
-        for (text, word) in [("coers = 1", "coers"), ("cores = 0", "cores"), ("cache = '1 parsec'", "cache")] {
+        assert_eq!(
+            with(example, &[]).expect("example").state,
+            Path::new("/var/lib/weft")
+        );
+        for (text, word) in [
+            ("coers = 1", "coers"),
+            ("cores = 0", "cores"),
+            ("cache = '1 parsec'", "cache"),
+        ] {
             let error = format!("{:#}", with(text, &[]).expect_err(text));
             assert!(error.contains(word), "{text}: {error}");
         }

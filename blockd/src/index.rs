@@ -27,12 +27,17 @@ impl IndexThread {
         let thread = std::thread::Builder::new()
             .name(name)
             .spawn(move || serve(disk, index.as_mut(), &requests, &plane))?;
-        Ok(IndexThread { sender, thread: Some(thread) })
+        Ok(IndexThread {
+            sender,
+            thread: Some(thread),
+        })
     }
 
     /// Hands a request to the thread.
     pub fn send(&self, request: IndexRequest) {
-        self.sender.send(request).expect("the index thread runs as long as its disk");
+        self.sender
+            .send(request)
+            .expect("the index thread runs as long as its disk");
     }
 
     /// Lets the thread end; it finishes what it was given. Does not wait for it.
@@ -44,10 +49,14 @@ impl IndexThread {
 fn serve(disk: DiskId, index: &mut dyn KvStore, requests: &Receiver<IndexRequest>, plane: &PlaneHandle) {
     while let Ok(request) = requests.recv() {
         let response = match request {
-            IndexRequest::Load { key, encoded } => IndexResponse::Loaded { key, value: index.get(&encoded) },
-            IndexRequest::Checkpoint { id, batch } => {
-                IndexResponse::Checkpointed { id, result: index.apply(&batch) }
-            }
+            IndexRequest::Load { key, encoded } => IndexResponse::Loaded {
+                key,
+                value: index.get(&encoded),
+            },
+            IndexRequest::Checkpoint { id, batch } => IndexResponse::Checkpointed {
+                id,
+                result: index.apply(&batch),
+            },
         };
         plane.send(Command::Index { disk, response });
     }

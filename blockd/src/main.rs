@@ -47,10 +47,16 @@ async fn serve(flags: &Flags, settings: Settings, log: &reload::Handle<EnvFilter
     let service = Arc::new(RestService(Arc::clone(&daemon)));
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let socket = daemon.socket();
-    let listener = control::rest::bind(&socket).await.with_context(|| format!("REST socket {}", socket.display()))?;
-    let rest = tokio::spawn(control::rest::serve(listener, control::rest::router(service), async move {
-        let _ = stopped.await;
-    }));
+    let listener = control::rest::bind(&socket)
+        .await
+        .with_context(|| format!("REST socket {}", socket.display()))?;
+    let rest = tokio::spawn(control::rest::serve(
+        listener,
+        control::rest::router(service),
+        async move {
+            let _ = stopped.await;
+        },
+    ));
     tracing::info!(socket = %daemon.socket().display(), "ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     loop {
@@ -84,7 +90,10 @@ fn start_log(settings: &Settings) -> Result<reload::Handle<EnvFilter, Registry>>
     let filter = EnvFilter::try_new(&settings.log).context("setting 'log'")?;
     let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(is_terminal);
     match settings.log_format {
         LogFormat::Text => registry.with(lines.with_target(false)).init(),
         LogFormat::Json => registry.with(lines.json()).init(),

@@ -33,12 +33,24 @@ impl VdiExport {
         sector_bytes: u32,
         is_read_only: bool,
     ) -> VdiExport {
-        VdiExport { vdi, name, plane, pool, bytes, sector_bytes, is_read_only }
+        VdiExport {
+            vdi,
+            name,
+            plane,
+            pool,
+            bytes,
+            sector_bytes,
+            is_read_only,
+        }
     }
 
     async fn ask(&self, op: Op<Buf>) -> Result<Outcome<Buf>, ExportError> {
         let (reply, answer) = oneshot::channel();
-        self.plane.send(Command::Request { vdi: self.vdi, op, reply });
+        self.plane.send(Command::Request {
+            vdi: self.vdi,
+            op,
+            reply,
+        });
         match answer.await {
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(error)) => Err(in_nbd_words(&error)),
@@ -77,7 +89,13 @@ impl Export for VdiExport {
     }
 
     async fn read(&self, offset: u64, length: u32) -> Result<Vec<Part<Buf>>, ExportError> {
-        match self.ask(Op::Read { offset, length: u64::from(length) }).await? {
+        match self
+            .ask(Op::Read {
+                offset,
+                length: u64::from(length),
+            })
+            .await?
+        {
             Outcome::Read(parts) => Ok(parts
                 .into_iter()
                 .map(|part| match part {
@@ -90,7 +108,12 @@ impl Export for VdiExport {
     }
 
     async fn write(&self, offset: u64, data: BufMut, fua: bool) -> Result<(), ExportError> {
-        self.done(Op::Write { offset, data: data.freeze(), fua }).await
+        self.done(Op::Write {
+            offset,
+            data: data.freeze(),
+            fua,
+        })
+        .await
     }
 
     async fn flush(&self) -> Result<(), ExportError> {
@@ -98,21 +121,41 @@ impl Export for VdiExport {
     }
 
     async fn trim(&self, offset: u64, length: u32, fua: bool) -> Result<(), ExportError> {
-        self.done(Op::Discard { offset, length: u64::from(length) }).await?;
+        self.done(Op::Discard {
+            offset,
+            length: u64::from(length),
+        })
+        .await?;
         if fua { self.flush().await } else { Ok(()) }
     }
 
     async fn write_zeroes(&self, offset: u64, length: u32, fua: bool, _: bool) -> Result<(), ExportError> {
-        self.done(Op::WriteZeroes { offset, length: u64::from(length), fua }).await
+        self.done(Op::WriteZeroes {
+            offset,
+            length: u64::from(length),
+            fua,
+        })
+        .await
     }
 
     async fn extents(&self, offset: u64, length: u32) -> Result<Vec<Extent>, ExportError> {
-        match self.ask(Op::Extents { offset, length: u64::from(length) }).await? {
+        match self
+            .ask(Op::Extents {
+                offset,
+                length: u64::from(length),
+            })
+            .await?
+        {
             Outcome::Extents(extents) => Ok(extents
                 .into_iter()
-                .map(|extent| Extent { length: extent.length, is_data: extent.is_data })
+                .map(|extent| Extent {
+                    length: extent.length,
+                    is_data: extent.is_data,
+                })
                 .collect()),
-            Outcome::Done | Outcome::Read(_) => unreachable!("a question for extents is answered with extents"),
+            Outcome::Done | Outcome::Read(_) => {
+                unreachable!("a question for extents is answered with extents")
+            }
         }
     }
 }

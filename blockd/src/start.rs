@@ -31,7 +31,8 @@ pub fn planes(settings: &Settings, reports: &UnboundedSender<Report>) -> Result<
         waiting.push((rest, mailbox));
     }
     for (rest, mailbox) in waiting {
-        rest.send((mailbox, handles.clone())).expect("a plane's thread waits for the rest");
+        rest.send((mailbox, handles.clone()))
+            .expect("a plane's thread waits for the rest");
     }
     Ok((handles, pool))
 }
@@ -44,7 +45,10 @@ fn start(number: usize, pool: Pool, reports: UnboundedSender<Report>) -> Result<
         .name(format!("plane-{number}"))
         .spawn(move || {
             pin_to(number);
-            let ring = match Ring::new(RingConfig { entries: RING_ENTRIES, pool }) {
+            let ring = match Ring::new(RingConfig {
+                entries: RING_ENTRIES,
+                pool,
+            }) {
                 Ok(ring) => ring,
                 Err(error) => {
                     let _ = give_waker.send(Err(error));
@@ -59,14 +63,24 @@ fn start(number: usize, pool: Pool, reports: UnboundedSender<Report>) -> Result<
         })
         .context("cannot start a data-plane thread")?;
     let waker = waker.recv().context("a data-plane thread ended at once")?;
-    Ok((waker.context("cannot make an io_uring: Linux 5.19 or newer, not forbidden by seccomp")?, give_rest))
+    Ok((
+        waker.context("cannot make an io_uring: Linux 5.19 or newer, not forbidden by seccomp")?,
+        give_rest,
+    ))
 }
 
 /// Pins the calling thread to the `number`th of the cores this process may use.
 fn pin_to(number: usize) {
     use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-    let Ok(allowed) = sched_getaffinity(None) else { return };
-    let Some(core) = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).nth(number) else { return };
+    let Ok(allowed) = sched_getaffinity(None) else {
+        return;
+    };
+    let Some(core) = (0..CpuSet::MAX_CPU)
+        .filter(|core| allowed.is_set(*core))
+        .nth(number)
+    else {
+        return;
+    };
     let mut one = CpuSet::new();
     one.set(core);
     if let Err(error) = sched_setaffinity(None, &one) {

@@ -5,7 +5,7 @@ mod support;
 use std::io::{Seek, SeekFrom, Write};
 
 use serde_json::{Value, json};
-use support::{Daemon, NbdClient};
+use support::{Daemon, LoopDisk, NbdClient};
 
 const MIB: u64 = 1 << 20;
 
@@ -25,13 +25,6 @@ fn verify(client: &mut NbdClient, from: u64, count: u64, byte: u8) {
     }
 }
 
-fn disk_id(daemon: &Daemon, number: usize) -> String {
-    let path = daemon.disk_path(number);
-    let disks = daemon.get("/v1/disks");
-    let found = disks.as_array().expect("a list").iter().find(|disk| disk["path"] == json!(path));
-    found.expect("the disk")["id"].as_str().expect("an id").to_owned()
-}
-
 #[test]
 fn noise_over_a_disk_is_read_around_and_scrubbed_away() {
     let mut daemon = Daemon::with_disks(3, &[]);
@@ -40,8 +33,13 @@ fn noise_over_a_disk_is_read_around_and_scrubbed_away() {
     let mut client = NbdClient::connect(&socket).expect("connect");
     fill(&mut client, 0, 512, 0xa5);
     client.flush().expect("flush");
-    let noise: Vec<u8> = (0..MIB as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-    let mut disk = std::fs::File::options().write(true).open(daemon.disk_path(2)).expect("open");
+    let noise: Vec<u8> = (0..MIB as u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
+    let mut disk = std::fs::File::options()
+        .write(true)
+        .open(daemon.disk_path(2))
+        .expect("open");
     disk.seek(SeekFrom::Start(MIB + 64 * 1024)).expect("seek");
     for _ in 0..40 {
         disk.write_all(&noise).expect("noise");
@@ -49,40 +47,62 @@ fn noise_over_a_disk_is_read_around_and_scrubbed_away() {
     disk.sync_all().expect("sync");
     verify(&mut client, 0, 512, 0xa5);
     daemon.post("/v1/scrub", &json!({}));
-    daemon.until("the scrub ends", |daemon| daemon.get("/v1/scrub")["scrubs"][0]["ended"].is_string());
+    daemon.until("the scrub ends", |daemon| {
+        daemon.get("/v1/scrub")["scrubs"][0]["ended"].is_string()
+    });
     let scrub = daemon.get("/v1/scrub");
     assert_eq!(scrub["scrubs"][0]["unreadable"], 0, "{scrub}");
     assert!(daemon.metric("weft_blocks_repaired_total") > 0);
     daemon.post("/v1/scrub", &json!({}));
-    daemon.until("the second scrub ends", |daemon| daemon.get("/v1/scrub")["scrubs"][0]["ended"].is_string());
+    daemon.until("the second scrub ends", |daemon| {
+        daemon.get("/v1/scrub")["scrubs"][0]["ended"].is_string()
+    });
     let scrub = daemon.get("/v1/scrub");
-    assert_eq!(scrub["scrubs"][0]["repaired"], 0, "everything was repaired by the first: {scrub}");
+    assert_eq!(
+        scrub["scrubs"][0]["repaired"], 0,
+        "everything was repaired by the first: {scrub}"
+    );
     verify(&mut client, 0, 512, 0xa5);
 }
 
+fn go_on_without_a_failed_disk(replicas: u8) {
+    let mut daemon = Daemon::with_disks(usize::from(replicas) - 1, &[]);
+    let failing = LoopDisk::new(daemon.path("failing.img"));
+    let added = daemon.post("/v1/disks", &json!({"path": failing.device}));
+    daemon.create_vdi("hurt", 64 * MIB, replicas);
+    let socket = daemon.attach_nbd("hurt");
+    let mut client = NbdClient::connect(&socket).expect("connect");
+    fill(&mut client, 0, 256, 1);
+    failing.fail();
+    fill(&mut client, 128, 256, 2);
+    client.flush().expect("flush");
+    daemon.until_health("hurt", "degraded");
+    verify(&mut client, 0, 128, 1);
+    verify(&mut client, 128, 256, 2);
+    let lost = added["id"].as_str().expect("an id");
+    let body = json!({"with": {"path": daemon.disk_path(9), "create_bytes": support::GIB}});
+    daemon.post(&format!("/v1/disks/{lost}/replace"), &body);
+    daemon.until_health("hurt", "whole");
+    verify(&mut client, 0, 128, 1);
+    verify(&mut client, 128, 256, 2);
+    daemon.until("the lost disk is gone", |daemon| {
+        let disks = daemon.get("/v1/disks");
+        disks
+            .as_array()
+            .expect("a list")
+            .iter()
+            .all(|disk| disk["id"] != json!(lost))
+    });
+}
+
 #[test]
-fn a_lost_disk_is_gone_on_without_and_replaced() {
-    for replicas in [2, 3] {
-        let mut daemon = Daemon::with_disks(usize::from(replicas), &[]);
-        daemon.create_vdi("hurt", 64 * MIB, replicas);
-        let socket = daemon.attach_nbd("hurt");
-        let mut client = NbdClient::connect(&socket).expect("connect");
-        fill(&mut client, 0, 256, 1);
-        let lost = disk_id(&daemon, 1);
-        std::fs::File::options().write(true).open(daemon.disk_path(1)).expect("open").set_len(0).expect("truncate");
-        fill(&mut client, 128, 256, 2);
-        daemon.until_health("hurt", "degraded");
-        verify(&mut client, 0, 128, 1);
-        verify(&mut client, 128, 256, 2);
-        let body = json!({"with": {"path": daemon.disk_path(9), "create_bytes": support::GIB}});
-        daemon.post(&format!("/v1/disks/{lost}/replace"), &body);
-        daemon.until_health("hurt", "whole");
-        verify(&mut client, 128, 256, 2);
-        daemon.until("the lost disk is gone", |daemon| {
-            let disks = daemon.get("/v1/disks");
-            disks.as_array().expect("a list").iter().all(|disk| disk["id"] != json!(lost))
-        });
-    }
+fn two_replicas_go_on_without_a_failed_disk() {
+    go_on_without_a_failed_disk(2);
+}
+
+#[test]
+fn three_replicas_go_on_without_a_failed_disk() {
+    go_on_without_a_failed_disk(3);
 }
 
 #[test]
@@ -105,7 +125,10 @@ fn a_disk_that_was_away_gets_only_what_changed() {
     daemon.post("/v1/disks", &json!({"path": here}));
     daemon.until_health("away", "whole");
     let moved = daemon.metric("weft_blocks_resynced_total");
-    assert!((256..=512).contains(&moved), "16 writes of 16 blocks were missed, {moved} blocks moved");
+    assert!(
+        (256..=512).contains(&moved),
+        "16 writes of 16 blocks were missed, {moved} blocks moved"
+    );
     verify(&mut client, 0, 10, 1);
     verify(&mut client, 10, 16, 2);
 }
@@ -119,14 +142,54 @@ fn wrong_requests_are_refused_and_change_nothing() {
     let disk = daemon.disk_path(1);
     let cases: Vec<(&str, &str, Value, u16)> = vec![
         ("POST", "/v1/pool", json!({"name": "again"}), 409),
-        ("POST", "/v1/vdis", json!({"name": "one", "bytes": 16 * MIB, "replicas": 1}), 409),
-        ("POST", "/v1/vdis", json!({"name": "two", "bytes": 16 * MIB, "replicas": 2}), 503),
-        ("POST", "/v1/vdis", json!({"name": "UPPER", "bytes": 16 * MIB, "replicas": 1}), 400),
-        ("POST", "/v1/vdis", json!({"name": "x", "bytes": 1, "replicas": 1}), 400),
-        ("POST", "/v1/vdis", json!({"name": "x", "bytes": u64::MAX, "replicas": 1}), 400),
-        ("POST", "/v1/vdis", json!({"name": "x", "bytes": 16 * MIB, "replicas": 4}), 400),
-        ("POST", "/v1/vdis", json!({"name": "x", "bytes": 16 * MIB, "sector_bytes": 1024}), 400),
-        ("POST", "/v1/vdis", json!({"name": "x", "bytes": 16 * MIB, "colour": "blue"}), 400),
+        (
+            "POST",
+            "/v1/vdis",
+            json!({"name": "one", "bytes": 16 * MIB, "replicas": 1}),
+            409,
+        ),
+        (
+            "POST",
+            "/v1/vdis",
+            json!({"name": "two", "bytes": 16 * MIB, "replicas": 2}),
+            503,
+        ),
+        (
+            "POST",
+            "/v1/vdis",
+            json!({"name": "UPPER", "bytes": 16 * MIB, "replicas": 1}),
+            400,
+        ),
+        (
+            "POST",
+            "/v1/vdis",
+            json!({"name": "x", "bytes": 1, "replicas": 1}),
+            400,
+        ),
+        (
+            "POST",
+            "/v1/vdis",
+            json!({"name": "x", "bytes": u64::MAX, "replicas": 1}),
+            400,
+        ),
+        (
+            "POST",
+            "/v1/vdis",
+            json!({"name": "x", "bytes": 16 * MIB, "replicas": 4}),
+            400,
+        ),
+        (
+            "POST",
+            "/v1/vdis",
+            json!({"name": "x", "bytes": 16 * MIB, "sector_bytes": 1024}),
+            400,
+        ),
+        (
+            "POST",
+            "/v1/vdis",
+            json!({"name": "x", "bytes": 16 * MIB, "colour": "blue"}),
+            400,
+        ),
         ("POST", "/v1/vdis/none/attach", attach("nbd:unix:/tmp/x"), 404),
         ("POST", "/v1/vdis/one/attach", attach("iscsi:x"), 400),
         ("POST", "/v1/vdis/one/attach", attach("nbd:unix:relative"), 400),
@@ -142,7 +205,10 @@ fn wrong_requests_are_refused_and_change_nothing() {
         let body = (!body.is_null()).then_some(body);
         let (code, answer) = daemon.call(method, path, body.as_ref());
         assert_eq!(code, wanted, "{method} {path} {body:?}: {answer}");
-        assert!(answer["message"].as_str().is_some_and(|text| !text.is_empty()), "{answer}");
+        assert!(
+            answer["message"].as_str().is_some_and(|text| !text.is_empty()),
+            "{answer}"
+        );
     }
     assert_eq!(daemon.get("/v1/vdis"), before);
     assert_eq!(daemon.get("/v1/disks").as_array().map(Vec::len), Some(1));

@@ -59,8 +59,15 @@ impl Oracle {
             let completed = self.completed.get(&block).copied().unwrap_or(0);
             let version = u64::from_le_bytes(found[8..16].try_into().expect("8 bytes"));
             let sent = self.sent.remove(&block).unwrap_or_default();
-            assert!(version == completed || sent.contains(&version), "block {block} has version {version}, completed was {completed}, sent since {sent:?}");
-            let whole = if version == 0 { vec![0; BLOCK] } else { content(block, version) };
+            assert!(
+                version == completed || sent.contains(&version),
+                "block {block} has version {version}, completed was {completed}, sent since {sent:?}"
+            );
+            let whole = if version == 0 {
+                vec![0; BLOCK]
+            } else {
+                content(block, version)
+            };
             assert!(found == whole, "block {block} version {version} is torn");
             self.completed.insert(block, version);
         }
@@ -89,7 +96,15 @@ fn load_and_kill(replicas: u8, kills: u32) {
                 continue; // Two versions of a block at once may complete in either order.
             }
             let version = oracle.send(block);
-            client.send(support::WRITE, version, block * BLOCK as u64, BLOCK as u32, &content(block, version)).expect("send");
+            client
+                .send(
+                    support::WRITE,
+                    version,
+                    block * BLOCK as u64,
+                    BLOCK as u32,
+                    &content(block, version),
+                )
+                .expect("send");
             under_way.insert(version, block);
         }
         daemon.kill();
@@ -99,7 +114,6 @@ fn load_and_kill(replicas: u8, kills: u32) {
     }
     daemon.until_health("load", "whole");
 }
-
 
 #[test]
 fn one_replica() {

@@ -26,10 +26,19 @@ fn data_survives_kill_and_stop_and_space_comes_back() {
     let check = |daemon: &Daemon| {
         let mut client = NbdClient::connect(&daemon.path("web01.nbd")).expect("the door is open again");
         for offset in [GIB - 32 * 1024, 2 * GIB - 64 * 1024, 512 * 3] {
-            assert!(client.read(offset, 64 * 1024).expect("read") == block, "content at {offset}");
+            assert!(
+                client.read(offset, 64 * 1024).expect("read") == block,
+                "content at {offset}"
+            );
         }
         assert_eq!(client.read(0, 512).expect("read"), block[..512]);
-        assert!(client.read(MIB, 4096).expect("read").iter().all(|byte| *byte == 0));
+        assert!(
+            client
+                .read(MIB, 4096)
+                .expect("read")
+                .iter()
+                .all(|byte| *byte == 0)
+        );
     };
     check(&daemon);
     daemon.stop();
@@ -39,10 +48,20 @@ fn data_survives_kill_and_stop_and_space_comes_back() {
 
     let shown = daemon.get("/v1/vdis/web01");
     assert_eq!(shown["used_bytes"].as_u64().expect("used"), 49 * 4096, "{shown}");
-    assert_eq!(shown["stored_bytes"].as_u64().expect("stored"), 3 * 49 * 4096, "{shown}");
+    assert_eq!(
+        shown["stored_bytes"].as_u64().expect("stored"),
+        3 * 49 * 4096,
+        "{shown}"
+    );
     let mut client = NbdClient::connect(&socket).expect("connect");
     client.trim(GIB - MIB, MIB as u32).expect("trim");
-    assert!(client.read(GIB - MIB, MIB as u32).expect("read").iter().all(|byte| *byte == 0));
+    assert!(
+        client
+            .read(GIB - MIB, MIB as u32)
+            .expect("read")
+            .iter()
+            .all(|byte| *byte == 0)
+    );
     drop(client);
 
     let (code, refusal) = daemon.call("DELETE", "/v1/vdis/web01", None);
@@ -51,7 +70,8 @@ fn data_survives_kill_and_stop_and_space_comes_back() {
     let (code, answer) = daemon.call("DELETE", "/v1/vdis/web01", None);
     assert!((200..300).contains(&code), "{answer}");
     daemon.until("the space is back", |daemon| {
-        daemon.get("/v1/vdis").as_array().is_some_and(Vec::is_empty) && daemon.metric("weft_disk_live_bytes") == 0
+        daemon.get("/v1/vdis").as_array().is_some_and(Vec::is_empty)
+            && daemon.metric("weft_disk_live_bytes") == 0
     });
 }
 
@@ -66,7 +86,9 @@ fn a_vdi_grows_while_in_use() {
     daemon.post("/v1/vdis/grow/resize", &json!({"bytes": 3 * GIB}));
     let mut larger = NbdClient::connect(&socket).expect("connect");
     assert_eq!(larger.bytes, 3 * GIB);
-    larger.write(3 * GIB - 4096, &[9; 4096]).expect("write at the new end");
+    larger
+        .write(3 * GIB - 4096, &[9; 4096])
+        .expect("write at the new end");
     assert_eq!(client.read(0, 4096).expect("read"), [7; 4096]);
     let (code, refusal) = daemon.call("POST", "/v1/vdis/grow/resize", Some(&json!({"bytes": GIB})));
     assert_eq!(code, 400, "{refusal}");
@@ -78,21 +100,41 @@ fn qemu_img_round_trip() {
     daemon.create_vdi("image", 256 * MIB, 2);
     let socket = daemon.attach_nbd("image");
     let (source, back) = (daemon.path("source.raw"), daemon.path("back.raw"));
-    let content: Vec<u8> = (0..200 * MIB / 8).flat_map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes()).collect();
+    let content: Vec<u8> = (0..200 * MIB / 8)
+        .flat_map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes())
+        .collect();
     std::fs::write(&source, &content).expect("write");
-    std::fs::File::options().write(true).open(&source).expect("open").set_len(256 * MIB).expect("sparse end");
+    std::fs::File::options()
+        .write(true)
+        .open(&source)
+        .expect("open")
+        .set_len(256 * MIB)
+        .expect("sparse end");
     let uri = format!("nbd+unix:///image?socket={}", socket.display());
     let qemu_img = |arguments: &[&str]| {
-        let output = Command::new("qemu-img").args(arguments).output().expect("qemu-img (Debian package qemu-utils)");
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = Command::new("qemu-img")
+            .args(arguments)
+            .output()
+            .expect("qemu-img (Debian package qemu-utils)");
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     };
     let (from, to) = (source.to_str().expect("UTF-8"), back.to_str().expect("UTF-8"));
     qemu_img(&["convert", "-n", "-f", "raw", "-O", "raw", from, &uri]);
     qemu_img(&["compare", "-f", "raw", "-F", "raw", from, &uri]);
     qemu_img(&["convert", "-f", "raw", "-O", "raw", &uri, to]);
-    assert!(std::fs::read(&source).expect("read") == std::fs::read(&back).expect("read"), "content differs");
+    assert!(
+        std::fs::read(&source).expect("read") == std::fs::read(&back).expect("read"),
+        "content differs"
+    );
     let used = daemon.get("/v1/vdis/image")["used_bytes"].as_u64().expect("used");
-    assert!((200 * MIB..=201 * MIB).contains(&used), "the hole at the end takes no space: {used}");
+    assert!(
+        (200 * MIB..=201 * MIB).contains(&used),
+        "the hole at the end takes no space: {used}"
+    );
 }
 
 #[test]
@@ -106,7 +148,12 @@ fn an_idle_daemon_sleeps() {
     daemon.until_health("idle", "whole");
     let ticks = |daemon: &Daemon| {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).expect("stat");
-        let fields: Vec<&str> = stat.rsplit_once(')').expect("name").1.split_whitespace().collect();
+        let fields: Vec<&str> = stat
+            .rsplit_once(')')
+            .expect("name")
+            .1
+            .split_whitespace()
+            .collect();
         fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime")
     };
     let before = ticks(&daemon);

@@ -59,23 +59,39 @@ impl Daemon {
     }
 
     fn disk_is_missing(&self, record: &DiskRecord, reason: &str) {
-        let runtime = DiskRuntime { is_up: false, plane: 0, reason: reason.to_owned() };
+        let runtime = DiskRuntime {
+            is_up: false,
+            plane: 0,
+            reason: reason.to_owned(),
+        };
         self.disks.lock().expect("disks").insert(record.id, runtime);
-        self.events.add(Severity::Warning, format!("disk {} ({}): {reason}", record.id, record.path.display()));
+        self.events.add(
+            Severity::Warning,
+            format!("disk {} ({}): {reason}", record.id, record.path.display()),
+        );
     }
 
     /// Opens `path` for us alone, recovers its log, and checks that it is the disk it should be.
     fn open_disk(&self, path: &Path, wanted: Option<DiskId>) -> ApiResult<Opened> {
         let shown = path.display();
         let mut file = OsFile::open(path, Access::ReadWrite).map_err(|error| {
-            ApiError::unavailable(error.to_string(), "see that the disk is there and nobody else uses it")
+            ApiError::unavailable(
+                error.to_string(),
+                "see that the disk is there and nobody else uses it",
+            )
         })?;
         let superblock = store::read_superblock(&file).map_err(|error| {
-            ApiError::conflict(format!("{shown}: {error}"), "`weft disk fsck` tells more; `weft disk replace` gives its place to another")
+            ApiError::conflict(
+                format!("{shown}: {error}"),
+                "`weft disk fsck` tells more; `weft disk replace` gives its place to another",
+            )
         })?;
         if let Some(id) = wanted.filter(|id| *id != superblock.disk) {
             let message = format!("{shown} holds disk {}, not {id}", superblock.disk);
-            return Err(ApiError::conflict(message, "give the path of the right disk: `weft disk add PATH`"));
+            return Err(ApiError::conflict(
+                message,
+                "give the path of the right disk: `weft disk add PATH`",
+            ));
         }
         let directory = self.index_directory(superblock.disk);
         let mut index = open_index(&directory)?;
@@ -86,12 +102,20 @@ impl Daemon {
         if !report.damage.is_empty() {
             self.events.add(
                 Severity::Warning,
-                format!("disk {} ({shown}): its log was damaged; run `weft scrub`", superblock.disk),
+                format!(
+                    "disk {} ({shown}): its log was damaged; run `weft scrub`",
+                    superblock.disk
+                ),
             );
         }
         let store = Store::open(recovered, self.store_settings());
         let node = DiskNode::new(superblock.disk, store);
-        Ok(Opened { superblock, file: file.into_file(), node, index })
+        Ok(Opened {
+            superblock,
+            file: file.into_file(),
+            node,
+            index,
+        })
     }
 
     /// Hands an opened disk to a plane and tells every VDI.
@@ -105,10 +129,20 @@ impl Daemon {
             handle.send(Command::Home { disk, plane });
         }
         let node = Box::new(opened.node);
-        ask(&self.planes[plane], |reply| Command::AddDisk { disk, file: opened.file, node, index, reply })
-            .await?
-            .map_err(|error| ApiError::internal(error.to_string(), ""))?;
-        let runtime = DiskRuntime { is_up: true, plane, reason: String::new() };
+        ask(&self.planes[plane], |reply| Command::AddDisk {
+            disk,
+            file: opened.file,
+            node,
+            index,
+            reply,
+        })
+        .await?
+        .map_err(|error| ApiError::internal(error.to_string(), ""))?;
+        let runtime = DiskRuntime {
+            is_up: true,
+            plane,
+            reason: String::new(),
+        };
         self.disks.lock().expect("disks").insert(disk, runtime);
         self.tell_disk_state(disk, true).await?;
         self.drop_leftovers(disk, plane, &shards)
@@ -116,8 +150,15 @@ impl Daemon {
 
     fn least_loaded_plane(&self) -> usize {
         let disks = self.disks.lock().expect("disks");
-        let load = |plane: usize| disks.values().filter(|disk| disk.is_up && disk.plane == plane).count();
-        (0..self.planes.len()).min_by_key(|plane| load(*plane)).expect("at least one plane")
+        let load = |plane: usize| {
+            disks
+                .values()
+                .filter(|disk| disk.is_up && disk.plane == plane)
+                .count()
+        };
+        (0..self.planes.len())
+            .min_by_key(|plane| load(*plane))
+            .expect("at least one plane")
     }
 
     pub(super) async fn tell_disk_state(&self, disk: DiskId, is_up: bool) -> ApiResult<()> {
@@ -135,13 +176,24 @@ impl Daemon {
                 continue;
             }
             // No writer can hold a higher token, and no VDI is there to hear the answer.
-            let token = Token { epoch: Epoch(u64::MAX), incarnation: self.incarnation };
+            let token = Token {
+                epoch: Epoch(u64::MAX),
+                incarnation: self.incarnation,
+            };
             let fence = ReplicaRequest::Fence { record: Vec::new() };
             for (id, request) in [(0, fence), (1, ReplicaRequest::Drop)] {
-                let message = ToReplica { shard: *shard, token, id: RequestId(id), request };
+                let message = ToReplica {
+                    shard: *shard,
+                    token,
+                    id: RequestId(id),
+                    request,
+                };
                 self.planes[plane].send(Command::ToDisk(disk, message));
             }
-            self.events.add(Severity::Info, format!("disk {disk}: shard {shard} is no longer placed here; dropped"));
+            self.events.add(
+                Severity::Info,
+                format!("disk {disk}: shard {shard} is no longer placed here; dropped"),
+            );
         }
         Ok(())
     }
@@ -156,7 +208,10 @@ impl Daemon {
         let disk = record.id;
         self.records(|control| control.put_disk(&record))?;
         self.serve_disk(opened).await?;
-        self.events.add(Severity::Info, format!("disk {disk} ({}) is in use", record.path.display()));
+        self.events.add(
+            Severity::Info,
+            format!("disk {disk} ({}) is in use", record.path.display()),
+        );
         Ok(disk)
     }
 
@@ -184,37 +239,64 @@ impl Daemon {
     ) -> ApiResult<(DiskRecord, Opened)> {
         let known = self.records(|control| control.disks())?;
         if let Some(disk) = known.iter().find(|disk| disk.path == path && self.is_up(disk.id)) {
-            return Err(ApiError::conflict(format!("{} is disk {} already", path.display(), disk.id), ""));
+            return Err(ApiError::conflict(
+                format!("{} is disk {} already", path.display(), disk.id),
+                "",
+            ));
         }
         let mut file = OsFile::open(path, Access::ReadWrite)
             .map_err(|error| ApiError::conflict(error.to_string(), "unmount it, or stop what uses it"))?;
-        let zone = request.zone.as_ref().map_or_else(String::new, |zone| zone.as_str().to_owned());
+        let zone = request
+            .zone
+            .as_ref()
+            .map_or_else(String::new, |zone| zone.as_str().to_owned());
         if let Ok(superblock) = store::read_superblock(&file) {
             let record = known.iter().find(|disk| disk.id == superblock.disk);
             if let Some(record) = record.filter(|_| superblock.pool == pool.id) {
                 if self.is_up(record.id) {
-                    let message = format!("{} is a copy of disk {}, which is in use", path.display(), record.id);
+                    let message = format!(
+                        "{} is a copy of disk {}, which is in use",
+                        path.display(),
+                        record.id
+                    );
                     return Err(ApiError::conflict(message, "a disk may be there once"));
                 }
                 drop(file);
-                let record = DiskRecord { path: path.to_owned(), state: DiskState::Active, ..record.clone() };
+                let record = DiskRecord {
+                    path: path.to_owned(),
+                    state: DiskState::Active,
+                    ..record.clone()
+                };
                 let opened = self.open_disk(path, Some(record.id))?;
                 return Ok((record, opened));
             }
             if !request.force {
-                let whose = if superblock.pool == pool.id { "this pool, which let it go".to_owned() } else { format!("pool {}", superblock.pool) };
+                let whose = if superblock.pool == pool.id {
+                    "this pool, which let it go".to_owned()
+                } else {
+                    format!("pool {}", superblock.pool)
+                };
                 let message = format!("{} is Weft disk {} of {whose}", path.display(), superblock.disk);
-                return Err(ApiError::needs_force(message, "--force overwrites it; its data is lost"));
+                return Err(ApiError::needs_force(
+                    message,
+                    "--force overwrites it; its data is lost",
+                ));
             }
         }
         let report = edge::file::probe(path).map_err(|error| ApiError::conflict(error.to_string(), ""))?;
         if !report.signatures.is_empty() && !request.force {
             let message = format!("{} holds {}", path.display(), report.signatures.join(", "));
-            return Err(ApiError::needs_force(message, "--force overwrites it; its data is lost"));
+            return Err(ApiError::needs_force(
+                message,
+                "--force overwrites it; its data is lost",
+            ));
         }
         if file.bytes() < DISK_BYTES_MIN {
             let (have, need) = (ByteSize(file.bytes()), ByteSize(DISK_BYTES_MIN));
-            let message = format!("{} has {have}; a disk of the pool has at least {need}", path.display());
+            let message = format!(
+                "{} has {have}; a disk of the pool has at least {need}",
+                path.display()
+            );
             return Err(ApiError::invalid(message, ""));
         }
         let id = DiskId(uuid::Uuid::new_v4().as_u128());
@@ -226,16 +308,33 @@ impl Daemon {
         let bytes = file.bytes();
         drop((file, index));
         let opened = self.open_disk(path, Some(id))?;
-        Ok((DiskRecord { id, path: path.to_owned(), bytes, state: DiskState::Active, zone }, opened))
+        Ok((
+            DiskRecord {
+                id,
+                path: path.to_owned(),
+                bytes,
+                state: DiskState::Active,
+                zone,
+            },
+            opened,
+        ))
     }
 
     pub(super) fn is_up(&self, disk: DiskId) -> bool {
-        self.disks.lock().expect("disks").get(&disk).is_some_and(|runtime| runtime.is_up)
+        self.disks
+            .lock()
+            .expect("disks")
+            .get(&disk)
+            .is_some_and(|runtime| runtime.is_up)
     }
 
     pub(super) fn up_disks(&self) -> Vec<DiskId> {
         let disks = self.disks.lock().expect("disks");
-        disks.iter().filter(|(_, runtime)| runtime.is_up).map(|(disk, _)| *disk).collect()
+        disks
+            .iter()
+            .filter(|(_, runtime)| runtime.is_up)
+            .map(|(disk, _)| *disk)
+            .collect()
     }
 
     /// Disks that new replicas may go to.
@@ -244,15 +343,22 @@ impl Daemon {
         Ok(records
             .into_iter()
             .filter(|disk| disk.state == DiskState::Active && self.is_up(disk.id))
-            .map(|disk| Candidate { disk: disk.id, bytes: disk.bytes, zone: disk.zone })
+            .map(|disk| Candidate {
+                disk: disk.id,
+                bytes: disk.bytes,
+                zone: disk.zone,
+            })
             .collect())
     }
 
     /// A disk failed under its plane: it takes no more until it is added again.
     pub(super) async fn disk_failed(&self, disk: DiskId, reason: String) -> ApiResult<()> {
-        self.events.add(Severity::Critical, format!("disk {disk} failed: {reason}"));
+        self.events
+            .add(Severity::Critical, format!("disk {disk} failed: {reason}"));
         self.stop_serving(disk, reason).await?;
-        let Some(mut record) = self.records(|control| control.disk(disk))? else { return Ok(()) };
+        let Some(mut record) = self.records(|control| control.disk(disk))? else {
+            return Ok(());
+        };
         if record.state == DiskState::Active {
             record.state = DiskState::Failed;
             self.records(|control| control.put_disk(&record))?;
@@ -263,7 +369,9 @@ impl Daemon {
     async fn stop_serving(&self, disk: DiskId, reason: String) -> ApiResult<()> {
         let plane = {
             let mut disks = self.disks.lock().expect("disks");
-            let Some(runtime) = disks.get_mut(&disk).filter(|runtime| runtime.is_up) else { return Ok(()) };
+            let Some(runtime) = disks.get_mut(&disk).filter(|runtime| runtime.is_up) else {
+                return Ok(());
+            };
             runtime.is_up = false;
             runtime.reason = reason;
             runtime.plane
@@ -274,8 +382,11 @@ impl Daemon {
 
     /// Gives every shard's place on `old` to `new`, or, where there is none, to whom placement chooses.
     pub(super) async fn move_away(&self, old: DiskId, new: Option<DiskId>, force: bool) -> ApiResult<()> {
-        let candidates: Vec<Candidate> =
-            self.candidates()?.into_iter().filter(|candidate| candidate.disk != old).collect();
+        let candidates: Vec<Candidate> = self
+            .candidates()?
+            .into_iter()
+            .filter(|candidate| candidate.disk != old)
+            .collect();
         let mut moves = Vec::new();
         for vdi in self.records(|control| control.vdis())? {
             let mut places: Vec<(ShardNo, DiskId)> = Vec::new();
@@ -285,13 +396,22 @@ impl Daemon {
                 }
                 let is_last = shard.in_sync == [old];
                 if is_last && !self.is_up(old) && !force {
-                    let message = format!("shard {} of VDI {} has its only good copy on disk {old}, which is not up", shard.shard.no, vdi.name);
-                    return Err(ApiError::unavailable(message, "bring the disk back with `weft disk add PATH`"));
+                    let message = format!(
+                        "shard {} of VDI {} has its only good copy on disk {old}, which is not up",
+                        shard.shard.no, vdi.name
+                    );
+                    return Err(ApiError::unavailable(
+                        message,
+                        "bring the disk back with `weft disk add PATH`",
+                    ));
                 }
                 let place = match new.filter(|new| !shard.replicas.contains(new)) {
                     Some(new) => new,
                     None => placement::replace(shard.shard, &shard.replicas, &candidates).map_err(|_| {
-                        let message = format!("no other disk can take shard {} of VDI {}", shard.shard.no, vdi.name);
+                        let message = format!(
+                            "no other disk can take shard {} of VDI {}",
+                            shard.shard.no, vdi.name
+                        );
                         ApiError::unavailable(message, "add a disk first: `weft disk add PATH`")
                     })?,
                 };
@@ -306,7 +426,10 @@ impl Daemon {
             self.records(|control| control.put_disk(&record))?;
         }
         for (vdi, new) in moves {
-            self.home(vdi).send(Command::Vdi { vdi, event: Event::ReplaceDisk { old, new } });
+            self.home(vdi).send(Command::Vdi {
+                vdi,
+                event: Event::ReplaceDisk { old, new },
+            });
         }
         Ok(())
     }
@@ -331,7 +454,10 @@ impl Daemon {
             self.stop_serving(record.id, "removed".to_owned()).await?;
             self.records(|control| control.delete_disk(record.id))?;
             self.disks.lock().expect("disks").remove(&record.id);
-            self.events.add(Severity::Info, format!("disk {} ({}) left the pool", record.id, record.path.display()));
+            self.events.add(
+                Severity::Info,
+                format!("disk {} ({}) left the pool", record.id, record.path.display()),
+            );
         }
         Ok(())
     }
@@ -349,19 +475,30 @@ fn open_index(directory: &Path) -> ApiResult<Rocks> {
             tracing::warn!(%error, "the index does not open; it is rebuilt from the log");
             Rocks::destroy(directory)
                 .and_then(|()| Rocks::open_index(directory))
-                .map_err(|error| ApiError::internal(error.to_string(), "see that the state directory can be written"))
+                .map_err(|error| {
+                    ApiError::internal(error.to_string(), "see that the state directory can be written")
+                })
         }
     }
 }
 
 fn create_file(path: &Path, bytes: u64) -> ApiResult<PathBuf> {
     if bytes < DISK_BYTES_MIN {
-        let message = format!("{} are too few: a disk of the pool has at least {}", ByteSize(bytes), ByteSize(DISK_BYTES_MIN));
+        let message = format!(
+            "{} are too few: a disk of the pool has at least {}",
+            ByteSize(bytes),
+            ByteSize(DISK_BYTES_MIN)
+        );
         return Err(ApiError::invalid(message, ""));
     }
-    edge::file::create_preallocated(path, bytes)
-        .map_err(|error| ApiError::conflict(error.to_string(), "choose a path that is not there yet, with space"))?;
-    std::fs::canonicalize(path).map_err(|error| ApiError::internal(format!("{}: {error}", path.display()), ""))
+    edge::file::create_preallocated(path, bytes).map_err(|error| {
+        ApiError::conflict(
+            error.to_string(),
+            "choose a path that is not there yet, with space",
+        )
+    })?;
+    std::fs::canonicalize(path)
+        .map_err(|error| ApiError::internal(format!("{}: {error}", path.display()), ""))
 }
 
 /// Random bits for segment secrets.

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use control::{ApiError, ApiResult, Attach, AttachTarget, Attachment, Detach, Name, NbdAddress, Severity, VdiRecord};
+use control::{
+    ApiError, ApiResult, Attach, AttachTarget, Attachment, Detach, Name, NbdAddress, Severity, VdiRecord,
+};
 use types::VdiId;
 use vhost_blk::{DeviceConfig, DeviceId, Plane, Ring, RingId};
 
@@ -39,14 +41,20 @@ impl Daemon {
         let records = match self.records(|control| control.vdis()) {
             Ok(records) => records,
             Err(error) => {
-                self.events.add(Severity::Critical, format!("cannot read the attachments: {error}"));
+                self.events.add(
+                    Severity::Critical,
+                    format!("cannot read the attachments: {error}"),
+                );
                 return;
             }
         };
         for record in records {
             for attachment in &record.attachments {
                 if let Err(error) = self.open_door(&record, attachment).await {
-                    let message = format!("VDI {}: {} is not served: {error}", record.name, attachment.target);
+                    let message = format!(
+                        "VDI {}: {} is not served: {error}",
+                        record.name, attachment.target
+                    );
                     self.events.add(Severity::Critical, message);
                 }
             }
@@ -58,11 +66,19 @@ impl Daemon {
             AttachTarget::VhostUser(path) => self.open_vhost(record, attachment, path)?,
             AttachTarget::Nbd(address) => self.open_nbd(record, attachment, address)?,
         };
-        self.doors.lock().await.insert((record.id, attachment.target.to_string()), door);
+        self.doors
+            .lock()
+            .await
+            .insert((record.id, attachment.target.to_string()), door);
         Ok(())
     }
 
-    fn open_vhost(&self, record: &VdiRecord, attachment: &Attachment, path: &std::path::Path) -> ApiResult<Door> {
+    fn open_vhost(
+        &self,
+        record: &VdiRecord,
+        attachment: &Attachment,
+        path: &std::path::Path,
+    ) -> ApiResult<Door> {
         make_parent(path)?;
         // The VDI's number leads the data plane to the VDI; the rest keeps doors apart.
         let door = self.next_door.fetch_add(1, Ordering::Relaxed) & 0xffff_ffff;
@@ -85,7 +101,13 @@ impl Daemon {
             }
             NbdAddress::Tcp(address) => nbd::Address::Tcp(*address),
         };
-        let size = self.sizes.lock().expect("sizes").get(&record.id).cloned().expect("an open VDI has a size");
+        let size = self
+            .sizes
+            .lock()
+            .expect("sizes")
+            .get(&record.id)
+            .cloned()
+            .expect("an open VDI has a size");
         let export = Arc::new(VdiExport::new(
             record.id,
             record.name.clone(),
@@ -110,13 +132,26 @@ impl Daemon {
     pub(super) async fn attach(&self, name: &Name, request: Attach) -> ApiResult<()> {
         let mut record = self.named(name)?;
         for other in self.records(|control| control.vdis())? {
-            if other.attachments.iter().any(|attachment| attachment.target == request.target) {
+            if other
+                .attachments
+                .iter()
+                .any(|attachment| attachment.target == request.target)
+            {
                 let message = format!("{} is where VDI {} is attached", request.target, other.name);
-                return Err(ApiError::conflict(message, format!("`weft vdi detach {}` first, or choose another address", other.name)));
+                return Err(ApiError::conflict(
+                    message,
+                    format!(
+                        "`weft vdi detach {}` first, or choose another address",
+                        other.name
+                    ),
+                ));
             }
         }
-        let attachment =
-            Attachment { target: request.target, read_only: request.read_only, queues: request.queues };
+        let attachment = Attachment {
+            target: request.target,
+            read_only: request.read_only,
+            queues: request.queues,
+        };
         self.open_door(&record, &attachment).await?;
         let target = attachment.target.to_string();
         record.attachments.push(attachment);
@@ -131,10 +166,20 @@ impl Daemon {
         let mut record = self.named(name)?;
         let (leaving, staying): (Vec<Attachment>, Vec<Attachment>) = std::mem::take(&mut record.attachments)
             .into_iter()
-            .partition(|attachment| request.target.as_ref().is_none_or(|target| *target == attachment.target));
+            .partition(|attachment| {
+                request
+                    .target
+                    .as_ref()
+                    .is_none_or(|target| *target == attachment.target)
+            });
         if leaving.is_empty() {
-            let what = request.target.map_or_else(|| "anywhere".to_owned(), |target| format!("at {target}"));
-            return Err(ApiError::not_found(format!("VDI {} is not attached {what}", record.name), "see `weft vdi show`"));
+            let what = request
+                .target
+                .map_or_else(|| "anywhere".to_owned(), |target| format!("at {target}"));
+            return Err(ApiError::not_found(
+                format!("VDI {} is not attached {what}", record.name),
+                "see `weft vdi show`",
+            ));
         }
         record.attachments = staying;
         self.records(|control| control.update_vdi(&record))?;
@@ -178,7 +223,13 @@ async fn close(door: Door) {
 }
 
 fn make_parent(path: &std::path::Path) -> ApiResult<()> {
-    let Some(parent) = path.parent() else { return Ok(()) };
-    std::fs::create_dir_all(parent)
-        .map_err(|error| ApiError::invalid(format!("cannot make {}: {error}", parent.display()), "choose another socket path"))
+    let Some(parent) = path.parent() else {
+        return Ok(());
+    };
+    std::fs::create_dir_all(parent).map_err(|error| {
+        ApiError::invalid(
+            format!("cannot make {}: {error}", parent.display()),
+            "choose another socket path",
+        )
+    })
 }

@@ -36,7 +36,11 @@ impl EventLog {
         if last.len() == KEPT {
             last.pop_front();
         }
-        last.push_back(EventInfo { at: Timestamp::now(), severity, message });
+        last.push_back(EventInfo {
+            at: Timestamp::now(),
+            severity,
+            message,
+        });
     }
 
     /// The kept ones, oldest first.
@@ -61,11 +65,23 @@ impl EventLog {
 
     /// Whether a scrub of the VDI runs.
     pub fn is_scrubbing(&self, vdi: VdiId) -> bool {
-        self.scrubs.lock().expect("scrubs").get(&vdi).is_some_and(|scrub| scrub.ended.is_none())
+        self.scrubs
+            .lock()
+            .expect("scrubs")
+            .get(&vdi)
+            .is_some_and(|scrub| scrub.ended.is_none())
     }
 
     /// A scrub went on.
-    pub fn scrub_goes_on(&self, vdi: VdiId, done: u32, total: u32, blocks: u64, repaired: u64, unreadable: u64) {
+    pub fn scrub_goes_on(
+        &self,
+        vdi: VdiId,
+        done: u32,
+        total: u32,
+        blocks: u64,
+        repaired: u64,
+        unreadable: u64,
+    ) {
         if let Some(scrub) = self.scrubs.lock().expect("scrubs").get_mut(&vdi) {
             scrub.shards_done = done;
             scrub.shards = total;

@@ -104,7 +104,10 @@ impl Daemon {
     }
 
     /// The control records, for one short look or change. RocksDB's writes take about a millisecond here.
-    fn records<T>(&self, action: impl FnOnce(&mut ControlStore) -> Result<T, control::RecordError>) -> ApiResult<T> {
+    fn records<T>(
+        &self,
+        action: impl FnOnce(&mut ControlStore) -> Result<T, control::RecordError>,
+    ) -> ApiResult<T> {
         let mut control = self.control.lock().expect("no panic while records were held");
         tokio::task::block_in_place(|| action(&mut control)).map_err(ApiError::from)
     }
@@ -114,7 +117,10 @@ impl Daemon {
     }
 
     fn store_settings(&self) -> StoreSettings {
-        StoreSettings { cache_bytes: self.settings.cache.0, ..StoreSettings::default() }
+        StoreSettings {
+            cache_bytes: self.settings.cache.0,
+            ..StoreSettings::default()
+        }
     }
 
     fn index_directory(&self, disk: DiskId) -> PathBuf {
@@ -140,7 +146,9 @@ impl Daemon {
 async fn ask<T>(plane: &PlaneHandle, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> ApiResult<T> {
     let (reply, answer) = oneshot::channel();
     plane.send(command(reply));
-    answer.await.map_err(|_| ApiError::unavailable("the daemon is stopping", "try again when it runs"))
+    answer
+        .await
+        .map_err(|_| ApiError::unavailable("the daemon is stopping", "try again when it runs"))
 }
 
 fn make_private(state: &Path) -> Result<()> {
@@ -167,7 +175,10 @@ fn lock_state(state: &Path) -> Result<File> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => {
-            bail!("another blockd runs on {}: stop it, or name another --state", state.display())
+            bail!(
+                "another blockd runs on {}: stop it, or name another --state",
+                state.display()
+            )
         }
         Err(std::fs::TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("cannot lock {}", path.display()))

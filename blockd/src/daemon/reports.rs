@@ -25,7 +25,10 @@ impl Daemon {
             Report::SaveRecord(record) => {
                 let vdi = record.shard.vdi;
                 let held = self.records(|control| control.swap_shard(&record))?;
-                let event = Event::RecordSaved { shard: record.shard.no, record: held };
+                let event = Event::RecordSaved {
+                    shard: record.shard.no,
+                    record: held,
+                };
                 self.home(vdi).send(Command::Vdi { vdi, event });
                 self.finish_removals().await
             }
@@ -41,11 +44,17 @@ impl Daemon {
                 Ok(())
             }
             Report::DiskFull { disk, is_full: true } => {
-                self.events.add(Severity::Critical, format!("disk {disk} is full: writes to it wait; add a disk, or delete or trim"));
+                self.events.add(
+                    Severity::Critical,
+                    format!("disk {disk} is full: writes to it wait; add a disk, or delete or trim"),
+                );
                 Ok(())
             }
             Report::DiskFull { disk, is_full: false } => {
-                self.events.add(Severity::Info, format!("disk {disk} has space again: writes go on"));
+                self.events.add(
+                    Severity::Info,
+                    format!("disk {disk} has space again: writes go on"),
+                );
                 Ok(())
             }
         }
@@ -59,9 +68,15 @@ impl Daemon {
                 let message = format!("VDI {name} shard {shard}: the replica on disk {disk} is out of sync");
                 self.events.add(Severity::Warning, message);
             }
-            Notice::Restored { shard, disk, moved_blocks } => {
+            Notice::Restored {
+                shard,
+                disk,
+                moved_blocks,
+            } => {
                 EventLog::count(&self.events.resynced, moved_blocks);
-                let message = format!("VDI {name} shard {shard}: the replica on disk {disk} is in sync again ({moved_blocks} blocks moved)");
+                let message = format!(
+                    "VDI {name} shard {shard}: the replica on disk {disk} is in sync again ({moved_blocks} blocks moved)"
+                );
                 self.events.add(Severity::Info, message);
             }
             Notice::Repaired { shard, disk, blocks } => {
@@ -73,19 +88,35 @@ impl Daemon {
                 let message = format!("VDI {name} shard {shard}: no good copy of the block at {offset}");
                 self.events.add(Severity::Critical, message);
             }
-            Notice::NoQuorum { shard, is_waiting: true } => {
+            Notice::NoQuorum {
+                shard,
+                is_waiting: true,
+            } => {
                 let message = format!("VDI {name} shard {shard}: too few replicas; writes wait");
                 self.events.add(Severity::Critical, message);
             }
-            Notice::NoQuorum { shard, is_waiting: false } => {
-                self.events.add(Severity::Info, format!("VDI {name} shard {shard}: writes go on"));
+            Notice::NoQuorum {
+                shard,
+                is_waiting: false,
+            } => {
+                self.events
+                    .add(Severity::Info, format!("VDI {name} shard {shard}: writes go on"));
             }
             Notice::Fenced { shard } => {
-                let message = format!("VDI {name} shard {shard}: a newer writer holds it; this daemon writes no more to it");
+                let message = format!(
+                    "VDI {name} shard {shard}: a newer writer holds it; this daemon writes no more to it"
+                );
                 self.events.add(Severity::Critical, message);
             }
-            Notice::Scrub { done, total, blocks, repaired, unreadable } => {
-                self.events.scrub_goes_on(vdi, done, total, blocks, repaired, unreadable);
+            Notice::Scrub {
+                done,
+                total,
+                blocks,
+                repaired,
+                unreadable,
+            } => {
+                self.events
+                    .scrub_goes_on(vdi, done, total, blocks, repaired, unreadable);
             }
             Notice::Dropped => self.vdi_is_dropped(vdi).await?,
         }

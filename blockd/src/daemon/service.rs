@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use control::{
     API_VERSION, ApiError, ApiResult, Attach, Detach, DiskAdd, DiskInfo, DiskRecord, DiskState, Health, Name,
-    PoolCreate, PoolInfo, PoolRecord, ResyncInfo, ScrubStatus, Service, StatusInfo, VdiCreate, VdiDisk, VdiInfo,
-    VdiRecord, VersionInfo,
+    PoolCreate, PoolInfo, PoolRecord, ResyncInfo, ScrubStatus, Service, StatusInfo, VdiCreate, VdiDisk,
+    VdiInfo, VdiRecord, VersionInfo,
 };
 use jiff::Timestamp;
 use store::{ShardSummary, StoreStats};
@@ -27,7 +27,11 @@ pub(super) struct Figures {
 impl Daemon {
     pub(super) async fn all_figures(&self) -> ApiResult<Figures> {
         let planes = self.figures().await?;
-        let mut figures = Figures { disks: BTreeMap::new(), vdis: BTreeMap::new(), planes: Vec::new() };
+        let mut figures = Figures {
+            disks: BTreeMap::new(),
+            vdis: BTreeMap::new(),
+            planes: Vec::new(),
+        };
         for plane in &planes {
             for node in &plane.disks {
                 figures.disks.insert(node.disk, (node.stats, node.shards.clone()));
@@ -41,7 +45,11 @@ impl Daemon {
     }
 
     fn pool_info(&self, pool: PoolRecord, disks: &[DiskInfo]) -> ApiResult<PoolInfo> {
-        let vdis = self.records(|control| control.vdis())?.iter().filter(|vdi| !vdi.deleting).count();
+        let vdis = self
+            .records(|control| control.vdis())?
+            .iter()
+            .filter(|vdi| !vdi.deleting)
+            .count();
         Ok(PoolInfo {
             id: pool.id,
             name: pool.name,
@@ -66,7 +74,11 @@ impl Daemon {
         Ok(records
             .into_iter()
             .map(|record| {
-                let stats = figures.disks.get(&record.id).map(|(stats, _)| *stats).unwrap_or_default();
+                let stats = figures
+                    .disks
+                    .get(&record.id)
+                    .map(|(stats, _)| *stats)
+                    .unwrap_or_default();
                 let count = replicas.get(&record.id).copied().unwrap_or(0);
                 self.disk_info(record, stats, count)
             })
@@ -75,8 +87,13 @@ impl Daemon {
 
     fn disk_info(&self, record: DiskRecord, stats: StoreStats, replicas: u32) -> DiskInfo {
         let runtime = self.disks.lock().expect("disks").get(&record.id).cloned();
-        let (is_up, reason) = runtime.map_or((false, String::new()), |runtime| (runtime.is_up, runtime.reason));
-        let state = if record.state == DiskState::Active && !is_up { DiskState::Missing } else { record.state };
+        let (is_up, reason) =
+            runtime.map_or((false, String::new()), |runtime| (runtime.is_up, runtime.reason));
+        let state = if record.state == DiskState::Active && !is_up {
+            DiskState::Missing
+        } else {
+            record.state
+        };
         DiskInfo {
             id: record.id,
             path: record.path.display().to_string(),
@@ -165,7 +182,10 @@ impl Service for RestService {
     async fn pool_create(&self, request: PoolCreate) -> ApiResult<PoolInfo> {
         let _one = self.0.changes.lock().await;
         if let Some(pool) = self.0.records(|control| control.pool())? {
-            return Err(ApiError::conflict(format!("this host has the pool {} already", pool.name), "see `weft pool status`"));
+            return Err(ApiError::conflict(
+                format!("this host has the pool {} already", pool.name),
+                "see `weft pool status`",
+            ));
         }
         let pool = PoolRecord {
             id: PoolId(uuid::Uuid::new_v4().as_u128()),
@@ -200,7 +220,10 @@ impl Service for RestService {
         let before = self.0.one_disk(disk).await?;
         self.0.move_away(disk, None, force).await?;
         self.0.finish_removals().await?;
-        Ok(DiskInfo { state: DiskState::Removing, ..before })
+        Ok(DiskInfo {
+            state: DiskState::Removing,
+            ..before
+        })
     }
 
     async fn disk_replace(&self, disk: DiskId, with: DiskAdd) -> ApiResult<DiskInfo> {
@@ -221,7 +244,10 @@ impl Service for RestService {
     async fn vdi_list(&self) -> ApiResult<Vec<VdiInfo>> {
         let figures = self.0.all_figures().await?;
         let records = self.0.records(|control| control.vdis())?;
-        records.into_iter().map(|record| self.0.vdi_info(record, &figures)).collect()
+        records
+            .into_iter()
+            .map(|record| self.0.vdi_info(record, &figures))
+            .collect()
     }
 
     async fn vdi_show(&self, name: Name) -> ApiResult<VdiInfo> {
@@ -260,15 +286,27 @@ impl Service for RestService {
             Some(name) => vec![self.0.named(&name)?],
             None => self.0.records(|control| control.vdis())?,
         };
-        for record in records.iter().filter(|record| !record.deleting && !self.0.events.is_scrubbing(record.id)) {
-            self.0.events.scrub_begins(record.id, &record.name, record.shard_count());
-            self.0.home(record.id).send(Command::Vdi { vdi: record.id, event: Event::Scrub });
+        for record in records
+            .iter()
+            .filter(|record| !record.deleting && !self.0.events.is_scrubbing(record.id))
+        {
+            self.0
+                .events
+                .scrub_begins(record.id, &record.name, record.shard_count());
+            self.0.home(record.id).send(Command::Vdi {
+                vdi: record.id,
+                event: Event::Scrub,
+            });
         }
-        Ok(ScrubStatus { scrubs: self.0.events.scrubs() })
+        Ok(ScrubStatus {
+            scrubs: self.0.events.scrubs(),
+        })
     }
 
     async fn scrub_status(&self) -> ApiResult<ScrubStatus> {
-        Ok(ScrubStatus { scrubs: self.0.events.scrubs() })
+        Ok(ScrubStatus {
+            scrubs: self.0.events.scrubs(),
+        })
     }
 
     async fn status(&self) -> ApiResult<StatusInfo> {
@@ -279,13 +317,18 @@ impl Service for RestService {
             None => None,
         };
         let records = self.0.records(|control| control.vdis())?;
-        let vdis: Vec<VdiInfo> =
-            records.into_iter().map(|record| self.0.vdi_info(record, &figures)).collect::<ApiResult<_>>()?;
-        let resyncs = vdis.iter().filter(|vdi| vdi.resync_leaves_left > 0).map(|vdi| ResyncInfo {
-            vdi: vdi.name.clone(),
-            shards_left: vdi.shards - vdi.shards_whole,
-            leaves_left: vdi.resync_leaves_left,
-        });
+        let vdis: Vec<VdiInfo> = records
+            .into_iter()
+            .map(|record| self.0.vdi_info(record, &figures))
+            .collect::<ApiResult<_>>()?;
+        let resyncs = vdis
+            .iter()
+            .filter(|vdi| vdi.resync_leaves_left > 0)
+            .map(|vdi| ResyncInfo {
+                vdi: vdi.name.clone(),
+                shards_left: vdi.shards - vdi.shards_whole,
+                leaves_left: vdi.resync_leaves_left,
+            });
         Ok(StatusInfo {
             version: self.version().await?,
             pool,

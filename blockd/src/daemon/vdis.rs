@@ -37,14 +37,25 @@ impl Daemon {
         let size = Arc::new(AtomicU64::new(record.bytes));
         self.sizes.lock().expect("sizes").insert(record.id, size);
         let (incarnation, up) = (self.incarnation, self.up_disks());
-        ask(self.home(record.id), |reply| Command::OpenVdi { spec, records, incarnation, up, reply }).await
+        ask(self.home(record.id), |reply| Command::OpenVdi {
+            spec,
+            records,
+            incarnation,
+            up,
+            reply,
+        })
+        .await
     }
 
     /// The record of the VDI called `name`.
     pub(super) fn named(&self, name: &Name) -> ApiResult<VdiRecord> {
-        self.records(|control| control.vdi_by_name(name.as_str()))?.ok_or_else(|| {
-            ApiError::not_found(format!("there is no VDI {}", name.as_str()), "see `weft vdi list`")
-        })
+        self.records(|control| control.vdi_by_name(name.as_str()))?
+            .ok_or_else(|| {
+                ApiError::not_found(
+                    format!("there is no VDI {}", name.as_str()),
+                    "see `weft vdi list`",
+                )
+            })
     }
 
     fn place(&self, vdi: VdiId, shards: std::ops::Range<u32>, replicas: u8) -> ApiResult<Vec<ShardRecord>> {
@@ -53,7 +64,10 @@ impl Daemon {
             .map(|no| {
                 let shard = ShardId { vdi, no: ShardNo(no) };
                 let disks = placement::place(shard, usize::from(replicas), &candidates).map_err(|error| {
-                    ApiError::unavailable(error.to_string(), "add disks with `weft disk add PATH`, or ask for fewer --replicas")
+                    ApiError::unavailable(
+                        error.to_string(),
+                        "add disks with `weft disk add PATH`, or ask for fewer --replicas",
+                    )
                 })?;
                 Ok(ShardRecord::new(shard, disks))
             })
@@ -62,9 +76,15 @@ impl Daemon {
 
     pub(super) async fn create_vdi(&self, request: VdiCreate) -> ApiResult<VdiRecord> {
         self.records(|control| control.pool())?.ok_or_else(no_pool)?;
-        if self.records(|control| control.vdi_by_name(request.name.as_str()))?.is_some() {
+        if self
+            .records(|control| control.vdi_by_name(request.name.as_str()))?
+            .is_some()
+        {
             let message = format!("there is a VDI {} already", request.name.as_str());
-            return Err(ApiError::conflict(message, "choose another name, or see `weft vdi list`"));
+            return Err(ApiError::conflict(
+                message,
+                "choose another name, or see `weft vdi list`",
+            ));
         }
         let id = self.records(|control| control.next_vdi_id())?;
         let record = VdiRecord {
@@ -89,8 +109,16 @@ impl Daemon {
     pub(super) async fn resize_vdi(&self, name: &Name, bytes: u64) -> ApiResult<VdiRecord> {
         let mut record = self.named(name)?;
         if bytes < record.bytes {
-            let message = format!("VDI {} has {}; {} would cut it", record.name, ByteSize(record.bytes), ByteSize(bytes));
-            return Err(ApiError::invalid(message, "a VDI only grows; copy it into a smaller one"));
+            let message = format!(
+                "VDI {} has {}; {} would cut it",
+                record.name,
+                ByteSize(record.bytes),
+                ByteSize(bytes)
+            );
+            return Err(ApiError::invalid(
+                message,
+                "a VDI only grows; copy it into a smaller one",
+            ));
         }
         control::vdi_bytes(bytes, record.sector_bytes)?;
         control::shards_fit(bytes, record.shard_bytes)?;
@@ -101,9 +129,13 @@ impl Daemon {
         record.bytes = bytes;
         let added = self.place(record.id, before..record.shard_count(), record.replicas)?;
         let record = self.records(|control| control.resize_vdi(&record, &added))?;
-        self.home(record.id).send(Command::Vdi { vdi: record.id, event: Event::Resized { bytes, added } });
+        self.home(record.id).send(Command::Vdi {
+            vdi: record.id,
+            event: Event::Resized { bytes, added },
+        });
         let size = self.sizes.lock().expect("sizes").get(&record.id).cloned();
-        size.expect("an open VDI has a size").store(bytes, Ordering::Release);
+        size.expect("an open VDI has a size")
+            .store(bytes, Ordering::Release);
         self.resize_doors(record.id, bytes).await;
         Ok(record)
     }
@@ -112,7 +144,10 @@ impl Daemon {
         let mut record = self.named(name)?;
         if !record.attachments.is_empty() {
             let message = format!("VDI {} is attached", record.name);
-            return Err(ApiError::conflict(message, format!("`weft vdi detach {}` first", record.name)));
+            return Err(ApiError::conflict(
+                message,
+                format!("`weft vdi detach {}` first", record.name),
+            ));
         }
         record.deleting = true;
         let record = self.records(|control| control.update_vdi(&record))?;
@@ -122,7 +157,10 @@ impl Daemon {
 
     fn begin_delete(&self, vdi: VdiId) {
         self.deleting.lock().expect("deleting").insert(vdi);
-        self.home(vdi).send(Command::Vdi { vdi, event: Event::Delete });
+        self.home(vdi).send(Command::Vdi {
+            vdi,
+            event: Event::Delete,
+        });
     }
 
     /// Every shard has left every disk that could be reached; the others drop theirs when they come back.
@@ -140,11 +178,17 @@ impl Daemon {
 
     /// Flushes every VDI, for a clean stop.
     pub(super) async fn flush_all(&self) {
-        let Ok(records) = self.records(|control| control.vdis()) else { return };
+        let Ok(records) = self.records(|control| control.vdis()) else {
+            return;
+        };
         let mut answers = Vec::new();
         for record in records.iter().filter(|record| !record.deleting) {
             let (reply, answer) = oneshot::channel();
-            self.home(record.id).send(Command::Request { vdi: record.id, op: Op::Flush, reply });
+            self.home(record.id).send(Command::Request {
+                vdi: record.id,
+                op: Op::Flush,
+                reply,
+            });
             answers.push(answer);
         }
         // A VDI without quorum never answers; the stop must not wait for a disk that is not there.
@@ -153,7 +197,10 @@ impl Daemon {
                 let _ = answer.await;
             }
         };
-        if tokio::time::timeout(std::time::Duration::from_secs(20), all).await.is_err() {
+        if tokio::time::timeout(std::time::Duration::from_secs(20), all)
+            .await
+            .is_err()
+        {
             tracing::warn!("stopped with flushes unfinished: some VDI has no quorum or no space");
         }
     }

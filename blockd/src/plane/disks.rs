@@ -32,7 +32,15 @@ impl Plane {
     ) -> Result<(), RingError> {
         assert!(!self.disks.contains_key(&disk), "disk {disk} is served already");
         let slot = self.ring.add_disk(file, &disk.to_string())?;
-        self.disks.insert(disk, DiskActor { slot, node, index, leaving: None });
+        self.disks.insert(
+            disk,
+            DiskActor {
+                slot,
+                node,
+                index,
+                leaving: None,
+            },
+        );
         Ok(())
     }
 
@@ -86,7 +94,9 @@ impl Plane {
 
     pub(super) fn step_disk(&mut self, disk: DiskId, event: NodeEvent<Buf>) {
         // A message to a disk that just left is lost, as on a cut link; the state change tells the writer.
-        let Some(actor) = self.disks.get_mut(&disk) else { return };
+        let Some(actor) = self.disks.get_mut(&disk) else {
+            return;
+        };
         let mut effects = Vec::new();
         actor.node.step(self.now, event, &mut effects);
         self.touched_disks.insert(disk);
@@ -117,7 +127,11 @@ impl Plane {
     pub(super) fn node_figures(&self) -> Vec<NodeFigures> {
         self.disks
             .iter()
-            .map(|(disk, actor)| NodeFigures { disk: *disk, stats: actor.node.stats(), shards: actor.node.shards() })
+            .map(|(disk, actor)| NodeFigures {
+                disk: *disk,
+                stats: actor.node.stats(),
+                shards: actor.node.shards(),
+            })
             .collect()
     }
 }

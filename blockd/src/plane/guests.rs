@@ -74,7 +74,9 @@ impl Guests {
 
     pub fn complete(&mut self, to: GuestTag, result: Result<Outcome<Buf>, VdiError>) {
         // The queue may have been dropped with the request under way: its frontend will ask again.
-        let Some(Some(guest)) = self.slots.get_mut(to.slot) else { return };
+        let Some(Some(guest)) = self.slots.get_mut(to.slot) else {
+            return;
+        };
         if guest.life == to.life {
             guest.ring.complete(to.tag, result);
             guest.has_completed = true;
@@ -92,7 +94,10 @@ impl Guests {
 
     /// Whether some queue had more than its budget.
     pub fn want_poll(&self) -> bool {
-        self.slots.iter().flatten().any(|guest| guest.has_more && guest.stop_at.is_none())
+        self.slots
+            .iter()
+            .flatten()
+            .any(|guest| guest.has_more && guest.stop_at.is_none())
     }
 
     /// Arms the kicks of all queues; `false` if a request slipped in meanwhile: look again first.
@@ -118,7 +123,8 @@ impl Guests {
 
 impl Plane {
     pub(super) fn start_ring(&mut self, ring: Ring) {
-        let vdi = VdiId(u32::try_from(ring.id().device.0 >> 32).expect("device ids start with a VDI's number"));
+        let vdi =
+            VdiId(u32::try_from(ring.id().device.0 >> 32).expect("device ids start with a VDI's number"));
         let slot = match self.guests.slots.iter().position(Option::is_none) {
             Some(slot) => slot,
             None => {
@@ -133,8 +139,15 @@ impl Plane {
         }
         self.guests.lives += 1;
         let life = self.guests.lives;
-        let mut guest =
-            Guest { ring, vdi, life, is_polled: true, has_more: true, has_completed: false, stop_at: None };
+        let mut guest = Guest {
+            ring,
+            vdi,
+            life,
+            is_polled: true,
+            has_more: true,
+            has_completed: false,
+            stop_at: None,
+        };
         guest.ring.disable_kicks();
         self.guests.slots[slot] = Some(guest);
     }
@@ -142,7 +155,9 @@ impl Plane {
     /// Takes new requests from every queue that is being polled.
     pub(super) fn poll_guests(&mut self) {
         for slot in 0..self.guests.slots.len() {
-            let Some(guest) = self.guests.slots[slot].as_mut() else { continue };
+            let Some(guest) = self.guests.slots[slot].as_mut() else {
+                continue;
+            };
             if !guest.is_polled || guest.stop_at.is_some() {
                 continue;
             }
@@ -153,7 +168,15 @@ impl Plane {
             guest.has_completed = true;
             let (vdi, life) = (guest.vdi, guest.life);
             for request in requests.drain(..) {
-                self.request_from_guest(vdi, GuestTag { slot, life, tag: request.tag }, request.op);
+                self.request_from_guest(
+                    vdi,
+                    GuestTag {
+                        slot,
+                        life,
+                        tag: request.tag,
+                    },
+                    request.op,
+                );
             }
             self.guests.scratch = requests;
         }
@@ -169,7 +192,10 @@ impl Plane {
             {
                 tracing::warn!(ring = %guest.ring.id(), %error, "cannot notify the guest");
             }
-            if guest.stop_at.is_some_and(|at| guest.ring.in_flight() == 0 || now >= at) {
+            if guest
+                .stop_at
+                .is_some_and(|at| guest.ring.in_flight() == 0 || now >= at)
+            {
                 self.guests.released.push(slot);
             } else if guest.stop_at.is_some() && self.next_tick.is_none() {
                 self.next_tick = Some(now + super::TICK);

@@ -26,9 +26,16 @@ pub enum Command {
         reply: oneshot::Sender<Result<(), RingError>>,
     },
     /// Stop serving it; answered when its last operation is back.
-    RemoveDisk { disk: DiskId, reply: oneshot::Sender<()> },
+    RemoveDisk {
+        disk: DiskId,
+        reply: oneshot::Sender<()>,
+    },
     /// Tell every VDI that a disk came or went.
-    DiskState { disk: DiskId, is_up: bool, reply: oneshot::Sender<()> },
+    DiskState {
+        disk: DiskId,
+        is_up: bool,
+        reply: oneshot::Sender<()>,
+    },
     /// Open a VDI.
     OpenVdi {
         spec: VdiSpec,
@@ -42,7 +49,11 @@ pub enum Command {
     /// Something for a VDI's core.
     Vdi { vdi: VdiId, event: Event<Buf> },
     /// A request of NBD.
-    Request { vdi: VdiId, op: Op<Buf>, reply: oneshot::Sender<Result<Outcome<Buf>, VdiError>> },
+    Request {
+        vdi: VdiId,
+        op: Op<Buf>,
+        reply: oneshot::Sender<Result<Outcome<Buf>, VdiError>>,
+    },
     /// From a VDI on another plane.
     ToDisk(DiskId, ToReplica<Buf>),
     /// From a disk on another plane.

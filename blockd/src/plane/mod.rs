@@ -158,7 +158,13 @@ impl Plane {
             Command::Home { disk, plane } => {
                 self.homes.insert(disk, plane);
             }
-            Command::AddDisk { disk, file, node, index, reply } => {
+            Command::AddDisk {
+                disk,
+                file,
+                node,
+                index,
+                reply,
+            } => {
                 let _ = reply.send(self.add_disk(disk, file, *node, index));
             }
             Command::RemoveDisk { disk, reply } => self.remove_disk(disk, reply),
@@ -166,7 +172,13 @@ impl Plane {
                 self.disk_state(disk, is_up);
                 let _ = reply.send(());
             }
-            Command::OpenVdi { spec, records, incarnation, up, reply } => {
+            Command::OpenVdi {
+                spec,
+                records,
+                incarnation,
+                up,
+                reply,
+            } => {
                 self.open_vdi(spec, records, incarnation, up);
                 let _ = reply.send(());
             }
@@ -201,7 +213,9 @@ impl Plane {
                     }
                 }
             }
-            let Some(disk) = self.touched_disks.pop_first() else { return };
+            let Some(disk) = self.touched_disks.pop_first() else {
+                return;
+            };
             self.end_turn(disk);
         }
     }
@@ -224,7 +238,11 @@ impl Plane {
         }
         self.settle();
         self.publish_guests();
-        self.next_tick = if self.ticking.is_empty() { None } else { Some(self.now + TICK) };
+        self.next_tick = if self.ticking.is_empty() {
+            None
+        } else {
+            Some(self.now + TICK)
+        };
     }
 
     fn post(&mut self, letter: Letter) {

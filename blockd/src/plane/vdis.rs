@@ -57,14 +57,19 @@ impl Plane {
         up: Vec<DiskId>,
     ) {
         let id = spec.id;
-        let actor = VdiActor { core: Vdi::new(spec, records, incarnation, up), requests: Requests::default() };
+        let actor = VdiActor {
+            core: Vdi::new(spec, records, incarnation, up),
+            requests: Requests::default(),
+        };
         assert!(self.vdis.insert(id, actor).is_none(), "VDI {id} is open already");
         self.ticking.insert(Actor::Vdi(id));
     }
 
     /// Forgets a VDI; whoever still waits for an answer of it gets an error.
     pub(super) fn close_vdi(&mut self, vdi: VdiId) {
-        let Some(actor) = self.vdis.remove(&vdi) else { return };
+        let Some(actor) = self.vdis.remove(&vdi) else {
+            return;
+        };
         for (_, asker) in actor.requests.slots {
             match asker {
                 Some(Asker::Channel(reply)) => {
@@ -112,7 +117,9 @@ impl Plane {
 
     pub(super) fn step_vdi(&mut self, vdi: VdiId, event: Event<Buf>) {
         // Answers to a VDI that was closed meanwhile have nobody to go to.
-        let Some(actor) = self.vdis.get_mut(&vdi) else { return };
+        let Some(actor) = self.vdis.get_mut(&vdi) else {
+            return;
+        };
         let mut effects = Vec::new();
         actor.core.step(self.now, event, &mut effects);
         if actor.core.is_busy() {

@@ -30,9 +30,16 @@ impl Daemon {
     /// Starts one with an empty state. Its folder is beside the build: /tmp may be memory.
     pub fn start(arguments: &[&str]) -> Daemon {
         let beside_the_build = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let home = tempfile::Builder::new().prefix("blockd-").tempdir_in(beside_the_build).expect("a folder");
+        let home = tempfile::Builder::new()
+            .prefix("blockd-")
+            .tempdir_in(beside_the_build)
+            .expect("a folder");
         let arguments = arguments.iter().map(|text| (*text).to_owned()).collect();
-        let mut daemon = Daemon { home, child: None, arguments };
+        let mut daemon = Daemon {
+            home,
+            child: None,
+            arguments,
+        };
         daemon.start_again();
         daemon
     }
@@ -49,7 +56,11 @@ impl Daemon {
 
     pub fn start_again(&mut self) {
         assert!(self.child.is_none(), "it runs");
-        let log = File::options().create(true).append(true).open(self.path("log")).expect("log");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.path("log"))
+            .expect("log");
         let child = Command::new(env!("CARGO_BIN_EXE_blockd"))
             .arg("--state")
             .arg(self.path("state"))
@@ -79,7 +90,10 @@ impl Daemon {
     /// SIGTERM; it must end well.
     pub fn stop(&mut self) {
         let mut child = self.child.take().expect("it runs");
-        let sent = Command::new("kill").arg(child.id().to_string()).status().expect("kill");
+        let sent = Command::new("kill")
+            .arg(child.id().to_string())
+            .status()
+            .expect("kill");
         assert!(sent.success());
         let status = child.wait().expect("wait");
         assert!(status.success(), "{status}:\n{}", self.log());
@@ -102,11 +116,17 @@ impl Daemon {
     }
 
     pub fn add_disk(&self, number: usize) -> Value {
-        self.post("/v1/disks", &json!({"path": self.disk_path(number), "create_bytes": GIB}))
+        self.post(
+            "/v1/disks",
+            &json!({"path": self.disk_path(number), "create_bytes": GIB}),
+        )
     }
 
     pub fn create_vdi(&self, name: &str, bytes: u64, replicas: u8) -> Value {
-        self.post("/v1/vdis", &json!({"name": name, "bytes": bytes, "replicas": replicas}))
+        self.post(
+            "/v1/vdis",
+            &json!({"name": name, "bytes": bytes, "replicas": replicas}),
+        )
     }
 
     /// Opens an NBD door; returns its socket.
@@ -119,37 +139,74 @@ impl Daemon {
 
     pub fn get(&self, path: &str) -> Value {
         let (code, answer) = self.call("GET", path, None);
-        assert!((200..300).contains(&code), "GET {path}: {code} {answer}\n{}", self.log());
+        assert!(
+            (200..300).contains(&code),
+            "GET {path}: {code} {answer}\n{}",
+            self.log()
+        );
         answer
     }
 
     pub fn post(&self, path: &str, body: &Value) -> Value {
         let (code, answer) = self.call("POST", path, Some(body));
-        assert!((200..300).contains(&code), "POST {path} {body}: {code} {answer}\n{}", self.log());
+        assert!(
+            (200..300).contains(&code),
+            "POST {path} {body}: {code} {answer}\n{}",
+            self.log()
+        );
         answer
     }
 
     /// Any request; returns the status and the answer.
     pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
         let mut curl = Command::new("curl");
-        curl.args(["--silent", "--show-error", "--max-time", "60", "--request", method]);
-        curl.args(["--write-out", "\n%{http_code}", "--unix-socket"]).arg(self.path("state/blockd.sock"));
+        curl.args([
+            "--silent",
+            "--show-error",
+            "--max-time",
+            "60",
+            "--request",
+            method,
+        ]);
+        curl.args(["--write-out", "\n%{http_code}", "--unix-socket"])
+            .arg(self.path("state/blockd.sock"));
         if let Some(body) = body {
-            curl.args(["--header", "content-type: application/json", "--data", &body.to_string()]);
+            curl.args([
+                "--header",
+                "content-type: application/json",
+                "--data",
+                &body.to_string(),
+            ]);
         }
-        let output = curl.arg(format!("http://weft{path}")).output().expect("curl (Debian package curl)");
+        let output = curl
+            .arg(format!("http://weft{path}"))
+            .output()
+            .expect("curl (Debian package curl)");
         let text = String::from_utf8(output.stdout).expect("UTF-8");
         let (answer, code) = text.rsplit_once('\n').expect("a status line");
         let code = code.parse().expect("a status");
-        assert_ne!(code, 0, "{method} {path}: {}\n{}", String::from_utf8_lossy(&output.stderr), self.log());
-        (code, serde_json::from_str(answer).unwrap_or_else(|_| Value::String(answer.to_owned())))
+        assert_ne!(
+            code,
+            0,
+            "{method} {path}: {}\n{}",
+            String::from_utf8_lossy(&output.stderr),
+            self.log()
+        );
+        (
+            code,
+            serde_json::from_str(answer).unwrap_or_else(|_| Value::String(answer.to_owned())),
+        )
     }
 
     /// Waits for something that must come, by looking until it does.
     pub fn until(&mut self, what: &str, mut is_so: impl FnMut(&mut Daemon) -> bool) {
         let start = Instant::now();
         while !is_so(self) {
-            assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}\n{}", self.log());
+            assert!(
+                start.elapsed() < PATIENCE,
+                "not within {PATIENCE:?}: {what}\n{}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -166,10 +223,58 @@ impl Daemon {
         let sum = text
             .lines()
             .filter(|line| line.starts_with(name))
-            .filter_map(|line| line.rsplit_once(' ').and_then(|(_, value)| value.parse::<u64>().ok()))
+            .filter_map(|line| {
+                line.rsplit_once(' ')
+                    .and_then(|(_, value)| value.parse::<u64>().ok())
+            })
             .sum();
         assert!(text.contains(name), "no metric {name}");
         sum
+    }
+}
+
+/// A loop device over a file of its own: a disk that can be made to fail.
+pub struct LoopDisk {
+    pub device: PathBuf,
+    file: PathBuf,
+}
+
+impl LoopDisk {
+    pub fn new(file: PathBuf) -> LoopDisk {
+        File::create(&file).expect("file").set_len(GIB).expect("size");
+        let output = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(&file)
+            .output();
+        let output = output.expect("losetup (Debian package mount)");
+        assert!(
+            output.status.success(),
+            "as root: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let device = String::from_utf8(output.stdout).expect("UTF-8").trim().into();
+        LoopDisk { device, file }
+    }
+
+    /// From now on every write fails, as beyond the end of a disk.
+    pub fn fail(&self) {
+        File::options()
+            .write(true)
+            .open(&self.file)
+            .expect("open")
+            .set_len(0)
+            .expect("truncate");
+        let resized = Command::new("losetup")
+            .arg("--set-capacity")
+            .arg(&self.device)
+            .status();
+        assert!(resized.expect("losetup").success());
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.device).status();
     }
 }
 

@@ -37,11 +37,21 @@ impl NbdClient {
         stream.write_all(&hello)?;
         let mut size = [0; 10];
         stream.read_exact(&mut size)?;
-        Ok(NbdClient { stream, bytes: u64::from_be_bytes(size[..8].try_into().expect("8 bytes")) })
+        Ok(NbdClient {
+            stream,
+            bytes: u64::from_be_bytes(size[..8].try_into().expect("8 bytes")),
+        })
     }
 
     /// Sends a request; `handle` comes back with its reply.
-    pub fn send(&mut self, command: u16, handle: u64, offset: u64, length: u32, data: &[u8]) -> io::Result<()> {
+    pub fn send(
+        &mut self,
+        command: u16,
+        handle: u64,
+        offset: u64,
+        length: u32,
+        data: &[u8],
+    ) -> io::Result<()> {
         let mut request = Vec::with_capacity(28 + data.len());
         request.extend(REQUEST_MAGIC.to_be_bytes());
         request.extend(0u16.to_be_bytes());
