@@ -57,10 +57,14 @@ impl<B: Payload> Writer<B> {
             if next.in_sync.len() == next.replicas.len() && is_whole {
                 next.ended.clear();
             }
+        } else if self.wants_epoch {
+            // A mark that no other writer's change has, or its change could be taken for ours. The lowest end is
+            // always right; comparing everything is the price of a disaster.
+            self.push_ended(&mut next, Seq(0));
         } else if let Some(end) = self.fork {
             self.push_ended(&mut next, end);
         }
-        if next != self.record || self.wants_epoch {
+        if next != self.record {
             next.epoch.0 += 1;
             self.saving = Some(Saving {
                 record: next.clone(),

@@ -619,7 +619,7 @@ fn faults_lose_nothing_and_end_in_equal_replicas() {
         return;
     }
     let count =
-        std::env::var("WEFT_SEEDS").map_or(2_000, |count| count.parse().expect("WEFT_SEEDS is a number"));
+        std::env::var("WEFT_SEEDS").map_or(3_000, |count| count.parse().expect("WEFT_SEEDS is a number"));
     for seed in 0..count {
         let result = std::panic::catch_unwind(|| run(seed));
         if let Err(panic) = result {
