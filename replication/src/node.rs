@@ -142,7 +142,7 @@ impl PendingKind {
 
 /// The replica side of every shard on one disk; owns the disk's log store.
 #[derive(Debug)]
-pub struct DiskNode<B, S> {
+pub struct DiskNode<B, S = store::Store<B>> {
     disk: DiskId,
     store: S,
     shards: BTreeMap<ShardId, Promise>,
@@ -670,5 +670,193 @@ impl Kept {
             good_until: (bytes[17] != 0).then(|| Seq(number(18))),
             record: bytes[Kept::HEAD..].to_vec(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use types::{BlockNo, Epoch, HeapBlock, Incarnation, LayerId, ShardNo, VdiId};
+
+    /// Answers `Done` to the oldest request at each tick.
+    #[derive(Default)]
+    struct Queue(std::collections::VecDeque<(RequestId, Request<HeapBlock>)>);
+
+    impl LogStore<HeapBlock> for Queue {
+        fn step(&mut self, _: Instant, event: StoreEvent<HeapBlock>, out: &mut Vec<StoreEffect<HeapBlock>>) {
+            match event {
+                StoreEvent::Request(id, request) => self.0.push_back((id, request)),
+                _ => out.extend(
+                    self.0
+                        .pop_front()
+                        .map(|(id, _)| StoreEffect::Reply(id, Ok(Reply::Done))),
+                ),
+            }
+        }
+
+        fn shards(&self) -> Vec<ShardSummary> {
+            Vec::new()
+        }
+
+        fn stats(&self) -> StoreStats {
+            StoreStats::default()
+        }
+
+        fn is_busy(&self) -> bool {
+            !self.0.is_empty()
+        }
+    }
+
+    struct Bench {
+        node: DiskNode<HeapBlock, Queue>,
+        id: u64,
+    }
+
+    const SHARD: ShardId = ShardId {
+        vdi: VdiId(1),
+        no: ShardNo(2),
+    };
+
+    fn token(epoch: u64) -> Token {
+        Token {
+            epoch: Epoch(epoch),
+            incarnation: Incarnation(1),
+        }
+    }
+
+    type Answers = Vec<(u64, Result<ReplicaReply<HeapBlock>, Refusal>)>;
+
+    impl Bench {
+        fn new() -> Bench {
+            let node = DiskNode::new(DiskId(1), Queue::default());
+            Bench { node, id: 0 }
+        }
+
+        fn event(&mut self, event: NodeEvent<HeapBlock>) -> Answers {
+            let mut effects = Vec::new();
+            self.node.step(Instant(0), event, &mut effects);
+            let answer = |effect| match effect {
+                NodeEffect::Send(message) => (message.id.0, message.result),
+                other => panic!("{other:?}"),
+            };
+            effects.into_iter().map(answer).collect()
+        }
+
+        fn tell(&mut self, epoch: u64, request: ReplicaRequest<HeapBlock>) -> Answers {
+            self.id += 1;
+            self.event(NodeEvent::Message(ToReplica {
+                shard: SHARD,
+                token: token(epoch),
+                id: RequestId(self.id),
+                request,
+            }))
+        }
+
+        fn settle(&mut self) -> Answers {
+            let mut answers = Vec::new();
+            while self.node.is_busy() {
+                answers.extend(self.event(NodeEvent::Tick));
+            }
+            answers
+        }
+    }
+
+    fn fence() -> ReplicaRequest<HeapBlock> {
+        ReplicaRequest::Fence { record: vec![7] }
+    }
+
+    fn write(seq: u64) -> ReplicaRequest<HeapBlock> {
+        ReplicaRequest::Write {
+            layer: LayerId(0),
+            block: BlockNo(0),
+            seq: Seq(seq),
+            data: HeapBlock::zeroed(4096),
+            crcs: vec![0],
+        }
+    }
+
+    #[test]
+    fn lower_tokens_are_refused_and_higher_ones_must_fence() {
+        let mut bench = Bench::new();
+        assert!(matches!(
+            bench.tell(5, write(1))[..],
+            [(_, Err(Refusal::NotFenced))]
+        ));
+        assert!(bench.tell(5, fence()).is_empty());
+        assert_eq!(bench.settle().len(), 1);
+        assert!(matches!(
+            bench.tell(6, write(1))[..],
+            [(_, Err(Refusal::NotFenced))]
+        ));
+        for request in [write(1), ReplicaRequest::Flush, fence(), ReplicaRequest::Drop] {
+            let answers = bench.tell(4, request);
+            assert!(matches!(answers[..], [(_, Err(Refusal::Stale { promised }))] if promised == token(5)));
+        }
+    }
+
+    #[test]
+    fn a_promise_refuses_at_once_and_reports_what_was_under_way() {
+        let mut bench = Bench::new();
+        bench.tell(1, fence());
+        bench.settle();
+        assert!(bench.tell(1, write(10)).is_empty());
+        assert!(bench.tell(2, fence()).is_empty());
+        assert!(matches!(
+            bench.tell(1, write(11))[..],
+            [(_, Err(Refusal::Stale { .. }))]
+        ));
+        let answers = bench.settle();
+        let promised = &answers[answers.len() - 1].1;
+        let Ok(ReplicaReply::Promised {
+            previous,
+            end,
+            good_until,
+        }) = promised
+        else {
+            panic!("{promised:?}");
+        };
+        assert_eq!((*previous, *end, *good_until), (token(1), Seq(10), None));
+    }
+
+    #[test]
+    fn an_unfinished_resync_is_remembered_until_its_end_is_set() {
+        let mut bench = Bench::new();
+        bench.tell(1, fence());
+        bench.tell(1, ReplicaRequest::BeginResync { since: Seq(4) });
+        bench.tell(1, ReplicaRequest::BeginResync { since: Seq(9) });
+        bench.settle();
+        assert_eq!(bench.node.promise(SHARD), Some((token(1), Some(Seq(4)))));
+        bench.tell(1, ReplicaRequest::SetEnd { end: Seq(20) });
+        assert!(matches!(bench.settle()[..], [(_, Ok(ReplicaReply::Done))]));
+        assert_eq!(bench.node.promise(SHARD), Some((token(1), None)));
+    }
+
+    #[test]
+    fn an_end_does_not_finish_a_resync_that_began_after_it() {
+        let mut bench = Bench::new();
+        bench.tell(1, fence());
+        bench.settle();
+        bench.tell(1, ReplicaRequest::BeginResync { since: Seq(4) });
+        bench.tell(1, ReplicaRequest::SetEnd { end: Seq(20) });
+        bench.tell(1, ReplicaRequest::BeginResync { since: Seq(3) });
+        let answers = bench.settle();
+        assert!(
+            answers
+                .iter()
+                .any(|(_, answer)| matches!(answer, Err(Refusal::Stale { .. })))
+        );
+        assert_eq!(bench.node.promise(SHARD), Some((token(1), Some(Seq(3)))));
+    }
+
+    #[test]
+    fn what_is_kept_survives_and_the_unknown_refuses_everyone() {
+        let kept = Kept {
+            promised: token(3),
+            good_until: Some(Seq(8)),
+            record: vec![1, 2],
+        };
+        assert_eq!(Kept::decode(&kept.encode()), kept);
+        assert_eq!(Kept::decode(&[9; 40]).promised.epoch, Epoch(u64::MAX));
+        assert_eq!(Kept::decode(&[1]).promised.epoch, Epoch(u64::MAX));
     }
 }

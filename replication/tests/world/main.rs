@@ -5,6 +5,11 @@
 //! A failure prints its seed; `WEFT_SEED=<seed> cargo test -p weft-replication --test world` runs that one alone,
 //! and `WEFT_SEEDS=<count>` chooses how many to run.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test is told its seed by the environment; the crate itself is pure"
+)]
+
 mod model;
 mod oracle;
 
@@ -125,7 +130,7 @@ impl World {
             .filter(|disk| disk.is_up)
             .map(|disk| disk.id)
             .collect();
-        self.say(|| format!("writer starts"));
+        self.say(|| "writer starts".to_owned());
         self.lives.push(Life {
             writer: Writer::new(
                 self.record.clone(),
