@@ -10,9 +10,7 @@ use edge::DiskOp;
 use smallvec::SmallVec;
 use types::{BLOCK_BYTES, BlockNo, LayerId, Payload, RequestId, Seq, ShardId};
 
-use crate::batch::{
-    BATCH_BLOCKS_MAX, Entry, FLAG_NO_END, FLAG_RELOCATED, Header, Kind, birth, header_bytes,
-};
+use crate::batch::{BATCH_BLOCKS_MAX, Entry, FLAG_NO_END, FLAG_RELOCATED, Header, Kind, birth, header_bytes};
 use crate::cache::CacheAt;
 use crate::leaf::{Slot, State, pieces};
 use crate::read::{Lookup, Want};
@@ -60,10 +58,25 @@ impl<B: Payload> Op<B> {
     /// What is to be appended, or a lookup.
     pub(crate) fn new(id: RequestId, request: Request<B>) -> Result<Op<B>, Box<Lookup<B>>> {
         let kind = match request {
-            Request::Write { shard, layer, block, seq, data, crcs, origin } => {
+            Request::Write {
+                shard,
+                layer,
+                block,
+                seq,
+                data,
+                crcs,
+                origin,
+            } => {
                 let count = crcs.len();
-                assert_eq!(data.length() as u64, count as u64 * BLOCK_BYTES, "a crc for every block");
-                assert!((1..=REQUEST_BLOCKS_MAX as usize).contains(&count), "write of {count} blocks");
+                assert_eq!(
+                    data.length() as u64,
+                    count as u64 * BLOCK_BYTES,
+                    "a crc for every block"
+                );
+                assert!(
+                    (1..=REQUEST_BLOCKS_MAX as usize).contains(&count),
+                    "write of {count} blocks"
+                );
                 OpKind::Blocks(Blocks {
                     shard,
                     layer,
@@ -76,7 +89,15 @@ impl<B: Payload> Op<B> {
                     taken: 0,
                 })
             }
-            Request::Clear { shard, layer, block, count, seq, kind, origin } => OpKind::Blocks(Blocks {
+            Request::Clear {
+                shard,
+                layer,
+                block,
+                count,
+                seq,
+                kind,
+                origin,
+            } => OpKind::Blocks(Blocks {
                 shard,
                 layer,
                 block: block.0,
@@ -97,12 +118,30 @@ impl<B: Payload> Op<B> {
             }
             Request::DropShard { shard } => OpKind::Drop { shard },
             Request::SetEnd { shard, end } => OpKind::SetEnd { shard, end: end.0 },
-            Request::Read { shard, layer, block, count } => {
-                assert!((1..=REQUEST_BLOCKS_MAX).contains(&count), "read of {count} blocks");
+            Request::Read {
+                shard,
+                layer,
+                block,
+                count,
+            } => {
+                assert!(
+                    (1..=REQUEST_BLOCKS_MAX).contains(&count),
+                    "read of {count} blocks"
+                );
                 return Err(Box::new(Lookup::new(id, shard, layer, Want::read(block, count))));
             }
-            Request::ChangedLeaves { shard, layer, newer_than, from } => {
-                return Err(Box::new(Lookup::new(id, shard, layer, Want::changed(newer_than, from))));
+            Request::ChangedLeaves {
+                shard,
+                layer,
+                newer_than,
+                from,
+            } => {
+                return Err(Box::new(Lookup::new(
+                    id,
+                    shard,
+                    layer,
+                    Want::changed(newer_than, from),
+                )));
             }
             Request::LeafVersions { shard, layer, leaf } => {
                 return Err(Box::new(Lookup::new(id, shard, layer, Want::Versions(leaf))));
@@ -121,7 +160,10 @@ impl<B: Payload> Op<B> {
     }
 
     pub(crate) fn checkpoint() -> Op<B> {
-        Op { id: None, kind: OpKind::Checkpoint }
+        Op {
+            id: None,
+            kind: OpKind::Checkpoint,
+        }
     }
 }
 
@@ -276,7 +318,9 @@ impl<B: Payload> Store<B> {
         let mut kept: VecDeque<Op<B>> = VecDeque::new();
         let mut is_stopped = false;
         while !self.queue.is_empty() && !is_stopped {
-            let Some(mut draft) = self.draft(effects) else { break };
+            let Some(mut draft) = self.draft(effects) else {
+                break;
+            };
             is_stopped = self.fill(&mut draft, &mut held, &mut kept, effects);
             if draft.is_empty() {
                 if !is_stopped && self.is_rest_given_up() {
@@ -288,7 +332,11 @@ impl<B: Payload> Store<B> {
             self.cleaner.earn(draft.blocks() as u32);
             self.launch(draft, effects);
         }
-        self.held_writes = held.writes;
+        // With appends at their limit the rest of the queue was not looked at: what waited there still does.
+        self.held_writes = match held.writes {
+            0 => self.held_writes.min(self.queue.len() as u64),
+            writes => writes,
+        };
         if !kept.is_empty() {
             kept.append(&mut self.queue);
             self.queue = kept;
@@ -336,9 +384,16 @@ impl<B: Payload> Store<B> {
             OpKind::Flush => {
                 let id = id.expect("only requests flush");
                 if held.any {
-                    return Taken::Hold(Op { id: Some(id), kind: OpKind::Flush });
+                    return Taken::Hold(Op {
+                        id: Some(id),
+                        kind: OpKind::Flush,
+                    });
                 }
-                let upto = if draft.is_empty() { self.number } else { draft.number };
+                let upto = if draft.is_empty() {
+                    self.number
+                } else {
+                    draft.number
+                };
                 self.syncs.flush(id, upto);
                 Taken::All
             }
@@ -388,8 +443,14 @@ impl<B: Payload> Store<B> {
                 (plain(Kind::Drop, shard, 0, 0), Vec::new())
             }
             OpKind::SetEnd { shard, end } => {
-                let Some(known) = self.ledger.shards.get_mut(&shard) else { return Taken::All };
-                let end = if end == END_AS_IS { known.end_submitted } else { end };
+                let Some(known) = self.ledger.shards.get_mut(&shard) else {
+                    return Taken::All;
+                };
+                let end = if end == END_AS_IS {
+                    known.end_submitted
+                } else {
+                    end
+                };
                 known.end_submitted = end;
                 (plain(Kind::SetEnd, shard, 0, end), Vec::new())
             }
@@ -410,19 +471,35 @@ impl<B: Payload> Store<B> {
     ) -> Taken<B> {
         let shard = blocks.shard;
         let is_data = blocks.data.is_some();
-        if !self.ledger.shards.get(&shard).is_some_and(crate::ledger::Shard::is_there) {
+        if !self
+            .ledger
+            .shards
+            .get(&shard)
+            .is_some_and(crate::ledger::Shard::is_there)
+        {
             // Dropped while it waited.
             let id = id.expect("only requests have blocks");
             effects.push(Effect::Reply(id, Err(StoreError::NoShard(shard))));
             return Taken::All;
         }
-        let must_wait = held.shards.contains(&shard) || (is_data && !self.has_space(draft));
+        let is_behind = held.shards.contains(&shard);
+        let may_use_slack = self.slack_shards.contains(&shard) && self.has_slack(draft);
+        let must_wait = is_behind || (is_data && !self.has_space(draft) && !may_use_slack);
         if must_wait {
+            if is_behind && !is_data {
+                self.slack_shards.insert(shard);
+            }
             held.writes += u64::from(is_data);
             if !held.shards.contains(&shard) {
                 held.shards.push(shard);
             }
-            return Taken::Hold(Op { id, kind: OpKind::Blocks(blocks) });
+            return Taken::Hold(Op {
+                id,
+                kind: OpKind::Blocks(blocks),
+            });
+        }
+        if !is_data {
+            self.slack_shards.remove(&shard);
         }
         match blocks.origin {
             Origin::Live => self.take_live(id, blocks, draft, effects),
@@ -431,11 +508,21 @@ impl<B: Payload> Store<B> {
     }
 
     /// Whether guests may store one more batch.
-    pub(crate) fn has_space(&self, draft: &Draft<B>) -> bool {
+    fn has_space(&self, draft: &Draft<B>) -> bool {
         let reserved = self.settings.segments_reserved;
+        self.free_segments() > reserved && self.used_blocks(draft) < self.ledger.capacity_blocks(reserved)
+    }
+
+    /// Beyond what guests may store, and short of what cleaning needs to go on.
+    fn has_slack(&self, draft: &Draft<B>) -> bool {
+        let reserved = self.settings.segments_reserved;
+        let capacity = self.ledger.capacity_blocks(reserved);
+        self.free_segments() > (reserved / 2).max(2) && self.used_blocks(draft) < capacity + capacity / 20
+    }
+
+    fn used_blocks(&self, draft: &Draft<B>) -> u64 {
         let under_way: usize = self.flights.iter().map(|flight| flight.sums.len()).sum();
-        let used = self.ledger.segments.live_blocks() + (under_way + draft.blocks()) as u64;
-        self.free_segments() > reserved && used < self.ledger.capacity_blocks(reserved)
+        self.ledger.segments.live_blocks() + (under_way + draft.blocks()) as u64
     }
 
     fn take_live(
@@ -448,30 +535,55 @@ impl<B: Payload> Store<B> {
         let left = blocks.count - blocks.taken;
         let room = match draft.room() {
             Some(room) if blocks.data.is_none() || room > 0 => room,
-            _ => return Taken::Rest(Op { id, kind: OpKind::Blocks(blocks) }),
+            _ => {
+                return Taken::Rest(Op {
+                    id,
+                    kind: OpKind::Blocks(blocks),
+                });
+            }
         };
-        if blocks.data.is_some() && blocks.taken == 0 && (room as u32) < left && left <= self.fresh_batch_blocks() {
+        if blocks.data.is_some()
+            && blocks.taken == 0
+            && (room as u32) < left
+            && left <= self.fresh_batch_blocks()
+        {
             // Whole or not at all: a part that survives a crash without the rest would be content beyond the
             // shard's end, and replicas that report the same end must hold the same.
             if draft.is_empty() {
                 self.give_up_rest();
             }
-            return Taken::Rest(Op { id, kind: OpKind::Blocks(blocks) });
+            return Taken::Rest(Op {
+                id,
+                kind: OpKind::Blocks(blocks),
+            });
         }
-        let count = if blocks.data.is_some() { left.min(room as u32) } else { left };
+        let count = if blocks.data.is_some() {
+            left.min(room as u32)
+        } else {
+            left
+        };
         let entry = blocks.entry(blocks.taken, count, if count < left { FLAG_NO_END } else { 0 });
         if blocks.data.is_some() && !self.hold_leaves(&entry, draft, effects) {
-            return Taken::Stop(Op { id, kind: OpKind::Blocks(blocks) });
+            return Taken::Stop(Op {
+                id,
+                kind: OpKind::Blocks(blocks),
+            });
         }
         blocks.push(entry, blocks.taken, draft);
         blocks.taken += count;
         if blocks.taken < blocks.count {
-            return Taken::Rest(Op { id, kind: OpKind::Blocks(blocks) });
+            return Taken::Rest(Op {
+                id,
+                kind: OpKind::Blocks(blocks),
+            });
         }
         if let Some(shard) = self.ledger.shards.get_mut(&blocks.shard) {
             shard.end_submitted = shard.end_submitted.max(blocks.seq);
         }
-        draft.waiters.extend(id.map(|id| Waiter { id, is_durable: false }));
+        draft.waiters.extend(id.map(|id| Waiter {
+            id,
+            is_durable: false,
+        }));
         Taken::All
     }
 
@@ -505,16 +617,25 @@ impl<B: Payload> Store<B> {
             // The worst case: every other block of the leaf wins. One that does not fit has an emptier draft next.
             let is_roomy = draft.is_empty() || draft.room().is_some_and(|room| room >= piece.count);
             if !is_roomy {
-                return Taken::Rest(Op { id, kind: OpKind::Blocks(blocks) });
+                return Taken::Rest(Op {
+                    id,
+                    kind: OpKind::Blocks(blocks),
+                });
             }
             let at = match self.locate_or_make(piece.key, 0, effects) {
                 LeafPlace::Ready(at) => at,
                 LeafPlace::Loading(_) => {
                     held.repairs.push(blocks.shard);
-                    return Taken::Hold(Op { id, kind: OpKind::Blocks(blocks) });
+                    return Taken::Hold(Op {
+                        id,
+                        kind: OpKind::Blocks(blocks),
+                    });
                 }
                 LeafPlace::Nowhere | LeafPlace::NoMemory => {
-                    return Taken::Stop(Op { id, kind: OpKind::Blocks(blocks) });
+                    return Taken::Stop(Op {
+                        id,
+                        kind: OpKind::Blocks(blocks),
+                    });
                 }
             };
             for _ in 0..piece.count {
@@ -527,7 +648,10 @@ impl<B: Payload> Store<B> {
                 }
                 self.keep_end(blocks.shard, present);
                 if !self.push_repair(&blocks, index, at, draft) {
-                    return Taken::Rest(Op { id, kind: OpKind::Blocks(blocks) });
+                    return Taken::Rest(Op {
+                        id,
+                        kind: OpKind::Blocks(blocks),
+                    });
                 }
                 blocks.taken += 1;
             }
@@ -538,16 +662,24 @@ impl<B: Payload> Store<B> {
             effects.push(crate::store::done(id));
         } else if draft.is_empty() {
             let flight = self.flights.back_mut().expect("not empty");
-            flight.waiters.push(Waiter { id, is_durable: false });
+            flight.waiters.push(Waiter {
+                id,
+                is_durable: false,
+            });
         } else {
-            draft.waiters.push(Waiter { id, is_durable: false });
+            draft.waiters.push(Waiter {
+                id,
+                is_durable: false,
+            });
         }
         Taken::All
     }
 
     /// A repair over the block that made the shard's end: say the end by itself, since that block goes away.
     fn keep_end(&mut self, shard: ShardId, present: Slot) {
-        let Some(known) = self.ledger.shards.get(&shard) else { return };
+        let Some(known) = self.ledger.shards.get(&shard) else {
+            return;
+        };
         if present.state == State::Absent || present.is_no_end || present.seq != known.end_submitted {
             return;
         }
@@ -608,7 +740,11 @@ impl<B: Payload> Store<B> {
                 && (entry.block..entry.block + entry.count).contains(&block);
             if covers {
                 present = Slot {
-                    state: if entry.kind == Kind::Data { State::Data } else { State::Zero },
+                    state: if entry.kind == Kind::Data {
+                        State::Data
+                    } else {
+                        State::Zero
+                    },
                     is_no_end: !entry.advances_end(),
                     seq: entry.seq,
                     birth: entry.birth,
@@ -647,7 +783,16 @@ impl<B: Payload> Store<B> {
 
     /// Numbers the draft and hands it to the disk.
     pub(crate) fn launch(&mut self, draft: Draft<B>, effects: &mut Vec<Effect<B>>) {
-        let Draft { number, entries, sums, inline, data, waiters, leaves, .. } = draft;
+        let Draft {
+            number,
+            entries,
+            sums,
+            inline,
+            data,
+            waiters,
+            leaves,
+            ..
+        } = draft;
         assert_eq!(number, self.number + 1, "batches are numbered without a gap");
         self.number = number;
         let header = Header {
@@ -662,7 +807,10 @@ impl<B: Payload> Store<B> {
         let segment = self.open.index;
         let address = self.ledger.segments.geometry.start(segment) + u64::from(self.open.next);
         self.open.next += header.blocks();
-        assert!(self.open.next <= self.ledger.segments.geometry.segment_blocks, "a batch fits its segment");
+        assert!(
+            self.open.next <= self.ledger.segments.geometry.segment_blocks,
+            "a batch fits its segment"
+        );
         self.ledger.segments.pin(segment);
         self.checkpoint.log_bytes += u64::from(header.blocks()) * BLOCK_BYTES;
         self.stats.batches += 1;
@@ -681,14 +829,28 @@ impl<B: Payload> Store<B> {
             progress: Progress::default(),
         });
         let offset = address * BLOCK_BYTES;
-        self.submit(Io::Append(number), DiskOp::Write { offset, header: block, data }, effects);
+        self.submit(
+            Io::Append(number),
+            DiskOp::Write {
+                offset,
+                header: block,
+                data,
+            },
+            effects,
+        );
     }
 }
 
 impl<B: Payload> Op<B> {
     /// Says the shard's end, whatever it is by then.
     pub(crate) fn set_end_as_is(shard: ShardId) -> Op<B> {
-        Op { id: None, kind: OpKind::SetEnd { shard, end: END_AS_IS } }
+        Op {
+            id: None,
+            kind: OpKind::SetEnd {
+                shard,
+                end: END_AS_IS,
+            },
+        }
     }
 }
 
@@ -715,7 +877,9 @@ impl<B: Payload> Blocks<B> {
             let (first, count) = (index as usize, entry.count as usize);
             draft.data.push(data.slice(first * bytes, count * bytes));
             let sums = crcs[first..first + count].iter().zip(0..);
-            draft.sums.extend(sums.map(|(crc, at)| types::bind(entry.sum_key(at), *crc).0));
+            draft
+                .sums
+                .extend(sums.map(|(crc, at)| types::bind(entry.sum_key(at), *crc).0));
         }
     }
 }

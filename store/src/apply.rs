@@ -80,7 +80,8 @@ impl<B: Payload> Store<B> {
             let address = flight.address + 1 + sum as u64;
             let ledger = &mut self.ledger;
             let sums = &flight.sums[sum..];
-            self.cache.update(*at, |leaf| ledger.apply_piece(entry, *piece, address, sums, leaf));
+            self.cache
+                .update(*at, |leaf| ledger.apply_piece(entry, *piece, address, sums, leaf));
             self.cache.unpin(*at);
         }
         flight.progress.leaf += list.len();
@@ -94,14 +95,18 @@ impl<B: Payload> Store<B> {
         for piece in pieces(entry.shard_id(), LayerId(entry.layer), block, count) {
             let LeafPlace::Ready(at) = self.locate_or_make(piece.key, 1, effects) else {
                 let ahead = pieces(entry.shard_id(), LayerId(entry.layer), block, count);
-                let behind = ahead.skip_while(|other| other.key != piece.key).skip(1).take(CLEAR_AHEAD);
+                let behind = ahead
+                    .skip_while(|other| other.key != piece.key)
+                    .skip(1)
+                    .take(CLEAR_AHEAD);
                 for other in behind.collect::<Vec<_>>() {
                     self.locate(other.key, 0, effects);
                 }
                 return false;
             };
             let ledger = &mut self.ledger;
-            self.cache.update(at, |leaf| ledger.apply_piece(entry, piece, 0, &[], leaf));
+            self.cache
+                .update(at, |leaf| ledger.apply_piece(entry, piece, 0, &[], leaf));
             flight.progress.blocks += piece.count as u32;
         }
         true

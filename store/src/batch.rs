@@ -108,11 +108,19 @@ impl Entry {
 
     /// Data blocks behind the header.
     pub(crate) fn data_blocks(&self) -> usize {
-        if self.kind == Kind::Data { self.count as usize } else { 0 }
+        if self.kind == Kind::Data {
+            self.count as usize
+        } else {
+            0
+        }
     }
 
     pub(crate) fn inline_bytes(&self) -> usize {
-        if self.kind == Kind::Record { self.count as usize } else { 0 }
+        if self.kind == Kind::Record {
+            self.count as usize
+        } else {
+            0
+        }
     }
 
     /// Identity of the `index`th block.
@@ -231,7 +239,9 @@ impl Header {
         for position in 0..entry_count {
             entries.push(decode_entry(&mut fields, number, position)?);
         }
-        let sums = (0..sum_count).map(|_| fields.u32()).collect::<Option<Vec<u32>>>()?;
+        let sums = (0..sum_count)
+            .map(|_| fields.u32())
+            .collect::<Option<Vec<u32>>>()?;
         let inline = fields.take(inline_count)?.to_vec();
         let header = Header {
             key,
@@ -305,7 +315,10 @@ fn decode_entry(fields: &mut Reader<'_>, number: u64, position: usize) -> Option
         birth: if is_relocated { stored_birth } else { own },
     };
     let is_in_range = !kind.is_blocks()
-        || (count > 0 && block.checked_add(count).is_some_and(|end| end <= types::SHARD_BLOCKS_MAX));
+        || (count > 0
+            && block
+                .checked_add(count)
+                .is_some_and(|end| end <= types::SHARD_BLOCKS_MAX));
     (is_in_range && entry.birth <= own).then_some(entry)
 }
 
@@ -352,7 +365,10 @@ mod tests {
         let block = header.encode();
         assert_eq!(Header::decode(&block.0, KEY), Some(header));
         assert_eq!(Header::decode(&block.0, SegmentKey { secret: 1, ..KEY }), None);
-        assert_eq!(Header::decode(&block.0, SegmentKey { generation: 1, ..KEY }), None);
+        assert_eq!(
+            Header::decode(&block.0, SegmentKey { generation: 1, ..KEY }),
+            None
+        );
     }
 
     #[test]

@@ -85,7 +85,9 @@ impl Cache {
             map: FastMap::default(),
             vacant: Vec::new(),
             hand: 0,
-            leaves_max: usize::try_from(leaves).unwrap_or(usize::MAX).clamp(LEAVES_MIN, u32::MAX as usize),
+            leaves_max: usize::try_from(leaves)
+                .unwrap_or(usize::MAX)
+                .clamp(LEAVES_MIN, u32::MAX as usize),
             may_leave: 0,
             pinned: 0,
             dirty: Vec::new(),
@@ -228,7 +230,9 @@ impl Cache {
 
     /// Every leaf in memory of which `want` is true.
     pub(crate) fn select(&self, want: impl Fn(&LeafKey) -> bool) -> Vec<CacheAt> {
-        let taken = (0..).zip(&self.slots).filter_map(|(at, slot)| slot.as_ref().map(|slot| (at, slot)));
+        let taken = (0..)
+            .zip(&self.slots)
+            .filter_map(|(at, slot)| slot.as_ref().map(|slot| (at, slot)));
         taken
             .filter(|(_, slot)| slot.leaf.is_some() && want(&slot.key))
             .map(|(at, _)| CacheAt(at))
@@ -273,8 +277,9 @@ mod tests {
     fn dirty_saving_and_pinned_leaves_stay() {
         let mut cache = Cache::new(0);
         let max = LEAVES_MIN as u32;
-        let all: Vec<CacheAt> =
-            (0..max).map(|n| cache.insert(key(n), Some(Leaf::empty()), 0).expect("room")).collect();
+        let all: Vec<CacheAt> = (0..max)
+            .map(|n| cache.insert(key(n), Some(Leaf::empty()), 0).expect("room"))
+            .collect();
         cache.pin(all[0]);
         for at in &all[1..] {
             cache.update(*at, |_| true);

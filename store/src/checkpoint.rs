@@ -15,10 +15,16 @@ use crate::{Effect, IndexRequest};
 
 enum Phase {
     Idle,
-    Syncing { ticket: u64, batch: Box<KvBatch> },
+    Syncing {
+        ticket: u64,
+        batch: Box<KvBatch>,
+    },
     Saving,
     /// Its entry is in the queue, or in the batch of this number.
-    Logging { batch: Option<u64>, ticket: Option<u64> },
+    Logging {
+        batch: Option<u64>,
+        ticket: Option<u64>,
+    },
 }
 
 pub(crate) struct Checkpoint {
@@ -68,7 +74,10 @@ impl Checkpoint {
 
     /// The entry went into batch `number`.
     pub(crate) fn logged(&mut self, number: u64) {
-        self.phase = Phase::Logging { batch: Some(number), ticket: None };
+        self.phase = Phase::Logging {
+            batch: Some(number),
+            ticket: None,
+        };
     }
 }
 
@@ -96,7 +105,10 @@ impl<B: Payload> Store<B> {
                 effects.push(Effect::Index(IndexRequest::Checkpoint { id, batch }));
                 self.checkpoint.phase = Phase::Saving;
             }
-            Phase::Logging { batch: Some(number), ticket } if *number <= self.applied => match ticket {
+            Phase::Logging {
+                batch: Some(number),
+                ticket,
+            } if *number <= self.applied => match ticket {
                 None if !self.checkpoint.emptied.is_empty() => *ticket = Some(self.syncs.want()),
                 Some(ticket) if !self.syncs.is_done(*ticket) => {}
                 _ => self.finish_checkpoint(),
@@ -111,8 +123,15 @@ impl<B: Payload> Store<B> {
         self.checkpoint.emptied = self.ledger.segments.take_emptied();
         self.checkpoint.floor = self.ledger.segments.floor();
         self.ledger.forget_opens(self.checkpoint.floor);
-        assert!(self.ledger.opens.len() <= OPENS_MAX, "{} fences", self.ledger.opens.len());
-        let scan_from = self.flights.front().map_or(self.open.key.generation, |flight| flight.generation);
+        assert!(
+            self.ledger.opens.len() <= OPENS_MAX,
+            "{} fences",
+            self.ledger.opens.len()
+        );
+        let scan_from = self
+            .flights
+            .front()
+            .map_or(self.open.key.generation, |flight| flight.generation);
         let meta = Meta {
             disk: self.superblock.disk,
             id: self.checkpoint.id,
@@ -139,7 +158,10 @@ impl<B: Payload> Store<B> {
         self.stats.checkpoints += 1;
         // In front: what is queued may wait for the space that this frees.
         self.queue.push_front(Op::checkpoint());
-        self.checkpoint.phase = Phase::Logging { batch: None, ticket: None };
+        self.checkpoint.phase = Phase::Logging {
+            batch: None,
+            ticket: None,
+        };
     }
 
     fn finish_checkpoint(&mut self) {

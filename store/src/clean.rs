@@ -46,7 +46,12 @@ pub(crate) struct Cleaner<B> {
 
 impl<B> Default for Cleaner<B> {
     fn default() -> Cleaner<B> {
-        Cleaner { job: None, credit: 0, ratio: 0, found_nothing_at: None }
+        Cleaner {
+            job: None,
+            credit: 0,
+            ratio: 0,
+            found_nothing_at: None,
+        }
     }
 }
 
@@ -84,7 +89,10 @@ enum Phase {
 
 enum Chunk<B> {
     Missing,
-    Whole { data: B, is_second_try: bool },
+    Whole {
+        data: B,
+        is_second_try: bool,
+    },
     /// It could not be read in one piece: what could be read of it.
     Blocks(Vec<Option<B>>),
 }
@@ -148,7 +156,9 @@ impl<B: Payload> Store<B> {
     /// Whether the last search found nothing, and nothing much has changed since.
     fn has_no_victim(&self) -> bool {
         let changes = self.ledger.segments.changes();
-        self.cleaner.found_nothing_at.is_some_and(|at| changes < at + DEATHS_BEFORE_NEXT_LOOK)
+        self.cleaner
+            .found_nothing_at
+            .is_some_and(|at| changes < at + DEATHS_BEFORE_NEXT_LOOK)
     }
 
     /// Guests wait: cleaning may use everything.
@@ -184,7 +194,11 @@ impl<B: Payload> Store<B> {
         let below = self.settings.clean_below_free;
         let short = below.saturating_sub(self.free_segments());
         // From one for one where cleaning starts to nine for one where guests would have to wait.
-        self.cleaner.ratio = if short == 0 { 0 } else { 1 + 8 * short / below.max(1) };
+        self.cleaner.ratio = if short == 0 {
+            0
+        } else {
+            1 + 8 * short / below.max(1)
+        };
     }
 
     fn pick_victim(&mut self, effects: &mut Vec<Effect<B>>) {
@@ -238,7 +252,10 @@ impl<B: Payload> Store<B> {
         let first = self.ledger.segments.geometry.start(job.victim) + u64::from(chunk as u32 * CHUNK_BLOCKS);
         let bytes = self.chunk_blocks(chunk) * BLOCK_BYTES as u32;
         job.under_way += 1;
-        let operation = DiskOp::Read { offset: first * BLOCK_BYTES, bytes };
+        let operation = DiskOp::Read {
+            offset: first * BLOCK_BYTES,
+            bytes,
+        };
         self.submit(Io::Clean { chunk, block: None }, operation, effects);
     }
 
@@ -253,7 +270,9 @@ impl<B: Payload> Store<B> {
         job.under_way -= 1;
         match (block, data) {
             (Some(block), data) => {
-                let Chunk::Blocks(blocks) = &mut job.chunks[chunk] else { unreachable!("asked block by block") };
+                let Chunk::Blocks(blocks) = &mut job.chunks[chunk] else {
+                    unreachable!("asked block by block")
+                };
                 blocks[block] = data;
             }
             (None, Some(data)) => {
@@ -275,23 +294,39 @@ impl<B: Payload> Store<B> {
         job.chunks[chunk] = Chunk::Blocks(vec![None; count]);
         for block in 0..count {
             job.under_way += 1;
-            let operation =
-                DiskOp::Read { offset: (first + block as u64) * BLOCK_BYTES, bytes: BLOCK_BYTES as u32 };
-            self.submit(Io::Clean { chunk, block: Some(block) }, operation, effects);
+            let operation = DiskOp::Read {
+                offset: (first + block as u64) * BLOCK_BYTES,
+                bytes: BLOCK_BYTES as u32,
+            };
+            self.submit(
+                Io::Clean {
+                    chunk,
+                    block: Some(block),
+                },
+                operation,
+                effects,
+            );
         }
     }
 
     /// Walks the segment's batches and notes what may still count.
     fn sort_out(&self, job: &Job<B>) -> Phase {
-        let mut moving = Moving { last_number: self.number, ..Moving::default() };
-        let header = job.block(0).and_then(|block| SegmentHeader::decode(block.bytes()));
+        let mut moving = Moving {
+            last_number: self.number,
+            ..Moving::default()
+        };
+        let header = job
+            .block(0)
+            .and_then(|block| SegmentHeader::decode(block.bytes()));
         let generation = self.ledger.segments.get(job.victim).generation;
         let Some(header) = header.filter(|header| header.key.generation == generation) else {
             return Phase::Draining(self.applied);
         };
         let mut position = 1;
         while position < self.ledger.segments.geometry.segment_blocks {
-            let batch = job.block(position).and_then(|block| Header::decode(block.bytes(), header.key));
+            let batch = job
+                .block(position)
+                .and_then(|block| Header::decode(block.bytes(), header.key));
             let Some(batch) = batch else {
                 position += 1;
                 continue;
@@ -299,14 +334,18 @@ impl<B: Payload> Store<B> {
             self.sort_out_batch(&batch, position, &mut moving);
             position += batch.blocks();
         }
-        moving.data.sort_unstable_by_key(|item| (item.key, item.slot, item.position));
+        moving
+            .data
+            .sort_unstable_by_key(|item| (item.key, item.slot, item.position));
         Phase::Moving(Box::new(moving))
     }
 
     fn sort_out_batch(&self, batch: &Header, position: u32, moving: &mut Moving) {
         for (entry, first_sum, _) in batch.walk() {
             let id = entry.shard_id();
-            let Some(shard) = self.ledger.shards.get(&id) else { continue };
+            let Some(shard) = self.ledger.shards.get(&id) else {
+                continue;
+            };
             match entry.kind {
                 Kind::Open | Kind::Checkpoint => continue,
                 Kind::Drop => {
@@ -342,13 +381,17 @@ impl<B: Payload> Store<B> {
             if self.cache.is_half_pinned() && !self.flights.is_empty() {
                 return;
             }
-            let Some(mut draft) = self.draft(effects) else { return };
+            let Some(mut draft) = self.draft(effects) else {
+                return;
+            };
             let pause = self.fill_moving(job, &mut draft, effects);
             let moved = draft.blocks() as u32;
             if !draft.is_empty() {
                 self.cleaner.credit = self.cleaner.credit.saturating_sub(moved.max(1));
                 self.stats.cleaned_blocks += u64::from(moved);
-                let Phase::Moving(moving) = &mut job.phase else { unreachable!("called while moving") };
+                let Phase::Moving(moving) = &mut job.phase else {
+                    unreachable!("called while moving")
+                };
                 moving.last_number = draft.number;
                 self.launch(draft, effects);
             }
@@ -356,7 +399,9 @@ impl<B: Payload> Store<B> {
                 Pause::Full => {}
                 Pause::Wait => return,
                 Pause::End => {
-                    let Phase::Moving(moving) = &job.phase else { unreachable!("called while moving") };
+                    let Phase::Moving(moving) = &job.phase else {
+                        unreachable!("called while moving")
+                    };
                     job.phase = Phase::Draining(moving.last_number);
                     return;
                 }
@@ -365,7 +410,9 @@ impl<B: Payload> Store<B> {
     }
 
     fn fill_moving(&mut self, job: &mut Job<B>, draft: &mut Draft<B>, effects: &mut Vec<Effect<B>>) -> Pause {
-        let Phase::Moving(moving) = &mut job.phase else { unreachable!("called while moving") };
+        let Phase::Moving(moving) = &mut job.phase else {
+            unreachable!("called while moving")
+        };
         let mut moving = std::mem::take(moving);
         let mut pause = self.fill_data(job, &mut moving, draft, effects);
         if pause == Pause::End {
@@ -413,8 +460,16 @@ impl<B: Payload> Store<B> {
                 continue;
             }
             let block = BlockNo(item.key.leaf.first_block().0 + item.slot as u32);
-            let key = SumKey { shard: item.key.shard, layer: item.key.layer, block, seq: Seq(slot.seq) };
-            debug_assert!(slot.sum == item.sum && slot.seq == item.seq, "the log and the index agree");
+            let key = SumKey {
+                shard: item.key.shard,
+                layer: item.key.layer,
+                block,
+                seq: Seq(slot.seq),
+            };
+            debug_assert!(
+                slot.sum == item.sum && slot.seq == item.seq,
+                "the log and the index agree"
+            );
             let data = job.block(item.position);
             let good = data.filter(|data| types::bind(key, types::crc32c(data.bytes())).0 == slot.sum);
             let entry = Entry {
@@ -438,7 +493,13 @@ impl<B: Payload> Store<B> {
                 }
                 None => {
                     let chunk = (item.position / CHUNK_BLOCKS) as usize;
-                    if matches!(job.chunks[chunk], Chunk::Whole { is_second_try: false, .. }) {
+                    if matches!(
+                        job.chunks[chunk],
+                        Chunk::Whole {
+                            is_second_try: false,
+                            ..
+                        }
+                    ) {
                         if job.under_way == 0 {
                             self.ask_chunk(job, chunk, effects);
                         }
@@ -531,11 +592,21 @@ impl<B: Payload> Store<B> {
                 shard.drop_birth = 0;
                 self.ledger.dirty_shards.insert(entry.shard_id());
             } else if is_current {
-                let inline: &[u8] = if entry.kind == Kind::Record { &shard.record } else { &[] };
+                let inline: &[u8] = if entry.kind == Kind::Record {
+                    &shard.record
+                } else {
+                    &[]
+                };
                 if !draft.has_inline_room(inline.len()) {
                     return Pause::Full;
                 }
-                draft.push_note(Entry { flags: entry.flags | FLAG_RELOCATED, ..entry }, inline);
+                draft.push_note(
+                    Entry {
+                        flags: entry.flags | FLAG_RELOCATED,
+                        ..entry
+                    },
+                    inline,
+                );
             }
             moving.notes_at += 1;
         }
@@ -604,8 +675,14 @@ fn sort_out_data(entry: &Entry, position: u32, sums: &[u32], first_sum: usize, m
 
 /// Joins an entry of one block to the draft's last entry if it goes on where that ends, in the same leaf.
 fn extends<B: Payload>(draft: &mut Draft<B>, entry: &Entry) -> bool {
-    let Some(last) = draft.entries.last_mut() else { return false };
-    let goes_on = Entry { block: entry.block, count: 1, ..*last } == *entry
+    let Some(last) = draft.entries.last_mut() else {
+        return false;
+    };
+    let goes_on = Entry {
+        block: entry.block,
+        count: 1,
+        ..*last
+    } == *entry
         && last.block + last.count == entry.block
         && BlockNo(entry.block).slot() != 0;
     last.count += u32::from(goes_on);

@@ -26,7 +26,14 @@ pub(crate) struct Syncs {
 
 impl Syncs {
     pub(crate) fn new(durable: u64) -> Syncs {
-        Syncs { started: 0, finished: 0, wanted: 0, covers: durable, durable, waiters: Vec::new() }
+        Syncs {
+            started: 0,
+            finished: 0,
+            wanted: 0,
+            covers: durable,
+            durable,
+            waiters: Vec::new(),
+        }
     }
 
     /// Asks for a sync that starts after everything that has completed by now.

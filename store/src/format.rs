@@ -4,7 +4,8 @@ use edge::{AlignedBlock, BlockFile, DiskError, KvBatch, KvError, KvStore};
 use types::{BLOCK_BYTES, DiskId, PoolId};
 
 use crate::superblock::{
-    FIRST_SEGMENT_OFFSET, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MIN, Superblock,
+    FIRST_SEGMENT_OFFSET, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MIN,
+    Superblock,
 };
 
 /// What the caller decides about a new disk.
@@ -101,7 +102,11 @@ pub fn format(
     Ok(superblock)
 }
 
-fn wipe_old_headers(disk: &mut dyn BlockFile, superblock: &Superblock, zeros: &[u8]) -> Result<(), DiskError> {
+fn wipe_old_headers(
+    disk: &mut dyn BlockFile,
+    superblock: &Superblock,
+    zeros: &[u8],
+) -> Result<(), DiskError> {
     // A header counts only under this disk's id, so wiping is needed only when an id is used again.
     for index in 0..superblock.segments {
         if crate::scan::read_segment_header(disk, superblock, index).is_some() {

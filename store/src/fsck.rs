@@ -158,14 +158,19 @@ pub fn fsck(disk: &dyn BlockFile, on_progress: &mut dyn FnMut(u64, u64)) -> Resu
 }
 
 fn check_segment(disk: &dyn BlockFile, segment: u32, report: &mut FsckReport) {
-    let Some(header) = read_segment_header(disk, &report.superblock, segment) else { return };
+    let Some(header) = read_segment_header(disk, &report.superblock, segment) else {
+        return;
+    };
     report.segments_used += 1;
     let geometry = Geometry::of(&report.superblock);
     let mut scan = SegmentScan::new(disk, geometry, segment, header.key);
     while let Some(found) = scan.next_batch() {
         if found.skipped > 0 {
             let offset = (found.address - u64::from(found.skipped)) * BLOCK_BYTES;
-            report.note(BadPlace::Gap { offset, blocks: found.skipped });
+            report.note(BadPlace::Gap {
+                offset,
+                blocks: found.skipped,
+            });
         }
         report.batches += 1;
         report.filled_bytes += u64::from(found.header.blocks()) * BLOCK_BYTES;
@@ -173,7 +178,10 @@ fn check_segment(disk: &dyn BlockFile, segment: u32, report: &mut FsckReport) {
         check_data(disk, &found.header, found.address + 1, report);
     }
     if scan.unreadable > 0 {
-        report.note(BadPlace::Unreadable { segment, blocks: scan.unreadable });
+        report.note(BadPlace::Unreadable {
+            segment,
+            blocks: scan.unreadable,
+        });
     }
 }
 
@@ -192,7 +200,12 @@ fn check_data(disk: &dyn BlockFile, header: &Header, first: u64, report: &mut Fs
             report.blocks += 1;
             if !is_here || types::bind(key, types::crc32c(block)) != BlockSum(header.sums[at]) {
                 report.bad_blocks += 1;
-                report.note(BadPlace::Block { offset, shard: key.shard, block: key.block, seq: key.seq });
+                report.note(BadPlace::Block {
+                    offset,
+                    shard: key.shard,
+                    block: key.block,
+                    seq: key.seq,
+                });
             }
         }
     }
@@ -207,7 +220,9 @@ pub fn inspect(disk: &dyn BlockFile) -> Result<Inspection, SuperblockError> {
     let geometry = Geometry::of(&superblock);
     let mut segments = Vec::new();
     for segment in 0..superblock.segments {
-        let Some(header) = read_segment_header(disk, &superblock, segment) else { continue };
+        let Some(header) = read_segment_header(disk, &superblock, segment) else {
+            continue;
+        };
         let mut info = SegmentInfo {
             segment,
             generation: header.key.generation,

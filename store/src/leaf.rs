@@ -152,7 +152,11 @@ impl Leaf {
     }
 
     fn continues(&self, slot: usize, length: usize) -> bool {
-        let step = if self.get(slot).state == State::Data { length as u64 } else { 0 };
+        let step = if self.get(slot).state == State::Data {
+            length as u64
+        } else {
+            0
+        };
         let next = slot + length;
         self.places[next] == self.places[slot] + step
             && self.seqs[next] == self.seqs[slot]
@@ -264,22 +268,45 @@ mod tests {
 
     fn key() -> LeafKey {
         LeafKey {
-            shard: ShardId { vdi: VdiId(1), no: ShardNo(2) },
+            shard: ShardId {
+                vdi: VdiId(1),
+                no: ShardNo(2),
+            },
             layer: LayerId(3),
             leaf: LeafNo(4),
         }
     }
 
     fn slots() -> impl Strategy<Value = Vec<(usize, Slot)>> {
-        let slot = (0u8..5, any::<bool>(), 0u64..1 << 47, 0u64..4, 0u64..4, any::<u32>());
+        let slot = (
+            0u8..5,
+            any::<bool>(),
+            0u64..1 << 47,
+            0u64..4,
+            0u64..4,
+            any::<u32>(),
+        );
         prop::collection::vec((0..SLOTS, slot), 0..300).prop_map(|list| {
             list.into_iter()
                 .map(|(at, (state, is_no_end, address, seq, birth, sum))| {
                     let state = State::from_u8(state).unwrap();
                     let slot = match state {
                         State::Absent => Slot::default(),
-                        State::Data => Slot { state, is_no_end, address, seq, birth, sum },
-                        _ => Slot { state, is_no_end, seq, birth, ..Slot::default() },
+                        State::Data => Slot {
+                            state,
+                            is_no_end,
+                            address,
+                            seq,
+                            birth,
+                            sum,
+                        },
+                        _ => Slot {
+                            state,
+                            is_no_end,
+                            seq,
+                            birth,
+                            ..Slot::default()
+                        },
                     };
                     (at, slot)
                 })
@@ -311,7 +338,9 @@ mod tests {
         let k = key();
         let list: Vec<Piece> = pieces(k.shard, k.layer, 255, 258).collect();
         assert_eq!(
-            list.iter().map(|p| (p.key.leaf.0, p.slot, p.count, p.index)).collect::<Vec<_>>(),
+            list.iter()
+                .map(|p| (p.key.leaf.0, p.slot, p.count, p.index))
+                .collect::<Vec<_>>(),
             [(0, 255, 1, 0), (1, 0, 256, 1), (2, 0, 1, 257)]
         );
     }

@@ -23,7 +23,9 @@ pub(crate) struct LeafSet {
 impl LeafSet {
     pub(crate) fn contains(&self, leaf: LeafNo) -> bool {
         let at = leaf.0 as usize;
-        self.words.get(at / 64).is_some_and(|word| word >> (at % 64) & 1 == 1)
+        self.words
+            .get(at / 64)
+            .is_some_and(|word| word >> (at % 64) & 1 == 1)
     }
 
     pub(crate) fn insert(&mut self, leaf: LeafNo) {
@@ -155,12 +157,17 @@ impl Shard {
     }
 
     pub(crate) fn has_leaf(&self, layer: LayerId, leaf: LeafNo) -> bool {
-        self.layers.get(&layer).is_some_and(|leaves| leaves.contains(leaf))
+        self.layers
+            .get(&layer)
+            .is_some_and(|leaves| leaves.contains(leaf))
     }
 
     /// Nothing to remember: neither a shard nor the drop of one.
     pub(crate) fn is_void(&self) -> bool {
-        !self.is_known && !self.is_purging && self.drop_birth == 0 && self.layers.values().all(LeafSet::is_empty)
+        !self.is_known
+            && !self.is_purging
+            && self.drop_birth == 0
+            && self.layers.values().all(LeafSet::is_empty)
     }
 }
 
@@ -226,7 +233,12 @@ impl Ledger {
         leaf: &mut Leaf,
     ) -> bool {
         let id = piece.key.shard;
-        let Ledger { segments, shards, dirty_shards, .. } = self;
+        let Ledger {
+            segments,
+            shards,
+            dirty_shards,
+            ..
+        } = self;
         let shard = shards.entry(id).or_default();
         if entry.birth < shard.drop_birth {
             return false;
@@ -242,7 +254,7 @@ impl Ledger {
         for index in 0..piece.count {
             if value.state == State::Data {
                 value.address = address + index as u64;
-                value.sum = sums[index];
+                value.sum = *sums.get(index).expect("a sum for every block");
             }
             let at = piece.slot + index;
             if leaf.birth(at) > entry.birth {

@@ -33,6 +33,6 @@ pub use fsck::{BadPlace, FsckError, FsckReport, Inspection, SegmentInfo, fsck, i
 pub use recover::{Damage, RebuildReason, RecoverError, Recovered, RecoveryReport, rebuild_index, recover};
 pub use store::Store;
 pub use superblock::{
-    FIRST_SEGMENT_OFFSET, FORMAT_VERSION, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MIN,
-    SUPERBLOCK_OFFSETS, Superblock, SuperblockError, read_superblock,
+    FIRST_SEGMENT_OFFSET, FORMAT_VERSION, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
+    SEGMENTS_MIN, SUPERBLOCK_OFFSETS, Superblock, SuperblockError, read_superblock,
 };

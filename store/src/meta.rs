@@ -69,7 +69,14 @@ impl Meta {
         for _ in 0..fields.varint()? {
             opens.push((fields.varint()?, fields.varint()?));
         }
-        let meta = Meta { disk, id, position, scan_from, opens, is_rebuilding };
+        let meta = Meta {
+            disk,
+            id,
+            position,
+            scan_from,
+            opens,
+            is_rebuilding,
+        };
         fields.is_empty().then_some(meta)
     }
 }

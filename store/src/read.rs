@@ -28,7 +28,11 @@ pub(crate) struct Lookup<B> {
 pub(crate) enum Want<B> {
     Read(Read<B>),
     Versions(LeafNo),
-    Changed { newer_than: Seq, next: LeafNo, found: Vec<LeafNo> },
+    Changed {
+        newer_than: Seq,
+        next: LeafNo,
+        found: Vec<LeafNo>,
+    },
 }
 
 pub(crate) struct Read<B> {
@@ -46,7 +50,13 @@ pub(crate) struct Read<B> {
 
 enum Part<B> {
     Zeros(u32),
-    Data { address: u64, index: u32, count: u32, is_second_try: bool, content: Option<B> },
+    Data {
+        address: u64,
+        index: u32,
+        count: u32,
+        is_second_try: bool,
+        content: Option<B>,
+    },
 }
 
 impl<B> Want<B> {
@@ -63,17 +73,30 @@ impl<B> Want<B> {
     }
 
     pub(crate) fn changed(newer_than: Seq, from: LeafNo) -> Want<B> {
-        Want::Changed { newer_than, next: from, found: Vec::new() }
+        Want::Changed {
+            newer_than,
+            next: from,
+            found: Vec::new(),
+        }
     }
 }
 
 impl<B> Lookup<B> {
     pub(crate) fn new(id: RequestId, shard: ShardId, layer: LayerId, want: Want<B>) -> Lookup<B> {
-        Lookup { id, shard, layer, want }
+        Lookup {
+            id,
+            shard,
+            layer,
+            want,
+        }
     }
 
     fn key(&self, leaf: LeafNo) -> LeafKey {
-        LeafKey { shard: self.shard, layer: self.layer, leaf }
+        LeafKey {
+            shard: self.shard,
+            layer: self.layer,
+            leaf,
+        }
     }
 }
 
@@ -140,7 +163,9 @@ impl<B: Payload> Store<B> {
 
     fn drive_read(&mut self, number: u64, lookup: &mut Lookup<B>, effects: &mut Vec<Effect<B>>) -> Step<B> {
         let (shard, layer) = (lookup.shard, lookup.layer);
-        let Want::Read(read) = &mut lookup.want else { unreachable!("called for reads") };
+        let Want::Read(read) = &mut lookup.want else {
+            unreachable!("called for reads")
+        };
         let (block, count) = (read.block + read.resolved, read.count - read.resolved);
         for piece in pieces(shard, layer, block, count) {
             match self.leaf_for(number, piece.key, effects) {
@@ -163,21 +188,58 @@ impl<B: Payload> Store<B> {
                 self.read_part(number, at, *address, *count, effects);
             }
         }
-        if read.under_way == 0 { Step::Answer(Ok(read.reply())) } else { Step::Wait }
+        if read.under_way == 0 {
+            Step::Answer(Ok(read.reply()))
+        } else {
+            Step::Wait
+        }
     }
 
-    fn read_part(&mut self, number: u64, part: usize, address: u64, count: u32, effects: &mut Vec<Effect<B>>) {
-        let segment = self.ledger.segments.geometry.find(address).expect("a block of a segment");
+    fn read_part(
+        &mut self,
+        number: u64,
+        part: usize,
+        address: u64,
+        count: u32,
+        effects: &mut Vec<Effect<B>>,
+    ) {
+        let segment = self
+            .ledger
+            .segments
+            .geometry
+            .find(address)
+            .expect("a block of a segment");
         self.ledger.segments.pin(segment);
-        let operation = DiskOp::Read { offset: address * BLOCK_BYTES, bytes: count * BLOCK_BYTES as u32 };
+        let operation = DiskOp::Read {
+            offset: address * BLOCK_BYTES,
+            bytes: count * BLOCK_BYTES as u32,
+        };
         self.submit(Io::Read { lookup: number, part }, operation, effects);
     }
 
-    pub(crate) fn read_done(&mut self, number: u64, at: usize, data: Option<B>, effects: &mut Vec<Effect<B>>) {
-        let mut lookup = self.lookups.remove(&number).expect("a lookup with a read under way");
+    pub(crate) fn read_done(
+        &mut self,
+        number: u64,
+        at: usize,
+        data: Option<B>,
+        effects: &mut Vec<Effect<B>>,
+    ) {
+        let mut lookup = self
+            .lookups
+            .remove(&number)
+            .expect("a lookup with a read under way");
         let (shard, layer) = (lookup.shard, lookup.layer);
-        let Want::Read(read) = &mut lookup.want else { unreachable!("only reads read") };
-        let Part::Data { address, index, count, is_second_try, content } = &mut read.parts[at] else {
+        let Want::Read(read) = &mut lookup.want else {
+            unreachable!("only reads read")
+        };
+        let Part::Data {
+            address,
+            index,
+            count,
+            is_second_try,
+            content,
+        } = &mut read.parts[at]
+        else {
             unreachable!("only data is read")
         };
         let (address, first, count) = (*address, *index, *count);
@@ -185,11 +247,20 @@ impl<B: Payload> Store<B> {
         let bad = match &data {
             None => Some(first),
             Some(data) => {
-                assert_eq!(data.length() as u64, u64::from(count) * BLOCK_BYTES, "a whole read");
+                assert_eq!(
+                    data.length() as u64,
+                    u64::from(count) * BLOCK_BYTES,
+                    "a whole read"
+                );
                 let blocks = data.bytes().chunks_exact(BLOCK_BYTES as usize);
                 (first..).zip(blocks).find_map(|(index, bytes)| {
                     let (seq, sum) = checks[index as usize];
-                    let key = SumKey { shard, layer, block: BlockNo(read.block + index), seq: Seq(seq) };
+                    let key = SumKey {
+                        shard,
+                        layer,
+                        block: BlockNo(read.block + index),
+                        seq: Seq(seq),
+                    };
                     (types::bind(key, types::crc32c(bytes)).0 != sum).then_some(index)
                 })
             }
@@ -205,7 +276,12 @@ impl<B: Payload> Store<B> {
                 read.bad = Some(read.bad.map_or(bad, |other| other.min(bad)));
             }
         }
-        let segment = self.ledger.segments.geometry.find(address).expect("a block of a segment");
+        let segment = self
+            .ledger
+            .segments
+            .geometry
+            .find(address)
+            .expect("a block of a segment");
         self.ledger.segments.unpin(segment);
         if read.under_way > 0 {
             self.lookups.insert(number, lookup);
@@ -235,14 +311,30 @@ impl<B: Payload> Store<B> {
         }
     }
 
-    fn drive_changed(&mut self, number: u64, lookup: &mut Lookup<B>, effects: &mut Vec<Effect<B>>) -> Step<B> {
+    fn drive_changed(
+        &mut self,
+        number: u64,
+        lookup: &mut Lookup<B>,
+        effects: &mut Vec<Effect<B>>,
+    ) -> Step<B> {
         let (shard, layer) = (lookup.shard, lookup.layer);
-        let Want::Changed { newer_than, next, found } = &mut lookup.want else {
+        let Want::Changed {
+            newer_than,
+            next,
+            found,
+        } = &mut lookup.want
+        else {
             unreachable!("called for changes")
         };
         while found.len() < CHANGED_MAX {
-            let leaves = self.ledger.shards.get(&shard).and_then(|shard| shard.layers.get(&layer));
-            let Some(leaf) = leaves.and_then(|leaves| leaves.next(*next)) else { break };
+            let leaves = self
+                .ledger
+                .shards
+                .get(&shard)
+                .and_then(|shard| shard.layers.get(&layer));
+            let Some(leaf) = leaves.and_then(|leaves| leaves.next(*next)) else {
+                break;
+            };
             let is_newer = if *newer_than == Seq(0) {
                 true
             } else {
@@ -298,7 +390,10 @@ impl<B: Payload> Read<B> {
     }
 
     fn corrupt(&self, shard: ShardId, index: u32) -> StoreError {
-        StoreError::Corrupt { shard, block: BlockNo(self.block + index) }
+        StoreError::Corrupt {
+            shard,
+            block: BlockNo(self.block + index),
+        }
     }
 
     fn reply(&mut self) -> Reply<B> {
@@ -312,14 +407,22 @@ impl<B: Payload> Read<B> {
 
 fn version(slot: Slot) -> BlockVersion {
     let state = match slot.state {
-        State::Absent => return BlockVersion { seq: Seq(0), state: BlockState::Absent },
+        State::Absent => {
+            return BlockVersion {
+                seq: Seq(0),
+                state: BlockState::Absent,
+            };
+        }
         State::Data => BlockState::Data(types::BlockSum(slot.sum)),
         State::Zero => BlockState::Clear(ClearKind::Zero),
         State::Trim => BlockState::Clear(ClearKind::Trim),
         // Differs from any good copy's sum but for one in four billion, so a comparison finds and mends it.
         State::Lost => BlockState::Data(types::BlockSum(0)),
     };
-    BlockVersion { seq: Seq(slot.seq), state }
+    BlockVersion {
+        seq: Seq(slot.seq),
+        state,
+    }
 }
 
 /// The kind that would log a slot again.

@@ -9,15 +9,13 @@
 //! The index is believed only if it is this disk's, intact and not older than the log says; otherwise it is
 //! built anew from the whole log by the very same replay.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::BuildHasherDefault;
+use std::collections::BTreeMap;
 
 use edge::{BlockFile, DiskError, KvError, KvStore};
 use types::{BLOCK_BYTES, LayerId, ShardId};
 
 use crate::LeafKey;
 use crate::batch::{Entry, Header, Kind, SegmentKey, birth};
-use crate::cache::KeyHasher;
 use crate::format::wipe_index;
 use crate::leaf::{Leaf, encode_key, pieces};
 use crate::ledger::{Ledger, Shard};
@@ -187,7 +185,10 @@ fn open(
             let plan = survey(disk, &superblock, Some(meta.scan_from), ledger, meta, &mut report);
             match plan.distrust() {
                 Some(reason) => {
-                    let missing = Damage::Batches { first: plan.highest_number + 1, last: plan.meta.position };
+                    let missing = Damage::Batches {
+                        first: plan.highest_number + 1,
+                        last: plan.meta.position,
+                    };
                     let rebuilt = rebuild_plan(disk, kv, &superblock, reason, &mut report)?;
                     if reason == RebuildReason::Ahead {
                         // An older copy, or a log whose last header rotted: what the index knew of is not there.
@@ -202,7 +203,8 @@ fn open(
     };
     if let Err(error) = Replay::run(disk, kv, &superblock, &mut plan, &mut report) {
         // A leaf that does not decode: the log has what it should hold.
-        if !matches!(&error, RecoverError::Index(kv_error) if kv_error.operation == DECODE) || plan.is_rebuild {
+        if !matches!(&error, RecoverError::Index(kv_error) if kv_error.operation == DECODE) || plan.is_rebuild
+        {
             return Err(error);
         }
         report.batches_replayed = 0;
@@ -270,7 +272,11 @@ fn load_index(
             None => is_intact = false,
         }
     })?;
-    Ok(if is_intact { Ok((meta, ledger)) } else { Err(RebuildReason::Damaged) })
+    Ok(if is_intact {
+        Ok((meta, ledger))
+    } else {
+        Err(RebuildReason::Damaged)
+    })
 }
 
 fn scan_prefix(kv: &dyn KvStore, prefix: u8, each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), KvError> {
@@ -414,7 +420,7 @@ struct Replay<'a> {
     kv: &'a mut dyn KvStore,
     plan: &'a mut Plan,
     report: &'a mut RecoveryReport,
-    leaves: HashMap<LeafKey, (Box<Leaf>, bool), BuildHasherDefault<KeyHasher>>,
+    leaves: BTreeMap<LeafKey, (Box<Leaf>, bool)>,
     /// Number of the last batch applied, and the generation of its segment.
     last: u64,
     last_generation: u64,
@@ -435,13 +441,16 @@ impl<'a> Replay<'a> {
             kv,
             plan,
             report,
-            leaves: HashMap::default(),
+            leaves: BTreeMap::new(),
         };
         replay.plan.meta.id = replay.plan.meta.id.max(replay.plan.logged_checkpoint);
         replay.all(superblock)?;
         let (last, durable) = (replay.last, replay.plan.durable);
         if last < durable {
-            replay.report.damage.push(Damage::Batches { first: last + 1, last: durable });
+            replay.report.damage.push(Damage::Batches {
+                first: last + 1,
+                last: durable,
+            });
         }
         replay.plan.ledger.segments.close_adopted();
         replay.plan.meta.is_rebuilding = false;
@@ -450,7 +459,12 @@ impl<'a> Replay<'a> {
 
     fn all(&mut self, superblock: &Superblock) -> Result<(), RecoverError> {
         let geometry = Geometry::of(superblock);
-        let segments: Vec<_> = self.plan.segments.iter().map(|(generation, at)| (*generation, *at)).collect();
+        let segments: Vec<_> = self
+            .plan
+            .segments
+            .iter()
+            .map(|(generation, at)| (*generation, *at))
+            .collect();
         let mut is_over = false;
         for (generation, (index, key)) in segments {
             let fence = self.plan.fence(generation);
@@ -476,10 +490,9 @@ impl<'a> Replay<'a> {
     /// and end the log if they were not.
     fn is_next(&mut self, header: &Header) -> bool {
         let first_missing = self.last + 1;
-        let is_start = header
-            .entries
-            .iter()
-            .any(|entry| entry.kind == Kind::Open && entry.shard == header.key.generation && entry.seq <= self.last);
+        let is_start = header.entries.iter().any(|entry| {
+            entry.kind == Kind::Open && entry.shard == header.key.generation && entry.seq <= self.last
+        });
         if header.number == first_missing || is_start {
             return true;
         }
@@ -487,8 +500,10 @@ impl<'a> Replay<'a> {
             return false;
         }
         // Whole segments are missing from a rebuild because they were cleaned and used again.
-        let is_reused = self.plan.is_rebuild && header.key.generation > self.last_generation + 1;
-        if !is_reused && !(self.plan.is_rebuild && self.last == 0) {
+        let is_first = self.last == 0;
+        let is_reused =
+            self.plan.is_rebuild && (is_first || header.key.generation > self.last_generation + 1);
+        if !is_reused {
             self.report.damage.push(Damage::Batches {
                 first: first_missing,
                 last: header.number - 1,
@@ -503,10 +518,17 @@ impl<'a> Replay<'a> {
     }
 
     fn apply(&mut self, found: &Found, index: u32) -> Result<(), RecoverError> {
-        self.plan.ledger.segments.adopt(index, found.header.key.generation);
+        self.plan
+            .ledger
+            .segments
+            .adopt(index, found.header.key.generation);
         for (entry, first_sum, inline) in found.header.walk() {
             if entry.kind.is_blocks() {
-                self.apply_blocks(entry, found.address + 1 + first_sum as u64, &found.header.sums[first_sum..])?;
+                self.apply_blocks(
+                    entry,
+                    found.address + 1 + first_sum as u64,
+                    &found.header.sums[first_sum..],
+                )?;
             }
             if self.plan.ledger.apply_entry(entry, inline, index) {
                 self.purge_leaves(entry.shard_id());
@@ -524,7 +546,11 @@ impl<'a> Replay<'a> {
             }
             self.load(piece.key)?;
             let (leaf, is_dirty) = self.leaves.get_mut(&piece.key).expect("just loaded");
-            let sums = if entry.kind == Kind::Data { &sums[piece.index as usize..] } else { &[] };
+            let sums = if entry.kind == Kind::Data {
+                &sums[piece.index as usize..]
+            } else {
+                &[]
+            };
             let address = address + u64::from(piece.index);
             *is_dirty |= self.plan.ledger.apply_piece(entry, piece, address, sums, leaf);
         }
@@ -535,7 +561,12 @@ impl<'a> Replay<'a> {
         if self.leaves.contains_key(&key) {
             return Ok(());
         }
-        let is_stored = self.plan.ledger.shards.get(&key.shard).is_some_and(|s| s.has_leaf(key.layer, key.leaf));
+        let is_stored = self
+            .plan
+            .ledger
+            .shards
+            .get(&key.shard)
+            .is_some_and(|s| s.has_leaf(key.layer, key.leaf));
         let mut leaf = match is_stored {
             true => load_leaf(self.kv, key)?,
             false => Leaf::empty(),
@@ -560,9 +591,9 @@ impl<'a> Replay<'a> {
         meta.position = self.last;
         meta.scan_from = self.last_generation;
         meta.opens.clone_from(&self.plan.ledger.opens);
-        let mut dirty: Vec<_> = self.leaves.drain().filter(|(_, (_, is_dirty))| *is_dirty).collect();
-        dirty.sort_unstable_by_key(|(key, _)| *key);
-        let leaves = dirty.iter().map(|(key, (leaf, _))| (*key, leaf.as_ref()));
+        let replayed = std::mem::take(&mut self.leaves);
+        let dirty = replayed.iter().filter(|(_, (_, is_dirty))| *is_dirty);
+        let leaves = dirty.map(|(key, (leaf, _))| (*key, leaf.as_ref()));
         let batch = checkpoint_batch(&mut self.plan.ledger, &self.plan.meta, leaves);
         self.kv.apply(&batch)?;
         Ok(())
@@ -586,7 +617,13 @@ fn open_fresh_segment(
     plan: Plan,
     entropy: u64,
 ) -> Result<Recovered, RecoverError> {
-    let Plan { mut ledger, meta, highest_number, highest_generation, .. } = plan;
+    let Plan {
+        mut ledger,
+        meta,
+        highest_number,
+        highest_generation,
+        ..
+    } = plan;
     let adopted = meta.position;
     let number = highest_number.max(adopted) + 1;
     let generation = highest_generation.max(meta.scan_from) + 1;
@@ -595,8 +632,15 @@ fn open_fresh_segment(
         generation,
     };
     let segments = superblock.segments;
-    let index = ledger.segments.take_free(generation).ok_or(RecoverError::NoFreeSegment { segments })?;
-    let header = SegmentHeader { disk: superblock.disk, index, key };
+    let index = ledger
+        .segments
+        .take_free(generation)
+        .ok_or(RecoverError::NoFreeSegment { segments })?;
+    let header = SegmentHeader {
+        disk: superblock.disk,
+        index,
+        key,
+    };
     let offset = ledger.segments.geometry.start(index) * BLOCK_BYTES;
     disk.write_at(offset, &header.encode().0)?;
     disk.sync()?;

@@ -80,7 +80,11 @@ impl<'a> SegmentScan<'a> {
             }
         }
         self.window.clear();
-        self.window.extend(bytes.chunks_exact(BLOCK).map(|block| AlignedBlock(block.try_into().expect("a block"))));
+        self.window.extend(
+            bytes
+                .chunks_exact(BLOCK)
+                .map(|block| AlignedBlock(block.try_into().expect("a block"))),
+        );
         self.window_at = at;
     }
 
@@ -111,7 +115,6 @@ impl<'a> SegmentScan<'a> {
     pub(crate) fn is_whole(&self, found: &Found) -> bool {
         let mut data = vec![0; found.header.sums.len() * BLOCK];
         let offset = (found.address + 1) * BLOCK_BYTES;
-        data.is_empty()
-            || (self.disk.read_at(offset, &mut data).is_ok() && found.header.data_is_whole(&data))
+        data.is_empty() || (self.disk.read_at(offset, &mut data).is_ok() && found.header.data_is_whole(&data))
     }
 }

@@ -216,9 +216,15 @@ impl SegmentTable {
     pub(crate) fn adopt(&mut self, index: u32, generation: u64) {
         let segment = self.touch(index);
         if segment.stage == Stage::Free {
-            *segment = Segment { generation, ..Segment::default() };
+            *segment = Segment {
+                generation,
+                ..Segment::default()
+            };
         }
-        assert_eq!(segment.generation, generation, "segment {index} was replaced unseen");
+        assert_eq!(
+            segment.generation, generation,
+            "segment {index} was replaced unseen"
+        );
         segment.stage = Stage::Open;
         self.free.remove(&index);
     }
@@ -247,7 +253,11 @@ impl SegmentTable {
 
     pub(crate) fn release(&mut self, index: u32) {
         let segment = self.touch(index);
-        assert_eq!((segment.live, segment.pins), (0, 0), "freed segment {index} is in use");
+        assert_eq!(
+            (segment.live, segment.pins),
+            (0, 0),
+            "freed segment {index} is in use"
+        );
         segment.stage = Stage::Free;
         segment.notes = 0;
         self.free.insert(index);
@@ -360,11 +370,24 @@ impl SegmentTable {
             let generation = fields.u64()?;
             let live = fields.u32()?;
             let notes = fields.u32()?;
-            let stage = if fields.u8()? == 1 { Stage::Closed } else { Stage::Free };
+            let stage = if fields.u8()? == 1 {
+                Stage::Closed
+            } else {
+                Stage::Free
+            };
             if live > self.geometry.segment_blocks || (stage == Stage::Free && live > 0) {
                 return None;
             }
-            self.restore(index, Segment { generation, stage, live, notes, ..Segment::default() });
+            self.restore(
+                index,
+                Segment {
+                    generation,
+                    stage,
+                    live,
+                    notes,
+                    ..Segment::default()
+                },
+            );
         }
         fields.is_empty().then_some(())
     }
@@ -379,7 +402,10 @@ mod tests {
         let header = SegmentHeader {
             disk: DiskId(3),
             index: 9,
-            key: SegmentKey { secret: 5, generation: 6 },
+            key: SegmentKey {
+                secret: 5,
+                generation: 6,
+            },
         };
         let mut block = header.encode();
         assert_eq!(SegmentHeader::decode(&block.0), Some(header));
@@ -392,7 +418,11 @@ mod tests {
 
     #[test]
     fn rows_round_trip() {
-        let geometry = Geometry { first_block: 256, segment_blocks: 256, segments: 300 };
+        let geometry = Geometry {
+            first_block: 256,
+            segment_blocks: 256,
+            segments: 300,
+        };
         let mut table = SegmentTable::new(geometry);
         table.adopt(299, 7);
         table.add_live(geometry.start(299) + 3, 5);
@@ -402,15 +432,26 @@ mod tests {
         let mut back = SegmentTable::new(geometry);
         for (row, bytes) in &rows {
             assert!(back.restore_row(*row, bytes).is_some());
-            assert!(SegmentTable::new(geometry).restore_row(*row, &bytes[1..]).is_none());
+            assert!(
+                SegmentTable::new(geometry)
+                    .restore_row(*row, &bytes[1..])
+                    .is_none()
+            );
         }
-        assert_eq!((back.get(299).live, back.get(299).notes, back.get(299).generation), (5, 1, 7));
+        assert_eq!(
+            (back.get(299).live, back.get(299).notes, back.get(299).generation),
+            (5, 1, 7)
+        );
         assert_eq!((back.live_blocks(), back.free_count(), back.floor()), (5, 299, 7));
     }
 
     #[test]
     fn addresses_beyond_five_tebibytes_find_their_segment() {
-        let geometry = Geometry { first_block: 256, segment_blocks: 8192, segments: 200_000 };
+        let geometry = Geometry {
+            first_block: 256,
+            segment_blocks: 8192,
+            segments: 200_000,
+        };
         let start = geometry.start(199_999);
         assert!(start * BLOCK_BYTES > 6 << 40);
         assert_eq!(geometry.find(start), Some(199_999));

@@ -12,7 +12,7 @@
 //! * The index in RocksDB is never ahead of what is durable in the log.
 //! * A segment is used again only when a checkpoint without it is durable in the index *and* in the log.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use edge::{Completion, DiskError, DiskOp, IoId};
 use types::{BLOCK_BYTES, Instant, Payload, RequestId, ShardId};
@@ -30,8 +30,8 @@ use crate::recover::{OpenSegment, Recovered};
 use crate::segment::{SegmentHeader, Stage, secret};
 use crate::superblock::Superblock;
 use crate::{
-    Effect, Event, IndexRequest, IndexResponse, LeafKey, Reply, Request, ShardSummary, StoreError, StoreSettings,
-    StoreStats,
+    Effect, Event, IndexRequest, IndexResponse, LeafKey, Reply, Request, ShardSummary, StoreError,
+    StoreSettings, StoreStats,
 };
 
 /// What a disk operation under way is for.
@@ -90,7 +90,7 @@ pub struct Store<B: Payload> {
     pub(crate) io: FastMap<u64, Io>,
     next_io: u64,
     pub(crate) syncs: Syncs,
-    pub(crate) lookups: FastMap<u64, Lookup<B>>,
+    pub(crate) lookups: BTreeMap<u64, Lookup<B>>,
     pub(crate) next_lookup: u64,
     /// Lookups that wait for memory.
     pub(crate) parked: VecDeque<u64>,
@@ -102,6 +102,9 @@ pub struct Store<B: Payload> {
     is_failure_told: bool,
     pub(crate) is_full: bool,
     pub(crate) held_writes: u64,
+    /// Shards with a clear behind writes that wait for space: those may use the slack, or the clear that would
+    /// make space never came.
+    pub(crate) slack_shards: BTreeSet<ShardId>,
     pub(crate) stats: StoreStats,
 }
 
@@ -109,8 +112,19 @@ impl<B: Payload> Store<B> {
     /// Goes on from what recovery found.
     #[must_use]
     pub fn open(recovered: Recovered, settings: StoreSettings) -> Store<B> {
-        let Recovered { superblock, ledger, entropy, number, generation, checkpoint_id, open } = recovered;
-        assert!(settings.appends_in_flight > 0, "at least one append must be allowed");
+        let Recovered {
+            superblock,
+            ledger,
+            entropy,
+            number,
+            generation,
+            checkpoint_id,
+            open,
+        } = recovered;
+        assert!(
+            settings.appends_in_flight > 0,
+            "at least one append must be allowed"
+        );
         let mut store = Store {
             cache: Cache::new(settings.cache_bytes),
             queue: VecDeque::new(),
@@ -123,7 +137,7 @@ impl<B: Payload> Store<B> {
             io: FastMap::default(),
             next_io: 0,
             syncs: Syncs::new(number),
-            lookups: FastMap::default(),
+            lookups: BTreeMap::new(),
             next_lookup: 0,
             parked: VecDeque::new(),
             checkpoint: Checkpoint::new(checkpoint_id),
@@ -133,6 +147,7 @@ impl<B: Payload> Store<B> {
             is_failure_told: false,
             is_full: false,
             held_writes: 0,
+            slack_shards: BTreeSet::new(),
             stats: StoreStats::default(),
             settings,
             superblock,
@@ -142,8 +157,13 @@ impl<B: Payload> Store<B> {
         for shard in store.ledger.shards.values_mut() {
             shard.end_submitted = shard.end;
         }
-        let dropped: Vec<ShardId> =
-            store.ledger.shards.iter().filter(|(_, shard)| shard.is_purging).map(|(id, _)| *id).collect();
+        let dropped: Vec<ShardId> = store
+            .ledger
+            .shards
+            .iter()
+            .filter(|(_, shard)| shard.is_purging)
+            .map(|(id, _)| *id)
+            .collect();
         dropped.into_iter().for_each(|id| store.start_purge(id));
         store
     }
@@ -151,7 +171,7 @@ impl<B: Payload> Store<B> {
     /// The one entrance: something happened at `now`; appends to `effects` what to do about it.
     pub fn step(&mut self, _now: Instant, event: Event<B>, effects: &mut Vec<Effect<B>>) {
         if self.failed.is_some() {
-            return self.refuse(event, effects);
+            return self.refuse(&event, effects);
         }
         match event {
             Event::Request(id, request) => self.take(id, request, effects),
@@ -239,7 +259,10 @@ impl<B: Payload> Store<B> {
     }
 
     fn disk_done(&mut self, completion: Completion<B>, effects: &mut Vec<Effect<B>>) {
-        let io = self.io.remove(&completion.id.0).expect("a completion of an operation under way");
+        let io = self
+            .io
+            .remove(&completion.id.0)
+            .expect("a completion of an operation under way");
         let result = completion.result;
         match io {
             Io::Append(number) => match result {
@@ -249,7 +272,8 @@ impl<B: Payload> Store<B> {
             Io::SegmentHeader => match result {
                 Ok(_) => {
                     let ticket = self.syncs.want();
-                    self.next.as_mut().expect("a segment is being prepared").readiness = Readiness::Syncing(ticket);
+                    self.next.as_mut().expect("a segment is being prepared").readiness =
+                        Readiness::Syncing(ticket);
                 }
                 Err(error) => self.fail(StoreError::DiskFailed(error)),
             },
@@ -265,7 +289,7 @@ impl<B: Payload> Store<B> {
     fn index_done(&mut self, response: IndexResponse, effects: &mut Vec<Effect<B>>) {
         match response {
             IndexResponse::Loaded { key, value } => match value {
-                Ok(value) => self.leaf_loaded(key, value, effects),
+                Ok(value) => self.leaf_loaded(key, value.as_deref(), effects),
                 Err(error) => self.fail(StoreError::IndexFailed(error)),
             },
             IndexResponse::Checkpointed { id, result } => match result {
@@ -280,7 +304,11 @@ impl<B: Payload> Store<B> {
         self.apply_written(effects);
         self.resume_parked(effects);
         self.purge_some(effects);
+        let slack_before = self.slack_shards.len();
         self.build_batches(effects);
+        if self.slack_shards.len() > slack_before {
+            self.build_batches(effects);
+        }
         self.clean(effects);
         self.drive_checkpoint(effects);
         self.release_flushes(effects);
@@ -313,31 +341,64 @@ impl<B: Payload> Store<B> {
             secret: secret(self.superblock.secret_base, self.entropy, generation),
             generation,
         };
-        let header = SegmentHeader { disk: self.superblock.disk, index, key }.encode();
+        let header = SegmentHeader {
+            disk: self.superblock.disk,
+            index,
+            key,
+        }
+        .encode();
         let offset = self.ledger.segments.geometry.start(index) * BLOCK_BYTES;
-        self.next = Some(NextSegment { index, key, readiness: Readiness::Writing });
-        self.submit(Io::SegmentHeader, DiskOp::Write { offset, header, data: Vec::new() }, effects);
+        self.next = Some(NextSegment {
+            index,
+            key,
+            readiness: Readiness::Writing,
+        });
+        self.submit(
+            Io::SegmentHeader,
+            DiskOp::Write {
+                offset,
+                header,
+                data: Vec::new(),
+            },
+            effects,
+        );
     }
 
     /// Goes over to the prepared segment; false while it is not ready.
     pub(crate) fn switch_segment(&mut self, effects: &mut Vec<Effect<B>>) -> bool {
         self.prepare_segment(effects);
-        if !self.next.as_ref().is_some_and(|next| next.readiness == Readiness::Ready) {
+        if !self
+            .next
+            .as_ref()
+            .is_some_and(|next| next.readiness == Readiness::Ready)
+        {
             return false;
         }
         let next = self.next.take().expect("just looked");
         self.ledger.segments.set_stage(self.open.index, Stage::Closed);
         self.ledger.segments.set_stage(next.index, Stage::Open);
-        self.open = OpenSegment { index: next.index, key: next.key, next: 1 };
+        self.open = OpenSegment {
+            index: next.index,
+            key: next.key,
+            next: 1,
+        };
         true
     }
 
     /// Brings a leaf to memory, or says what is in the way. `extra`: may exceed the limit by so many leaves.
     pub(crate) fn locate(&mut self, key: LeafKey, extra: usize, effects: &mut Vec<Effect<B>>) -> LeafPlace {
         if let Some(at) = self.cache.find(key) {
-            return if self.cache.is_ready(at) { LeafPlace::Ready(at) } else { LeafPlace::Loading(at) };
+            return if self.cache.is_ready(at) {
+                LeafPlace::Ready(at)
+            } else {
+                LeafPlace::Loading(at)
+            };
         }
-        let is_stored = self.ledger.shards.get(&key.shard).is_some_and(|shard| shard.has_leaf(key.layer, key.leaf));
+        let is_stored = self
+            .ledger
+            .shards
+            .get(&key.shard)
+            .is_some_and(|shard| shard.has_leaf(key.layer, key.leaf));
         if !is_stored {
             return LeafPlace::Nowhere;
         }
@@ -355,7 +416,12 @@ impl<B: Payload> Store<B> {
     }
 
     /// As [`Store::locate`], and makes the leaf if it does not exist.
-    pub(crate) fn locate_or_make(&mut self, key: LeafKey, extra: usize, effects: &mut Vec<Effect<B>>) -> LeafPlace {
+    pub(crate) fn locate_or_make(
+        &mut self,
+        key: LeafKey,
+        extra: usize,
+        effects: &mut Vec<Effect<B>>,
+    ) -> LeafPlace {
         match self.locate(key, extra, effects) {
             LeafPlace::Nowhere => match self.cache.insert(key, Some(Leaf::empty()), extra) {
                 Some(at) => LeafPlace::Ready(at),
@@ -368,10 +434,14 @@ impl<B: Payload> Store<B> {
         }
     }
 
-    fn leaf_loaded(&mut self, key: LeafKey, value: Option<Vec<u8>>, effects: &mut Vec<Effect<B>>) {
+    fn leaf_loaded(&mut self, key: LeafKey, value: Option<&[u8]>, effects: &mut Vec<Effect<B>>) {
         let at = self.cache.find(key).expect("a leaf being loaded stays");
-        let Some(leaf) = value.as_deref().and_then(|value| Leaf::decode(key, value)) else {
-            let reason = if value.is_some() { "it does not decode" } else { "it is missing" };
+        let Some(leaf) = value.and_then(|value| Leaf::decode(key, value)) else {
+            let reason = if value.is_some() {
+                "it does not decode"
+            } else {
+                "it is missing"
+            };
             return self.fail(StoreError::IndexFailed(edge::KvError {
                 operation: "get",
                 place: format!("leaf {} of shard {} layer {}", key.leaf.0, key.shard, key.layer),
@@ -395,7 +465,9 @@ impl<B: Payload> Store<B> {
             let ledger = &mut self.ledger;
             self.cache.update(at, |leaf| ledger.purge(id, leaf));
         }
-        let Some(shard) = self.ledger.shards.get(&id) else { return };
+        let Some(shard) = self.ledger.shards.get(&id) else {
+            return;
+        };
         let first = shard.layers.keys().map(|layer| LeafKey {
             shard: id,
             layer: *layer,
@@ -407,8 +479,14 @@ impl<B: Payload> Store<B> {
     fn purge_some(&mut self, effects: &mut Vec<Effect<B>>) {
         const LEAVES_PER_TURN: usize = 32;
         for _ in 0..LEAVES_PER_TURN {
-            let Some(key) = self.purging.front().copied() else { return };
-            let leaves = self.ledger.shards.get(&key.shard).and_then(|shard| shard.layers.get(&key.layer));
+            let Some(key) = self.purging.front().copied() else {
+                return;
+            };
+            let leaves = self
+                .ledger
+                .shards
+                .get(&key.shard)
+                .and_then(|shard| shard.layers.get(&key.layer));
             let Some(leaf) = leaves.and_then(|leaves| leaves.next(key.leaf)) else {
                 self.purging.pop_front();
                 self.finish_purge(key.shard);
@@ -450,19 +528,21 @@ impl<B: Payload> Store<B> {
         }
         waiting.extend(self.queue.drain(..).filter_map(|op| op.id));
         waiting.extend(self.syncs.waiting());
-        let mut lookups: Vec<_> = self.lookups.drain().collect();
-        lookups.sort_unstable_by_key(|(number, _)| *number);
-        waiting.extend(lookups.into_iter().map(|(_, lookup)| lookup.id));
+        waiting.extend(
+            std::mem::take(&mut self.lookups)
+                .into_values()
+                .map(|lookup| lookup.id),
+        );
         for id in waiting {
             effects.push(Effect::Reply(id, Err(error.clone())));
         }
         effects.push(Effect::Failed(error));
     }
 
-    fn refuse(&mut self, event: Event<B>, effects: &mut Vec<Effect<B>>) {
+    fn refuse(&mut self, event: &Event<B>, effects: &mut Vec<Effect<B>>) {
         if let Event::Request(id, _) = event {
             let error = self.failed.clone().expect("called after failure");
-            effects.push(Effect::Reply(id, Err(error)));
+            effects.push(Effect::Reply(*id, Err(error)));
         }
     }
 }

@@ -240,9 +240,9 @@ pub fn read_superblock(disk: &dyn BlockFile) -> Result<Superblock, SuperblockErr
             known: FORMAT_VERSION,
         }),
         (Copy::Foreign, Copy::Foreign) => Err(SuperblockError::NotFormatted),
-        (Copy::Bad("unreadable"), Copy::Bad("unreadable")) => {
-            Err(SuperblockError::Disk(failed.expect("an unreadable copy has its error")))
-        }
+        (Copy::Bad("unreadable"), Copy::Bad("unreadable")) => Err(SuperblockError::Disk(
+            failed.expect("an unreadable copy has its error"),
+        )),
         (first, second) => Err(SuperblockError::BothDamaged {
             first: first.fault(),
             second: second.fault(),
@@ -284,7 +284,10 @@ mod tests {
         assert_eq!(Superblock::decode(&block.0), Copy::Good(superblock));
         for bit in (0..200 * 8).chain([4095 * 8 + 7]) {
             block.0[bit / 8] ^= 1 << (bit % 8);
-            assert!(!matches!(Superblock::decode(&block.0), Copy::Good(_)), "bit {bit}");
+            assert!(
+                !matches!(Superblock::decode(&block.0), Copy::Good(_)),
+                "bit {bit}"
+            );
             block.0[bit / 8] ^= 1 << (bit % 8);
         }
     }

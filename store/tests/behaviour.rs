@@ -3,21 +3,31 @@
 mod support;
 
 use support::{BLOCK, Crash, Geometry, MemDisk, MemKv, World, content, small_settings};
-use types::{BlockNo, DiskId, HeapBlock, LayerId, LeafNo, Payload, PoolId, Seq, ShardId, ShardNo, VdiId, crc32c};
+use types::{
+    BlockNo, DiskId, HeapBlock, LayerId, LeafNo, Payload, PoolId, Seq, ShardId, ShardNo, VdiId, crc32c,
+};
 use weft_store::{
-    BlockState, ClearKind, Damage, FormatError, FormatParams, Origin, ReadPart, RebuildReason, Reply, Request,
-    StoreError, SuperblockError, format, fsck, inspect, read_superblock, rebuild_index, recover,
+    BlockState, ClearKind, Damage, FormatError, FormatParams, Origin, ReadPart, RebuildReason, Reply,
+    Request, StoreError, SuperblockError, format, fsck, inspect, read_superblock, rebuild_index, recover,
 };
 
 const LAYER: LayerId = LayerId(0);
-const SMALL: Geometry = Geometry { segments: 24, segment_bytes: 256 << 10 };
+const SMALL: Geometry = Geometry {
+    segments: 24,
+    segment_bytes: 256 << 10,
+};
 
 fn shard(no: u32) -> ShardId {
-    ShardId { vdi: VdiId(1), no: ShardNo(no) }
+    ShardId {
+        vdi: VdiId(1),
+        no: ShardNo(no),
+    }
 }
 
 fn write_as(no: u32, block: u32, count: u32, seq: u64, origin: Origin) -> Request<HeapBlock> {
-    let bytes: Vec<u8> = (block..block + count).flat_map(|block| content(seq, block)).collect();
+    let bytes: Vec<u8> = (block..block + count)
+        .flat_map(|block| content(seq, block))
+        .collect();
     Request::Write {
         shard: shard(no),
         layer: LAYER,
@@ -46,11 +56,18 @@ fn trim(no: u32, block: u32, count: u32, seq: u64) -> Request<HeapBlock> {
 }
 
 fn read(no: u32, block: u32, count: u32) -> Request<HeapBlock> {
-    Request::Read { shard: shard(no), layer: LAYER, block: BlockNo(block), count }
+    Request::Read {
+        shard: shard(no),
+        layer: LAYER,
+        block: BlockNo(block),
+        count,
+    }
 }
 
 fn bytes_of(reply: Reply<HeapBlock>) -> Vec<u8> {
-    let Reply::Read(parts) = reply else { panic!("not a read") };
+    let Reply::Read(parts) = reply else {
+        panic!("not a read")
+    };
     let mut bytes = Vec::new();
     for part in parts {
         match part {
@@ -70,21 +87,29 @@ fn world() -> World {
 }
 
 fn put_record(world: &mut World, no: u32) {
-    world.call(Request::PutRecord { shard: shard(no), record: vec![no as u8 + 1; 9] }).expect("record");
+    world
+        .call(Request::PutRecord {
+            shard: shard(no),
+            record: vec![no as u8 + 1; 9],
+        })
+        .expect("record");
 }
 
 fn assert_holds(world: &mut World, no: u32, block: u32, seq: u64) {
     let bytes = bytes_of(world.call(read(no, block, 1)).expect("readable"));
-    assert!(bytes == content(seq, block), "block {block} is not what write {seq} made it");
+    assert!(
+        bytes == content(seq, block),
+        "block {block} is not what write {seq} made it"
+    );
 }
 
 /// Byte offset on the disk where a block's content lies.
 fn find_content(world: &World, seq: u64, block: u32) -> u64 {
     let wanted = content(seq, block);
     let mut buffer = vec![0; BLOCK];
-    let found = (0..world.disk.bytes / BLOCK as u64).rev().find(|at| {
-        world.disk.read(at * BLOCK as u64, &mut buffer).is_ok() && buffer == wanted
-    });
+    let found = (0..world.disk.bytes / BLOCK as u64)
+        .rev()
+        .find(|at| world.disk.read(at * BLOCK as u64, &mut buffer).is_ok() && buffer == wanted);
     found.expect("it is somewhere") * BLOCK as u64
 }
 
@@ -120,7 +145,12 @@ fn writes_survive_restart_and_the_loss_of_the_index() {
         world.call(write(0, 250, 20, 1)).expect("write");
         world.call(trim(0, 255, 2, 2)).expect("trim");
         world.call(write(1, 0, 256, 3)).expect("write");
-        world.call(Request::SetEnd { shard: shard(1), end: Seq(40) }).expect("end");
+        world
+            .call(Request::SetEnd {
+                shard: shard(1),
+                end: Seq(40),
+            })
+            .expect("end");
         world.call(Request::Flush).expect("flush");
         let report = world.crash_and(Crash::Power(0), |disk, kv| match fate {
             0 => {}
@@ -128,14 +158,31 @@ fn writes_survive_restart_and_the_loss_of_the_index() {
             2 => kv.0.values_mut().for_each(|value| value[1] ^= 0x10),
             _ => drop(rebuild_index(disk, kv, 9).expect("rebuild")),
         });
-        let expected = [None, Some(RebuildReason::Missing), Some(RebuildReason::Damaged), None][fate];
-        assert_eq!((report.rebuilt, &report.damage[..]), (expected, &[][..]), "fate {fate}");
-        let ends: Vec<_> = world.store.shards().iter().map(|s| (s.end.0, s.record[0], s.data_blocks)).collect();
+        let expected = [
+            None,
+            Some(RebuildReason::Missing),
+            Some(RebuildReason::Damaged),
+            None,
+        ][fate];
+        assert_eq!(
+            (report.rebuilt, &report.damage[..]),
+            (expected, &[][..]),
+            "fate {fate}"
+        );
+        let ends: Vec<_> = world
+            .store
+            .shards()
+            .iter()
+            .map(|s| (s.end.0, s.record[0], s.data_blocks))
+            .collect();
         assert_eq!(ends, [(2, 1, 18), (40, 2, 256), (0, 3, 0)], "fate {fate}");
         for block in [250, 254, 257, 269] {
             assert_holds(&mut world, 0, block, 1);
         }
-        assert_eq!(bytes_of(world.call(read(0, 255, 2)).expect("zeros")), vec![0; 2 * BLOCK]);
+        assert_eq!(
+            bytes_of(world.call(read(0, 255, 2)).expect("zeros")),
+            vec![0; 2 * BLOCK]
+        );
         assert_holds(&mut world, 1, 255, 3);
     }
 }
@@ -177,14 +224,23 @@ fn a_flipped_bit_is_never_passed_on() {
     let at = find_content(&world, 1, 12);
     world.disk.flip_bit(at + 100);
     let answer = world.call(read(0, 10, 4));
-    assert_eq!(answer.unwrap_err(), StoreError::Corrupt { shard: shard(0), block: BlockNo(12) });
+    assert_eq!(
+        answer.unwrap_err(),
+        StoreError::Corrupt {
+            shard: shard(0),
+            block: BlockNo(12)
+        }
+    );
     assert_eq!(world.store.stats().corrupt_blocks, 1);
     assert_holds(&mut world, 0, 13, 1);
     // Repair with the same seq puts it right.
     let repair = Origin::Repair { live_from: Seq(2) };
     world.call(write_as(0, 12, 1, 1, repair)).expect("repair");
     assert_holds(&mut world, 0, 12, 1);
-    assert!(!fsck(&world.disk, &mut |_, _| ()).expect("check").is_clean(), "the old copy is still there");
+    assert!(
+        !fsck(&world.disk, &mut |_, _| ()).expect("check").is_clean(),
+        "the old copy is still there"
+    );
 }
 
 #[test]
@@ -193,7 +249,10 @@ fn an_unreadable_block_is_corrupt_and_not_a_failed_disk() {
     world.call(write(0, 10, 4, 1)).expect("write");
     let at = find_content(&world, 1, 11);
     world.disk.unreadable.push(at / BLOCK as u64);
-    assert!(matches!(world.call(read(0, 11, 1)), Err(StoreError::Corrupt { .. })));
+    assert!(matches!(
+        world.call(read(0, 11, 1)),
+        Err(StoreError::Corrupt { .. })
+    ));
     assert_holds(&mut world, 0, 10, 1);
     assert_eq!(world.failures, []);
 }
@@ -223,7 +282,11 @@ fn repair_does_not_replace_the_running_stream() {
 fn a_failed_sync_is_final_and_answers_everyone() {
     let mut world = world();
     world.disk.fails_sync = true;
-    let flushes = [world.ask(write(0, 0, 1, 1)), world.ask(Request::Flush), world.ask(Request::Flush)];
+    let flushes = [
+        world.ask(write(0, 0, 1, 1)),
+        world.ask(Request::Flush),
+        world.ask(Request::Flush),
+    ];
     world.settle();
     world.disk.fails_sync = false;
     assert!(world.replies[&flushes[0]].is_ok());
@@ -231,8 +294,14 @@ fn a_failed_sync_is_final_and_answers_everyone() {
         assert!(matches!(world.replies[id], Err(StoreError::DiskFailed(_))));
     }
     assert_eq!(world.failures.len(), 1);
-    assert!(matches!(world.call(write(0, 0, 1, 2)), Err(StoreError::DiskFailed(_))));
-    assert!(matches!(world.call(read(0, 0, 1)), Err(StoreError::DiskFailed(_))));
+    assert!(matches!(
+        world.call(write(0, 0, 1, 2)),
+        Err(StoreError::DiskFailed(_))
+    ));
+    assert!(matches!(
+        world.call(read(0, 0, 1)),
+        Err(StoreError::DiskFailed(_))
+    ));
     assert_eq!(world.failures.len(), 1);
 }
 
@@ -243,7 +312,11 @@ fn cleaning_keeps_up_with_overwrites_at_a_high_fill() {
     let blocks = capacity * 9 / 10;
     let mut last = vec![0u64; blocks as usize];
     for seq in 1..=6 * u64::from(blocks) {
-        let block = if seq <= u64::from(blocks) { seq as u32 - 1 } else { world.rng.below(u64::from(blocks)) as u32 };
+        let block = if seq <= u64::from(blocks) {
+            seq as u32 - 1
+        } else {
+            world.rng.below(u64::from(blocks)) as u32
+        };
         last[block as usize] = seq;
         world.ask(write(0, block, 1, seq));
         if seq % 8 == 0 {
@@ -274,18 +347,22 @@ fn a_full_disk_waits_and_goes_on_when_a_shard_is_dropped() {
     let capacity = (world.store.stats().capacity_bytes / BLOCK as u64) as u32;
     let mut seq = 0;
     for no in [0, 1] {
-        for block in (0..capacity / 2).step_by(16) {
+        for block in (0..capacity / 2 - 16).step_by(16) {
             seq += 1;
             world.ask(write(no, block, 16, seq));
             world.settle();
         }
     }
-    let waiting: Vec<u64> = (0..20).map(|at| world.ask(write(2, at * 16, 16, 1 + u64::from(at)))).collect();
+    let waiting: Vec<u64> = (0..20)
+        .map(|at| world.ask(write(2, at * 16, 16, 1 + u64::from(at))))
+        .collect();
     world.settle();
     assert_eq!(world.full, [true]);
     assert!(world.store.stats().waiting_for_space > 0);
     world.call(read(0, 0, 16)).expect("reads go on");
-    world.call(trim(1, 0, 4, 9999)).expect("trims of other shards go on");
+    world
+        .call(trim(1, 0, 4, 9999))
+        .expect("trims of other shards go on");
     put_record(&mut world, 1);
     world.call(Request::DropShard { shard: shard(0) }).expect("drop");
     world.settle();
@@ -294,7 +371,29 @@ fn a_full_disk_waits_and_goes_on_when_a_shard_is_dropped() {
         assert!(world.replies.remove(&id).expect("answered").is_ok());
     }
     assert_holds(&mut world, 2, 319, 20);
-    assert_eq!(world.call(read(0, 0, 1)).unwrap_err(), StoreError::NoShard(shard(0)));
+    assert_eq!(
+        world.call(read(0, 0, 1)).unwrap_err(),
+        StoreError::NoShard(shard(0))
+    );
+}
+
+#[test]
+fn a_full_disk_goes_on_when_the_guest_that_waits_trims() {
+    let mut world = world();
+    let capacity = (world.store.stats().capacity_bytes / BLOCK as u64) as u32;
+    let mut ids = Vec::new();
+    for at in 0..capacity / 16 + 4 {
+        ids.push(world.ask(write(0, at * 16, 16, u64::from(at) + 1)));
+        world.settle();
+    }
+    assert!(world.store.stats().waiting_for_space > 0);
+    // The trim must not pass the writes before it, so those are let through.
+    ids.push(world.ask(trim(0, 0, 256, 9999)));
+    world.settle();
+    assert_eq!(world.store.stats().waiting_for_space, 0);
+    for id in ids {
+        assert!(world.replies.remove(&id).expect("answered").is_ok());
+    }
 }
 
 #[test]
@@ -306,15 +405,35 @@ fn a_dropped_shard_stays_dropped_and_may_come_back_empty() {
         world.crash(Crash::Kill);
         world.call(Request::DropShard { shard: shard(0) }).expect("drop");
         assert_eq!(world.store.stats().live_blocks, 50);
-        world.crash_and(Crash::Power(0), |_, kv| if is_rebuilt { kv.0.clear() });
-        assert!(world.store.shards().iter().all(|summary| summary.shard != shard(0)));
+        world.crash_and(Crash::Power(0), |_, kv| {
+            if is_rebuilt {
+                kv.0.clear();
+            }
+        });
+        assert!(
+            world
+                .store
+                .shards()
+                .iter()
+                .all(|summary| summary.shard != shard(0))
+        );
         put_record(&mut world, 0);
-        assert_eq!(bytes_of(world.call(read(0, 0, 9)).expect("zeros")), vec![0; 9 * BLOCK]);
+        assert_eq!(
+            bytes_of(world.call(read(0, 0, 9)).expect("zeros")),
+            vec![0; 9 * BLOCK]
+        );
         world.call(write(0, 3, 1, 5)).expect("write");
         world.call(Request::Flush).expect("flush");
-        world.crash_and(Crash::Power(0), |_, kv| if is_rebuilt { kv.0.clear() });
+        world.crash_and(Crash::Power(0), |_, kv| {
+            if is_rebuilt {
+                kv.0.clear();
+            }
+        });
         assert_holds(&mut world, 0, 3, 5);
-        assert_eq!(bytes_of(world.call(read(0, 4, 9)).expect("zeros")), vec![0; 9 * BLOCK]);
+        assert_eq!(
+            bytes_of(world.call(read(0, 4, 9)).expect("zeros")),
+            vec![0; 9 * BLOCK]
+        );
         assert_eq!(world.store.stats().live_blocks, 51);
     }
 }
@@ -335,7 +454,10 @@ fn a_corrupt_block_stays_corrupt_when_its_segment_is_cleaned() {
     let mut rotten = content(1, 0);
     rotten[9] ^= 1;
     assert!(buffer != rotten, "its place was used again");
-    let corrupt = StoreError::Corrupt { shard: shard(1), block: BlockNo(0) };
+    let corrupt = StoreError::Corrupt {
+        shard: shard(1),
+        block: BlockNo(0),
+    };
     assert_eq!(world.call(read(1, 0, 1)).unwrap_err(), corrupt);
     world.call(Request::Flush).expect("flush");
     world.crash_and(Crash::Power(0), |_, kv| kv.0.clear());
@@ -353,7 +475,10 @@ fn a_batch_missing_below_the_durable_point_is_reported_and_the_rest_kept() {
     world.call(Request::Flush).expect("flush");
     let header = find_content(&world, 2, 1) - BLOCK as u64;
     let report = world.crash_and(Crash::Power(100), |disk, _| disk.flip_bit(header + 70));
-    assert!(matches!(report.damage[..], [Damage::Batches { first, last }] if first == last), "{report:?}");
+    assert!(
+        matches!(report.damage[..], [Damage::Batches { first, last }] if first == last),
+        "{report:?}"
+    );
     for (block, seq) in [(0, 1), (2, 3), (3, 4)] {
         assert_holds(&mut world, 0, block, seq);
     }
@@ -372,8 +497,14 @@ fn either_superblock_is_enough_and_two_bad_ones_have_a_name() {
     let mut disk = world.disk.clone();
     disk.flip_bit(50);
     disk.flip_bit((64 << 10) + 50);
-    assert!(matches!(read_superblock(&disk), Err(SuperblockError::BothDamaged { .. })));
-    assert_eq!(read_superblock(&MemDisk::new(64 << 20)), Err(SuperblockError::NotFormatted));
+    assert!(matches!(
+        read_superblock(&disk),
+        Err(SuperblockError::BothDamaged { .. })
+    ));
+    assert_eq!(
+        read_superblock(&MemDisk::new(64 << 20)),
+        Err(SuperblockError::NotFormatted)
+    );
 }
 
 #[test]
@@ -382,13 +513,23 @@ fn a_disk_too_small_is_refused_with_numbers() {
     let params = FormatParams::new(DiskId(1), PoolId(1), 1);
     let refused = format(&mut disk, &mut MemKv::default(), params).unwrap_err();
     let need = (1 << 20) + 8 * (32 << 20);
-    assert_eq!(refused, FormatError::TooSmall { have: 100 << 20, need, segment_bytes: 32 << 20 });
+    assert_eq!(
+        refused,
+        FormatError::TooSmall {
+            have: 100 << 20,
+            need,
+            segment_bytes: 32 << 20
+        }
+    );
 }
 
 #[test]
 fn offsets_beyond_five_tebibytes_are_right() {
     // 256 MiB segments keep the table small; only the far end of the disk is free to write on.
-    let geometry = Geometry { segments: 21_000, segment_bytes: 256 << 20 };
+    let geometry = Geometry {
+        segments: 21_000,
+        segment_bytes: 256 << 20,
+    };
     let mut world = World::new(3, &geometry, small_settings());
     assert!(world.disk.bytes > 5 << 40);
     put_record(&mut world, 0);
@@ -397,7 +538,13 @@ fn offsets_beyond_five_tebibytes_are_right() {
     world.crash(Crash::Power(0));
     assert_holds(&mut world, 0, 255, 1);
     let info = inspect(&world.disk).expect("inspect");
-    assert_eq!(info.segments.iter().map(|segment| segment.data_blocks).sum::<u32>(), 256);
+    assert_eq!(
+        info.segments
+            .iter()
+            .map(|segment| segment.data_blocks)
+            .sum::<u32>(),
+        256
+    );
 }
 
 #[test]
@@ -408,7 +555,12 @@ fn changed_leaves_and_versions_tell_what_resync_needs() {
     world.call(trim(0, 1024, 1, 7)).expect("trim");
     world.crash(Crash::Kill);
     let mut ask = |newer, from| {
-        let request = Request::ChangedLeaves { shard: shard(0), layer: LAYER, newer_than: Seq(newer), from: LeafNo(from) };
+        let request = Request::ChangedLeaves {
+            shard: shard(0),
+            layer: LAYER,
+            newer_than: Seq(newer),
+            from: LeafNo(from),
+        };
         match world.call(request) {
             Ok(Reply::Leaves(leaves)) => leaves.iter().map(|leaf| leaf.0).collect::<Vec<_>>(),
             other => panic!("{other:?}"),
@@ -418,9 +570,18 @@ fn changed_leaves_and_versions_tell_what_resync_needs() {
     assert_eq!(ask(0, 1), [1, 4]);
     assert_eq!(ask(4, 0), [1, 4]);
     assert_eq!(ask(7, 0), Vec::<u32>::new());
-    let request = Request::LeafVersions { shard: shard(0), layer: LAYER, leaf: LeafNo(4) };
-    let Ok(Reply::Versions(versions)) = world.call(request) else { panic!("versions") };
-    assert_eq!((versions[0].seq, versions[0].state), (Seq(7), BlockState::Clear(ClearKind::Trim)));
+    let request = Request::LeafVersions {
+        shard: shard(0),
+        layer: LAYER,
+        leaf: LeafNo(4),
+    };
+    let Ok(Reply::Versions(versions)) = world.call(request) else {
+        panic!("versions")
+    };
+    assert_eq!(
+        (versions[0].seq, versions[0].state),
+        (Seq(7), BlockState::Clear(ClearKind::Trim))
+    );
     assert_eq!(versions[1].state, BlockState::Absent);
 }
 
@@ -433,12 +594,18 @@ fn a_late_write_of_a_dead_process_never_joins_the_log() {
     world.turn_end();
     let (_, late, _) = world.ios.pop().expect("an append");
     world.crash(Crash::Kill);
-    let edge::DiskOp::Write { offset, header, data } = late else { panic!("an append") };
+    let edge::DiskOp::Write { offset, header, data } = late else {
+        panic!("an append")
+    };
     let mut bytes = header.0.to_vec();
     data.iter().for_each(|part| bytes.extend_from_slice(part.bytes()));
     world.disk.apply(offset, &bytes);
     for is_rebuilt in [false, true] {
-        world.crash_and(Crash::Power(100), |_, kv| if is_rebuilt { kv.0.clear() });
+        world.crash_and(Crash::Power(100), |_, kv| {
+            if is_rebuilt {
+                kv.0.clear();
+            }
+        });
         assert_holds(&mut world, 0, 0, 1);
     }
 }

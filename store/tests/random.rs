@@ -6,19 +6,24 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use weft_store::{BlockState, ClearKind, Event, Origin, ReadPart, Reply, Request};
 use support::{Crash, Geometry, MemKv, Rng, World, content, small_settings};
 use types::{BlockNo, HeapBlock, LayerId, LeafNo, Payload, Seq, ShardId, ShardNo, VdiId, crc32c};
+use weft_store::{BlockState, ClearKind, Event, Origin, ReadPart, Reply, Request};
 
 const BLOCKS: u32 = 700;
 const LAYER: LayerId = LayerId(2);
 
 fn shard(no: u32) -> ShardId {
-    ShardId { vdi: VdiId(3), no: ShardNo(no) }
+    ShardId {
+        vdi: VdiId(3),
+        no: ShardNo(no),
+    }
 }
 
 fn write(shard: ShardId, block: u32, count: u32, seq: u64) -> Request<HeapBlock> {
-    let bytes: Vec<u8> = (block..block + count).flat_map(|block| content(seq, block)).collect();
+    let bytes: Vec<u8> = (block..block + count)
+        .flat_map(|block| content(seq, block))
+        .collect();
     Request::Write {
         shard,
         layer: LAYER,
@@ -67,10 +72,18 @@ struct Model {
 
 impl Model {
     fn new(seed: u64) -> Model {
-        let geometry = Geometry { segments: 44, segment_bytes: 256 << 10 };
+        let geometry = Geometry {
+            segments: 44,
+            segment_bytes: 256 << 10,
+        };
         let mut world = World::new(seed, &geometry, small_settings());
         for no in 0..2 {
-            world.call(Request::PutRecord { shard: shard(no), record: vec![no as u8; 20] }).expect("record");
+            world
+                .call(Request::PutRecord {
+                    shard: shard(no),
+                    record: vec![no as u8; 20],
+                })
+                .expect("record");
         }
         Model {
             seed,
@@ -100,7 +113,12 @@ impl Model {
             }
             _ => {
                 let count = 1 + rng.below(40) as u32;
-                let read = Request::Read { shard: shard(no), layer: LAYER, block: BlockNo(block), count };
+                let read = Request::Read {
+                    shard: shard(no),
+                    layer: LAYER,
+                    block: BlockNo(block),
+                    count,
+                };
                 let replied = self.replied;
                 let id = self.world.ask(read);
                 self.reads.insert(id, (no, block, count, replied));
@@ -112,7 +130,13 @@ impl Model {
         let seq = self.asked.len() as u64 + 1;
         let make = if is_data { write } else { clear };
         let request = self.world.ask(make(shard(no), block, count, seq));
-        self.asked.push(Asked { shard: no, block, count, is_data, request });
+        self.asked.push(Asked {
+            shard: no,
+            block,
+            count,
+            is_data,
+            request,
+        });
     }
 
     fn collect(&mut self) {
@@ -123,20 +147,40 @@ impl Model {
             }
             self.replied += 1;
         }
-        let done: Vec<u64> =
-            self.flushes.keys().copied().filter(|id| self.world.replies.contains_key(id)).collect();
+        let done: Vec<u64> = self
+            .flushes
+            .keys()
+            .copied()
+            .filter(|id| self.world.replies.contains_key(id))
+            .collect();
         for id in done {
             let covered = self.flushes.remove(&id).expect("listed");
-            assert!(self.replied >= covered, "a flush was answered before the writes it covers");
+            assert!(
+                self.replied >= covered,
+                "a flush was answered before the writes it covers"
+            );
             self.durable = self.durable.max(covered);
         }
-        let done: Vec<u64> =
-            self.reads.keys().copied().filter(|id| self.world.replies.contains_key(id)).collect();
+        let done: Vec<u64> = self
+            .reads
+            .keys()
+            .copied()
+            .filter(|id| self.world.replies.contains_key(id))
+            .collect();
         for id in done {
             let (no, block, count, from) = self.reads.remove(&id).expect("listed");
-            let reply = self.world.replies.remove(&id).expect("listed").expect("a read succeeds");
+            let reply = self
+                .world
+                .replies
+                .remove(&id)
+                .expect("listed")
+                .expect("a read succeeds");
             for (block, bytes) in (block..block + count).zip(blocks_of(reply)) {
-                assert!(self.may_be(no, block, from, &bytes), "seed {}: read of block {block}", self.seed);
+                assert!(
+                    self.may_be(no, block, from, &bytes),
+                    "seed {}: read of block {block}",
+                    self.seed
+                );
             }
         }
     }
@@ -153,7 +197,11 @@ impl Model {
         let first = self.last(no, block, from);
         let later = (1..).zip(&self.asked).skip(first as usize);
         let mut allowed = vec![first];
-        allowed.extend(later.filter(|(_, asked)| asked.covers(no, block)).map(|(seq, _)| seq));
+        allowed.extend(
+            later
+                .filter(|(_, asked)| asked.covers(no, block))
+                .map(|(seq, _)| seq),
+        );
         allowed.iter().any(|seq| match (self.is_data(*seq), bytes) {
             (true, Some(bytes)) => content(*seq, block) == *bytes,
             (false, None) => true,
@@ -166,8 +214,16 @@ impl Model {
     }
 
     fn crash(&mut self, rng: &mut Rng) {
-        let crash = if rng.chance(30) { Crash::Kill } else { Crash::Power([0, 50, 90, 100][rng.below(4) as usize]) };
-        let least = if crash == Crash::Kill { self.replied.max(self.durable) } else { self.durable };
+        let crash = if rng.chance(30) {
+            Crash::Kill
+        } else {
+            Crash::Power([0, 50, 90, 100][rng.below(4) as usize])
+        };
+        let least = if crash == Crash::Kill {
+            self.replied.max(self.durable)
+        } else {
+            self.durable
+        };
         let fate = rng.below(10);
         let old = self.old_index.clone();
         let report = self.world.crash_and(crash, |_, kv| match fate {
@@ -180,7 +236,12 @@ impl Model {
             }
             _ => {}
         });
-        assert_eq!(report.damage, [], "seed {}: {crash:?}, index fate {fate}", self.seed);
+        assert_eq!(
+            report.damage,
+            [],
+            "seed {}: {crash:?}, index fate {fate}",
+            self.seed
+        );
         self.flushes.clear();
         self.reads.clear();
         self.check_prefix(least, &format!("{crash:?}, index fate {fate}, report {report:?}"));
@@ -194,10 +255,19 @@ impl Model {
         let mut seqs: BTreeMap<(u32, u32), u64> = BTreeMap::new();
         for no in 0..2 {
             for leaf in 0..BLOCKS.div_ceil(256) {
-                let ask = Request::LeafVersions { shard: shard(no), layer: LAYER, leaf: LeafNo(leaf) };
-                let Ok(Reply::Versions(versions)) = self.world.call(ask) else { panic!("versions") };
+                let ask = Request::LeafVersions {
+                    shard: shard(no),
+                    layer: LAYER,
+                    leaf: LeafNo(leaf),
+                };
+                let Ok(Reply::Versions(versions)) = self.world.call(ask) else {
+                    panic!("versions")
+                };
                 for (block, version) in (leaf * 256..).zip(versions) {
-                    assert_eq!(matches!(version.state, BlockState::Data(_)), self.is_data(version.seq.0));
+                    assert_eq!(
+                        matches!(version.state, BlockState::Data(_)),
+                        self.is_data(version.seq.0)
+                    );
                     seqs.insert((no, block), version.seq.0);
                 }
             }
@@ -207,7 +277,12 @@ impl Model {
             // A trim of one shard may pass a write of another that waits for space: a prefix for each shard.
             let no = shard.shard.no.0;
             let of_shard = seqs.iter().filter(|((other, _), _)| *other == no);
-            let most = of_shard.clone().map(|(_, seq)| *seq).max().unwrap_or(0).max(shard.end.0);
+            let most = of_shard
+                .clone()
+                .map(|(_, seq)| *seq)
+                .max()
+                .unwrap_or(0)
+                .max(shard.end.0);
             for ((_, block), seq) in of_shard.filter(|((_, block), _)| *block < BLOCKS) {
                 // The one after the prefix may have been split, with a part of it in the log.
                 let full = self.last(no, *block, shard.end.0.max(least));
@@ -224,7 +299,9 @@ impl Model {
                     asked.count = 0;
                 } else if seq == most {
                     let blocks = asked.block..asked.block + asked.count;
-                    asked.count = blocks.filter(|block| seqs.get(&(no, *block)) == Some(&most)).count() as u32;
+                    asked.count = blocks
+                        .filter(|block| seqs.get(&(no, *block)) == Some(&most))
+                        .count() as u32;
                 }
             }
         }
@@ -236,11 +313,20 @@ impl Model {
     fn check_content(&mut self) {
         for no in 0..2 {
             for block in (0..BLOCKS).step_by(100) {
-                let ask = Request::Read { shard: shard(no), layer: LAYER, block: BlockNo(block), count: 100 };
+                let ask = Request::Read {
+                    shard: shard(no),
+                    layer: LAYER,
+                    block: BlockNo(block),
+                    count: 100,
+                };
                 let reply = self.world.call(ask).expect("readable");
                 for (block, bytes) in (block..).zip(blocks_of(reply)) {
                     let from = self.asked.len() as u64;
-                    assert!(self.may_be(no, block, from, &bytes), "seed {}: block {block}", self.seed);
+                    assert!(
+                        self.may_be(no, block, from, &bytes),
+                        "seed {}: block {block}",
+                        self.seed
+                    );
                 }
             }
         }
@@ -254,13 +340,19 @@ impl Asked {
 }
 
 fn blocks_of(reply: Reply<HeapBlock>) -> Vec<Option<Vec<u8>>> {
-    let Reply::Read(parts) = reply else { panic!("not a read") };
+    let Reply::Read(parts) = reply else {
+        panic!("not a read")
+    };
     let mut blocks = Vec::new();
     for part in parts {
         match part {
             ReadPart::Zeros(count) => blocks.extend((0..count).map(|_| None)),
             ReadPart::Data(data) => {
-                blocks.extend(data.bytes().chunks_exact(support::BLOCK).map(|bytes| Some(bytes.to_vec())));
+                blocks.extend(
+                    data.bytes()
+                        .chunks_exact(support::BLOCK)
+                        .map(|bytes| Some(bytes.to_vec())),
+                );
             }
         }
     }
@@ -290,7 +382,11 @@ fn run(seed: u64) {
         if rng.chance(30) {
             model.world.settle();
             model.collect();
-            assert_eq!(model.replied, model.asked.len() as u64, "seed {seed}: everything is answered");
+            assert_eq!(
+                model.replied,
+                model.asked.len() as u64,
+                "seed {seed}: everything is answered"
+            );
             assert!(model.reads.is_empty() && model.flushes.is_empty());
         }
         model.crash(&mut rng);
@@ -298,6 +394,10 @@ fn run(seed: u64) {
 }
 
 #[test]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a test takes its seed from whoever runs it"
+)]
 fn every_crash_leaves_a_prefix() {
     let (first, count) = match std::env::var("WEFT_SEED") {
         Ok(seed) => (seed.parse().expect("WEFT_SEED is a number"), 1),

@@ -5,11 +5,11 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use edge::{BlockFile, Completion, DiskError, DiskOp, DiskOutcome, IoId, KvBatch, KvError, KvStore};
-use weft_store::{
-    Effect, Event, FormatParams, IndexRequest, IndexResponse, Recovered, RecoveryReport, Reply, Request, Store,
-    StoreError, StoreSettings, format, recover,
-};
 use types::{DiskId, HeapBlock, Instant, Payload, PoolId, RequestId};
+use weft_store::{
+    Effect, Event, FormatParams, IndexRequest, IndexResponse, Recovered, RecoveryReport, Reply, Request,
+    Store, StoreError, StoreSettings, format, recover,
+};
 
 pub const BLOCK: usize = 4096;
 const SECTOR: usize = 512;
@@ -55,11 +55,17 @@ pub struct MemDisk {
 
 impl MemDisk {
     pub fn new(bytes: u64) -> MemDisk {
-        MemDisk { bytes, ..MemDisk::default() }
+        MemDisk {
+            bytes,
+            ..MemDisk::default()
+        }
     }
 
     pub fn apply(&mut self, offset: u64, bytes: &[u8]) {
-        assert!(offset.is_multiple_of(BLOCK as u64) && bytes.len().is_multiple_of(BLOCK), "aligned");
+        assert!(
+            offset.is_multiple_of(BLOCK as u64) && bytes.len().is_multiple_of(BLOCK),
+            "aligned"
+        );
         assert!(offset + bytes.len() as u64 <= self.bytes, "inside the disk");
         self.order += 1;
         for (at, sector) in (offset / SECTOR as u64..).zip(bytes.chunks_exact(SECTOR)) {
@@ -123,7 +129,13 @@ impl MemDisk {
 }
 
 pub fn io_error(operation: &'static str, offset: u64, bytes: usize) -> DiskError {
-    DiskError::Io { operation, offset, bytes: bytes as u64, errno: 5, reason: "made up".into() }
+    DiskError::Io {
+        operation,
+        offset,
+        bytes: bytes as u64,
+        errno: 5,
+        reason: "made up".into(),
+    }
 }
 
 impl BlockFile for MemDisk {
@@ -156,7 +168,10 @@ impl KvStore for MemKv {
 
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, KvError> {
         let range = self.0.range(from.to_vec()..to.to_vec());
-        Ok(range.take(limit).map(|(key, value)| (key.clone(), value.clone())).collect())
+        Ok(range
+            .take(limit)
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect())
     }
 
     fn apply(&mut self, batch: &KvBatch) -> Result<(), KvError> {
@@ -303,12 +318,14 @@ impl World {
 
     pub fn index_step(&mut self) {
         let response = match self.index.pop_front().expect("a request") {
-            IndexRequest::Load { key, encoded } => {
-                IndexResponse::Loaded { key, value: self.kv.get(&encoded) }
-            }
-            IndexRequest::Checkpoint { id, batch } => {
-                IndexResponse::Checkpointed { id, result: self.kv.apply(&batch) }
-            }
+            IndexRequest::Load { key, encoded } => IndexResponse::Loaded {
+                key,
+                value: self.kv.get(&encoded),
+            },
+            IndexRequest::Checkpoint { id, batch } => IndexResponse::Checkpointed {
+                id,
+                result: self.kv.apply(&batch),
+            },
         };
         self.step(Event::Index(response));
     }
@@ -322,7 +339,9 @@ impl World {
             }
             DiskOp::Read { offset, bytes } => {
                 let mut buffer = vec![0; bytes as usize];
-                self.disk.read(offset, &mut buffer).map(|()| DiskOutcome::Read(HeapBlock::new(&buffer)))
+                self.disk
+                    .read(offset, &mut buffer)
+                    .map(|()| DiskOutcome::Read(HeapBlock::new(&buffer)))
             }
             DiskOp::Sync if self.disk.fails_sync => Err(io_error("sync", 0, 0)),
             DiskOp::Sync => {
@@ -364,12 +383,17 @@ impl World {
     }
 
     /// As `crash`, with something happening to disk and index in between.
-    pub fn crash_and(&mut self, crash: Crash, meddle: impl FnOnce(&mut MemDisk, &mut MemKv)) -> RecoveryReport {
+    pub fn crash_and(
+        &mut self,
+        crash: Crash,
+        meddle: impl FnOnce(&mut MemDisk, &mut MemKv),
+    ) -> RecoveryReport {
         let ios = std::mem::take(&mut self.ios);
         for (_, operation, _) in ios {
             if let DiskOp::Write { offset, header, data } = operation {
                 let percent = [0, 50, 95, 100][self.rng.below(4) as usize];
-                self.disk.tear(offset, &joined(&header.0, &data), percent, &mut self.rng);
+                self.disk
+                    .tear(offset, &joined(&header.0, &data), percent, &mut self.rng);
             }
         }
         if let Crash::Power(percent) = crash {
