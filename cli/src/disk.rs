@@ -8,6 +8,7 @@ use types::ByteSize;
 
 use crate::client::{Client, parse, segment};
 use crate::failure::{Failure, Outcome};
+use crate::offline;
 use crate::output::{self, Align, Table, size};
 
 #[derive(Debug, Subcommand)]
@@ -41,6 +42,19 @@ pub enum DiskCommand {
         #[arg(long)]
         yes: bool,
     },
+    /// Show what a disk says of itself; needs no daemon
+    Inspect(offline::InspectArgs),
+    /// Check a disk's log and all of its data; needs no daemon, and none may have it open
+    Fsck(offline::FsckArgs),
+}
+
+/// Those commands that need no daemon; `None` for the others.
+pub fn run_offline(command: &DiskCommand, json: bool) -> Option<Outcome<()>> {
+    match command {
+        DiskCommand::Inspect(args) => Some(offline::inspect(args, json)),
+        DiskCommand::Fsck(args) => Some(offline::fsck(args, json)),
+        _ => None,
+    }
 }
 
 /// A disk on its way into the pool.
@@ -115,6 +129,7 @@ pub async fn run(client: &Client, command: DiskCommand) -> Outcome<()> {
             })
         }
         DiskCommand::Remove { disk, force, yes } => remove(client, &disk, force, yes).await,
+        DiskCommand::Inspect(_) | DiskCommand::Fsck(_) => unreachable!("run_offline did these"),
     }
 }
 

@@ -4,6 +4,7 @@
 mod client;
 mod disk;
 mod failure;
+mod offline;
 mod output;
 mod pool;
 mod scrub;
@@ -62,7 +63,7 @@ enum Command {
     /// Create the pool, or show it
     #[command(subcommand)]
     Pool(pool::PoolCommand),
-    /// Add, list, replace and remove disks
+    /// Add, list, replace, remove, inspect and check disks
     #[command(subcommand)]
     Disk(disk::DiskCommand),
     /// Create, list, show, resize, delete, attach and detach virtual disks
@@ -97,6 +98,11 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Outcome<()> {
     let Global { socket, json } = cli.global;
+    if let Command::Disk(command) = &cli.command
+        && let Some(outcome) = disk::run_offline(command, json)
+    {
+        return outcome;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -186,6 +192,7 @@ mod tests {
             "vdi attach web01 --nbd 127.0.0.1:10809",
             "vdi attach web01 --nbd tcp:localhost",
             "disk replace x",
+            "disk fsck /dev/sdb --index /x",
             "scrub --status --wait",
             "completions dos",
         ];

@@ -110,6 +110,15 @@ pub fn percent(part: u64, whole: u64) -> String {
     }
 }
 
+/// Seconds for people.
+pub fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 60.0 => format!("{s:.0} s"),
+        s if s < 3600.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
+
 /// Asks before something is lost. `--yes` answers for scripts; without it, only a person at a terminal can.
 pub fn confirm(question: &str, yes: bool) -> Outcome<()> {
     if yes {

@@ -110,15 +110,7 @@ fn rate_and_left(elapsed: Duration, blocks: u64, shards: u64, shards_left: u64) 
         return format!("{rate}/s");
     }
     let left = seconds / shards as f64 * shards_left as f64;
-    format!("{rate}/s  {} left", duration(left))
-}
-
-fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 60.0 => format!("{s:.0} s"),
-        s if s < 3600.0 => format!("{:.0} min", s / 60.0),
-        s => format!("{:.1} h", s / 3600.0),
-    }
+    format!("{rate}/s  {} left", output::duration(left))
 }
 
 /// Scrubs, one a line.
@@ -160,6 +152,6 @@ mod tests {
             rate_and_left(Duration::from_secs(4), 1024, 2, 60),
             "1MiB/s  2 min left"
         );
-        assert_eq!(duration(7200.0), "2.0 h");
+        assert_eq!(output::duration(7200.0), "2.0 h");
     }
 }
