@@ -84,6 +84,8 @@ struct State {
     medium: Medium,
     under_way: Vec<UnderWay>,
     ids: BTreeSet<IoId>,
+    /// Blocks last written as the data of a batch, not as its header: where rot hits content only.
+    data: BTreeSet<u64>,
     late: Vec<(u64, Vec<u8>)>,
     faults: Faults,
     damages: Vec<Damage>,
@@ -112,6 +114,7 @@ impl SimDisk {
                 medium: Medium::default(),
                 under_way: Vec::new(),
                 ids: BTreeSet::new(),
+                data: BTreeSet::new(),
                 late: Vec::new(),
                 faults: Faults::default(),
                 damages: Vec::new(),
@@ -241,6 +244,12 @@ impl SimDisk {
         self.state.borrow().medium.written_chunks().collect()
     }
 
+    /// Offsets of the blocks that hold content of the log: neither headers nor what was written in blocking form.
+    #[must_use]
+    pub fn data_blocks(&self) -> Vec<u64> {
+        self.state.borrow().data.iter().copied().collect()
+    }
+
     /// Another disk in the same slot: no content, no operations, no faults.
     pub fn replace(&mut self) {
         let seed = self.state.get_mut().rng.draw();
@@ -351,9 +360,14 @@ impl State {
 
     fn perform(&mut self, capacity: u64, one: UnderWay) -> Completion<HeapBlock> {
         let result = match one.operation {
-            DiskOp::Write { offset, header, data } => self
-                .write(capacity, offset, &flat(&header, &data))
-                .map(|()| DiskOutcome::Written),
+            DiskOp::Write { offset, header, data } => {
+                let bytes = flat(&header, &data);
+                self.data.remove(&offset);
+                let after = (offset + BLOCK_BYTES..offset + bytes.len() as u64).step_by(BLOCK_BYTES as usize);
+                self.data.extend(after);
+                self.write(capacity, offset, &bytes)
+                    .map(|()| DiskOutcome::Written)
+            }
             DiskOp::Read { offset, bytes } => {
                 let mut buffer = vec![0; bytes as usize];
                 self.read(offset, &mut buffer)
@@ -423,6 +437,11 @@ impl BlockFile for SimDisk {
         let capacity = self.capacity;
         let state = self.state.get_mut();
         state.let_late_writes_happen();
+        let end = offset + buffer.len() as u64;
+        let covered: Vec<u64> = state.data.range(offset..end).copied().collect();
+        for block in covered {
+            state.data.remove(&block);
+        }
         state.write(capacity, offset, buffer)
     }
 
@@ -561,6 +580,7 @@ mod tests {
         let rotten = content(&disk, 4096, 4096);
         assert_eq!(rotten.iter().filter(|b| **b != 19).count(), 1);
         assert_eq!(disk.damages()[3], Damage::Rot { offset: 4096 + 512 });
+        assert_eq!(disk.data_blocks(), [4096], "headers are not content");
     }
 
     #[test]

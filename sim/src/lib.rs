@@ -4,11 +4,21 @@
 //! implement the traits of `edge`; the worlds put the real `store`, `replication` and `vdi` code on top of
 //! them, play guest and fate, and hold an oracle against every answer.
 
+mod boot;
+pub mod content;
 mod disk;
+mod guest;
+mod host;
 mod kv;
 mod medium;
 mod network;
 mod rng;
+pub mod runner;
+mod store_oracle;
+pub mod trace;
+mod vdi_oracle;
+pub mod world_store;
+pub mod world_vdi;
 
 pub use disk::{Damage, Faults, LateWrites, SimDisk};
 pub use kv::SimKv;

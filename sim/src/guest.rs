@@ -1,0 +1,314 @@
+//! A guest of a simulated VDI: asks at random, checks every answer, and asks again after its server was killed.
+
+use std::collections::BTreeMap;
+
+use types::{HeapBlock, Payload, RequestId};
+use vdi::{Extent, Op, Outcome, ReadPart, VdiError};
+
+use crate::content;
+use crate::trace::tell;
+use crate::vdi_oracle::{GuestOracle, Moment};
+use crate::{Rng, SECTOR_BYTES};
+
+/// Requests a guest has under way at most.
+const QUEUE: usize = 16;
+
+/// What the guest waits for.
+#[derive(Clone)]
+struct Waiting {
+    op: Op<HeapBlock>,
+    issued: Moment,
+}
+
+/// The guest and its oracle.
+pub(crate) struct Guest {
+    rng: Rng,
+    oracle: GuestOracle,
+    pub bytes: u64,
+    sector_bytes: u64,
+    shard_bytes: u64,
+    waiting: BTreeMap<u64, Waiting>,
+    next_request: u64,
+    next_version: u64,
+    /// Whether an unreadable block may be reported: never, unless the world took the last good copy away.
+    pub may_see_errors: bool,
+    pub answers: u64,
+    pub errors: u64,
+}
+
+impl Guest {
+    pub fn new(seed: u64, bytes: u64, sector_bytes: u64, shard_bytes: u64) -> Guest {
+        let mut oracle = GuestOracle::default();
+        oracle.resize(bytes / SECTOR_BYTES);
+        Guest {
+            rng: Rng::new(seed),
+            oracle,
+            bytes,
+            sector_bytes,
+            shard_bytes,
+            waiting: BTreeMap::new(),
+            next_request: 1,
+            next_version: 1,
+            may_see_errors: false,
+            answers: 0,
+            errors: 0,
+        }
+    }
+
+    pub fn resized(&mut self, bytes: u64) {
+        self.bytes = bytes;
+        self.oracle.resize(bytes / SECTOR_BYTES);
+    }
+
+    pub fn waits(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub fn wants_more(&self) -> bool {
+        self.waiting.len() < QUEUE
+    }
+
+    /// First request that waits, in words.
+    pub fn oldest(&self) -> String {
+        match self.waiting.iter().next() {
+            Some((id, waiting)) => format!("{id}: {}", in_words(&waiting.op)),
+            None => "nothing".into(),
+        }
+    }
+
+    /// Power is lost: the guest and its requests are gone.
+    pub fn lose_power(&mut self) {
+        self.waiting.clear();
+        self.oracle.lose_power();
+    }
+
+    /// The ring's requests that have no answer yet, in ring order: what a restarted server finds.
+    pub fn replay(&self) -> Vec<(RequestId, Op<HeapBlock>)> {
+        self.waiting
+            .iter()
+            .map(|(id, waiting)| (RequestId(*id), waiting.op.clone()))
+            .collect()
+    }
+
+    /// Something to do.
+    pub fn ask(&mut self) -> (RequestId, Op<HeapBlock>) {
+        let op = match self.rng.below(100) {
+            0..=39 => self.write(),
+            40..=69 => {
+                let (offset, length) = self.range(512 << 10);
+                Op::Read { offset, length }
+            }
+            70..=79 => Op::Flush,
+            80..=86 => {
+                let (offset, length) = self.range(self.bytes);
+                Op::Discard { offset, length }
+            }
+            87..=94 => {
+                let (offset, length) = self.range(self.bytes);
+                let fua = self.rng.chance(1, 4);
+                Op::WriteZeroes { offset, length, fua }
+            }
+            _ => {
+                let (offset, length) = self.range(self.bytes);
+                Op::Extents { offset, length }
+            }
+        };
+        self.register(op)
+    }
+
+    /// A read of a given range, checked like any other.
+    pub fn ask_read(&mut self, offset: u64, length: u64) -> (RequestId, Op<HeapBlock>) {
+        self.register(Op::Read { offset, length })
+    }
+
+    fn register(&mut self, op: Op<HeapBlock>) -> (RequestId, Op<HeapBlock>) {
+        let id = self.next_request;
+        self.next_request += 1;
+        let issued = self.oracle.moment();
+        for (sectors, value, is_sure) in effects_of(&op) {
+            self.oracle.write(id, sectors, value, is_sure);
+        }
+        tell(|| format!("  guest {id}: {}", in_words(&op)));
+        self.waiting.insert(
+            id,
+            Waiting {
+                op: op.clone(),
+                issued,
+            },
+        );
+        (RequestId(id), op)
+    }
+
+    fn write(&mut self) -> Op<HeapBlock> {
+        let (offset, length) = self.range(256 << 10);
+        let version = self.next_version;
+        self.next_version += 1;
+        let data = content::sectors(offset / SECTOR_BYTES, length / SECTOR_BYTES, version);
+        let fua = self.rng.chance(1, 8);
+        Op::Write { offset, data, fua }
+    }
+
+    /// Small ranges mostly, in a few hot places mostly, and across the borders of shards often.
+    fn range(&mut self, most: u64) -> (u64, u64) {
+        let sectors = self.bytes / self.sector_bytes;
+        let most = (most / self.sector_bytes).min(sectors);
+        let count = match self.rng.below(12) {
+            0..=5 => self.rng.between(1, 8),
+            6..=9 => self.rng.between(1, 64),
+            10 => (4096 / self.sector_bytes) * self.rng.between(1, 16),
+            _ => self.rng.between(1, most),
+        };
+        let count = count.min(most);
+        let shard_sectors = self.shard_bytes / self.sector_bytes;
+        let from = match self.rng.below(4) {
+            0 => self.rng.below(sectors),
+            1 => {
+                let border = self.rng.between(1, sectors.div_ceil(shard_sectors)) * shard_sectors;
+                border.saturating_sub(self.rng.below(2 * count + 1))
+            }
+            2 => self.rng.below(sectors.div_ceil(shard_sectors)) * shard_sectors + self.rng.below(64),
+            _ => 4096 / self.sector_bytes * self.rng.below(64),
+        };
+        (
+            from.min(sectors - count) * self.sector_bytes,
+            count * self.sector_bytes,
+        )
+    }
+
+    /// The server's answer; panics where it breaks a promise.
+    pub fn answered(&mut self, id: RequestId, result: Result<Outcome<HeapBlock>, VdiError>) {
+        let waiting = self.waiting.remove(&id.0);
+        let Waiting { op, issued } =
+            waiting.unwrap_or_else(|| panic!("an answer to {id}, which nobody waits for"));
+        self.answers += 1;
+        let outcome = match result {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                tell(|| format!("  guest {id}: failed: {error}"));
+                assert!(
+                    self.may_see_errors && matches!(error, VdiError::Unreadable { .. }),
+                    "guest {id}: {} failed: {error}",
+                    in_words(&op)
+                );
+                self.errors += 1;
+                for (sectors, _, _) in effects_of(&op) {
+                    self.oracle.complete(id.0, sectors, false, true);
+                }
+                return;
+            }
+        };
+        tell(|| format!("  guest {id}: done"));
+        match (&op, outcome) {
+            (Op::Read { offset, length }, Outcome::Read(parts)) => {
+                self.check_read(id, *offset, *length, &parts, issued);
+            }
+            (Op::Extents { offset, length }, Outcome::Extents(extents)) => {
+                self.check_extents(id, *offset, *length, &extents, issued);
+            }
+            (Op::Flush, Outcome::Done) => {
+                let oldest = self.waiting.values().map(|w| w.issued).min();
+                self.oracle.flushed(issued, oldest.unwrap_or(Moment::MAX));
+            }
+            (Op::Write { fua, .. } | Op::WriteZeroes { fua, .. }, Outcome::Done) => self.done(id, &op, *fua),
+            (Op::Discard { .. }, Outcome::Done) => self.done(id, &op, false),
+            (op, outcome) => panic!("guest {id}: {} brought {outcome:?}", in_words(op)),
+        }
+    }
+
+    fn done(&mut self, id: RequestId, op: &Op<HeapBlock>, is_durable: bool) {
+        for (sectors, _, _) in effects_of(op) {
+            self.oracle.complete(id.0, sectors, is_durable, false);
+        }
+    }
+
+    fn check_read(
+        &mut self,
+        id: RequestId,
+        offset: u64,
+        length: u64,
+        parts: &[ReadPart<HeapBlock>],
+        issued: Moment,
+    ) {
+        let mut bytes = Vec::with_capacity(length as usize);
+        for part in parts {
+            match part {
+                ReadPart::Data(data) => bytes.extend_from_slice(data.bytes()),
+                ReadPart::Zeros(count) => bytes.resize(bytes.len() + *count as usize, 0),
+            }
+        }
+        assert_eq!(
+            bytes.len() as u64,
+            length,
+            "guest {id}: length of a read at {offset}"
+        );
+        for (i, got) in bytes.chunks(SECTOR_BYTES as usize).enumerate() {
+            let sector = offset / SECTOR_BYTES + i as u64;
+            let result = match content::sector_version(sector, got) {
+                Some(version) => self.oracle.read(sector, version, issued),
+                None => Err(format!(
+                    "sector {sector} holds what nobody wrote there: {:02x?}",
+                    &got[..16]
+                )),
+            };
+            if let Err(why) = result {
+                panic!("guest {id}: a read of {length} B at {offset} lied: {why}");
+            }
+        }
+    }
+
+    fn check_extents(&mut self, id: RequestId, offset: u64, length: u64, extents: &[Extent], issued: Moment) {
+        let mut at = offset;
+        for extent in extents {
+            let to = at + extent.length;
+            if !extent.is_data {
+                for sector in at / SECTOR_BYTES..to / SECTOR_BYTES {
+                    assert!(
+                        self.oracle.may_be_empty(sector, issued),
+                        "guest {id}: extents call sector {sector} empty, it holds data"
+                    );
+                }
+            }
+            at = to;
+        }
+        assert!(
+            at > offset && at <= offset + length,
+            "guest {id}: extents of {length} B at {offset} end at {at}"
+        );
+    }
+}
+
+/// Which sectors a request changes, to which version, and whether surely: a discard may leave the parts of
+/// blocks at its edges as they were.
+fn effects_of(op: &Op<HeapBlock>) -> Vec<(std::ops::Range<u64>, u64, bool)> {
+    let sectors = |from: u64, to: u64| from / SECTOR_BYTES..to / SECTOR_BYTES;
+    match op {
+        Op::Write { offset, data, .. } => {
+            let version = u64::from_le_bytes(data.bytes()[..8].try_into().expect("eight bytes"));
+            vec![(sectors(*offset, offset + data.length() as u64), version, true)]
+        }
+        Op::WriteZeroes { offset, length, .. } => vec![(sectors(*offset, offset + length), 0, true)],
+        Op::Discard { offset, length } => {
+            let end = offset + length;
+            let first = offset.next_multiple_of(4096).min(end);
+            let last = (end - end % 4096).max(first);
+            let edges = [(*offset, first, false), (first, last, true), (last, end, false)];
+            edges
+                .into_iter()
+                .filter(|(from, to, _)| from < to)
+                .map(|(from, to, is_sure)| (sectors(from, to), 0, is_sure))
+                .collect()
+        }
+        Op::Read { .. } | Op::Flush | Op::Extents { .. } => Vec::new(),
+    }
+}
+
+fn in_words(op: &Op<HeapBlock>) -> String {
+    match op {
+        Op::Read { offset, length } => format!("read {length} B at {offset}"),
+        Op::Write { offset, data, fua } => format!("write {} B at {offset}, fua {fua}", data.length()),
+        Op::Flush => "flush".into(),
+        Op::Discard { offset, length } => format!("discard {length} B at {offset}"),
+        Op::WriteZeroes { offset, length, fua } => format!("zero {length} B at {offset}, fua {fua}"),
+        Op::Extents { offset, length } => format!("extents of {length} B at {offset}"),
+    }
+}

@@ -1,0 +1,157 @@
+//! One disk of a simulated pool with everything that drives it: the log store, its index, the replica role.
+
+use std::collections::BTreeMap;
+
+use edge::{Disk, KvStore};
+use replication::{DiskNode, FromReplica, NodeEffect, NodeEvent, ToReplica};
+use store::{IndexRequest, IndexResponse, LeafKey, Store, StoreSettings};
+use types::{DiskId, HeapBlock, Instant, RequestId, ShardId, Token};
+
+use crate::trace::tell;
+use crate::{LateWrites, Rng, SimDisk, SimKv};
+
+/// The replica role over the real log store.
+pub(crate) type Node = DiskNode<HeapBlock, Store<HeapBlock>>;
+
+/// A disk and the process that serves it.
+pub(crate) struct Host {
+    pub id: DiskId,
+    pub disk: SimDisk,
+    pub kv: SimKv,
+    /// `None` while the process is down.
+    pub node: Option<Node>,
+    /// The store said that the disk failed.
+    pub has_failed: bool,
+    settings: StoreSettings,
+    rng: Rng,
+    loads: Vec<(LeafKey, Vec<u8>)>,
+    /// Which connection each request came over: an answer goes back over the same one or nowhere.
+    asked: BTreeMap<(ShardId, Token, RequestId), u64>,
+    /// Counts the connections of the writer to this disk.
+    connection: u64,
+    /// Answers for the current connection.
+    outbox: Vec<FromReplica<HeapBlock>>,
+}
+
+impl Host {
+    /// A freshly formatted disk, served.
+    pub fn new(
+        id: DiskId,
+        mut disk: SimDisk,
+        segment_bytes: u64,
+        settings: StoreSettings,
+        seed: u64,
+    ) -> Host {
+        let mut rng = Rng::new(seed);
+        let mut kv = SimKv::new();
+        crate::boot::format(&mut rng, &mut disk, &mut kv, id, segment_bytes);
+        let mut host = Host {
+            id,
+            disk,
+            kv,
+            node: None,
+            has_failed: false,
+            settings,
+            rng,
+            loads: Vec::new(),
+            asked: BTreeMap::new(),
+            connection: 0,
+            outbox: Vec::new(),
+        };
+        host.start();
+        host
+    }
+
+    /// Recovers the store and serves again.
+    pub fn start(&mut self) {
+        assert!(self.node.is_none(), "disk {} is served already", self.id);
+        let (store, _) = crate::boot::recover(&mut self.rng, &mut self.disk, &mut self.kv, self.settings);
+        self.node = Some(DiskNode::new(self.id, store));
+        self.has_failed = false;
+    }
+
+    /// The process is gone; what it had under way ends as `fate` says.
+    pub fn stop(&mut self, is_power_loss: bool) {
+        self.node = None;
+        self.loads.clear();
+        self.kv.crash(&mut self.rng);
+        if is_power_loss {
+            self.disk.lose_power();
+        } else {
+            self.disk.kill(LateWrites::Never);
+        }
+        self.hang_up();
+    }
+
+    /// The writer's connection is gone: no answer to anything asked so far.
+    pub fn hang_up(&mut self) {
+        self.connection += 1;
+        self.outbox.clear();
+    }
+
+    /// A message over the current connection; lost if nobody listens.
+    pub fn receive(&mut self, now: Instant, message: ToReplica<HeapBlock>) {
+        if self.node.is_some() {
+            self.asked
+                .insert((message.shard, message.token, message.id), self.connection);
+            self.step(now, NodeEvent::Message(message));
+        }
+    }
+
+    /// One turn of the loop around the node.
+    pub fn turn(&mut self, now: Instant, is_tick: bool) {
+        if self.node.is_none() {
+            return;
+        }
+        let mut completions = Vec::new();
+        self.disk.poll(&mut completions);
+        for completion in completions {
+            self.step(now, NodeEvent::Disk(completion));
+        }
+        while !self.loads.is_empty() && self.rng.chance(3, 4) {
+            let at = self.rng.index(self.loads.len());
+            let (key, encoded) = self.loads.swap_remove(at);
+            let value = self.kv.get(&encoded);
+            self.step(now, NodeEvent::Index(IndexResponse::Loaded { key, value }));
+        }
+        if self.rng.chance(1, 3)
+            && let Some(id) = self.kv.complete_one()
+        {
+            let result = Ok(());
+            self.step(now, NodeEvent::Index(IndexResponse::Checkpointed { id, result }));
+        }
+        if is_tick {
+            self.step(now, NodeEvent::Tick);
+        }
+        self.step(now, NodeEvent::TurnEnd);
+    }
+
+    /// Answers to send to the writer.
+    pub fn take_answers(&mut self) -> Vec<FromReplica<HeapBlock>> {
+        std::mem::take(&mut self.outbox)
+    }
+
+    fn step(&mut self, now: Instant, event: NodeEvent<HeapBlock>) {
+        let Some(node) = &mut self.node else { return };
+        let mut effects = Vec::new();
+        node.step(now, event, &mut effects);
+        for effect in effects {
+            match effect {
+                NodeEffect::Send(answer) => {
+                    let asked = self.asked.remove(&(answer.shard, answer.token, answer.id));
+                    if asked == Some(self.connection) {
+                        self.outbox.push(answer);
+                    }
+                }
+                NodeEffect::Disk(id, operation) => self.disk.submit(id, operation),
+                NodeEffect::Index(IndexRequest::Load { key, encoded }) => self.loads.push((key, encoded)),
+                NodeEffect::Index(IndexRequest::Checkpoint { id, batch }) => self.kv.submit(id, batch),
+                NodeEffect::Failed(error) => {
+                    tell(|| format!("    disk {} failed: {error}", self.id));
+                    self.has_failed = true;
+                }
+                NodeEffect::Full(is_full) => tell(|| format!("    disk {} full: {is_full}", self.id)),
+            }
+        }
+    }
+}

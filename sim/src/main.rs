@@ -1,0 +1,94 @@
+//! `weft-sim`: runs simulated worlds from seeds until one breaks a promise.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use weft_sim::runner::{WORLDS, World};
+use weft_sim::trace::{self, Listener};
+
+/// Runs simulated worlds; each seed is one run, the same on every machine.
+#[derive(Parser)]
+#[command(name = "weft-sim")]
+struct Arguments {
+    /// Which world: one disk's log store, or a pool with an open virtual disk.
+    #[arg(value_parser = ["store", "vdi"])]
+    world: String,
+    /// Seeds to run, for example 0..1000.
+    #[arg(long, default_value = "0..1000", value_parser = parse_range)]
+    seeds: std::ops::Range<u64>,
+    /// Run this one seed only.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Operations a guest asks for in one run.
+    #[arg(long)]
+    ops: Option<u64>,
+    /// Print every event.
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+fn parse_range(text: &str) -> Result<std::ops::Range<u64>, String> {
+    let refuse = || format!("'{text}' is not a range of seeds: write for example 0..1000");
+    let (from, to) = text.split_once("..").ok_or_else(refuse)?;
+    let from = from.parse().map_err(|_| refuse())?;
+    let to = to.parse().map_err(|_| refuse())?;
+    Ok(from..to)
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let world = WORLDS
+        .iter()
+        .find(|world| world.name == arguments.world)
+        .expect("the parser knows the worlds");
+    let ops = arguments.ops.unwrap_or(world.ops);
+    if let Some(seed) = arguments.seed {
+        return run_one(world, seed, ops, arguments.verbose);
+    }
+    if !cfg!(panic = "abort") {
+        // The report below says it better, and shrinking fails on purpose many times.
+        std::panic::set_hook(Box::new(|_| {}));
+    }
+    let begin = Instant::now();
+    let count = arguments.seeds.end.saturating_sub(arguments.seeds.start);
+    match world.run_seeds(arguments.seeds, ops) {
+        Ok(totals) => {
+            let seconds = begin.elapsed().as_secs_f64();
+            println!(
+                "{}: {count} seeds hold, {seconds:.1} s, {:.1} seeds/s",
+                world.name,
+                count as f64 / seconds
+            );
+            for (name, total) in totals {
+                println!("  {name}: {total}");
+            }
+            ExitCode::SUCCESS
+        }
+        Err(broken) => {
+            println!("{}", broken.report(world));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_one(world: &World, seed: u64, ops: u64, verbose: bool) -> ExitCode {
+    trace::listen(if verbose {
+        Listener::Everything
+    } else {
+        Listener::LastLines(60)
+    });
+    match world.try_seed(seed, ops) {
+        Ok(counters) => {
+            println!("{} seed {seed} holds: {counters:?}", world.name);
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            for line in trace::last_lines() {
+                println!("{line}");
+            }
+            println!("{} seed {seed} broke a promise: {why}", world.name);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! What a disk's store may answer.
+//!
+//! Per shard the writer's stream is a list of numbered operations. The oracle keeps, per block, the operations
+//! of the stream that touched it, and three marks in the stream: what was issued, what was completed (replied),
+//! what is durable (covered by a completed flush).
+//!
+//! * A read returns, block by block, the value of the last operation completed before the read was issued, or
+//!   of any later one issued by the time of the answer.
+//! * After a power loss a shard holds exactly a prefix of its stream, named by `ShardSummary::end`, which covers
+//!   what is durable. After a kill the prefix covers what was completed.
+//! * Where the disk damaged content silently, a read may also say `Corrupt`; and damage to a part of the log
+//!   that recovery has to read may cut the prefix shorter, which is why the world then passes a lower bound of
+//!   zero. What is there must be exactly that prefix all the same, unless recovery itself reports damage: then
+//!   each block holds some operation of its history. Nothing ever holds what nobody wrote there.
+
+use std::collections::BTreeMap;
+
+use store::{BlockState, BlockVersion, ClearKind, ShardSummary};
+use types::{BlockNo, LayerId, LeafNo, Seq, ShardId};
+
+/// What one operation left in a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Value {
+    Data(u64),
+    Clear(ClearKind),
+}
+
+impl Value {
+    fn version(self) -> u64 {
+        match self {
+            Value::Data(version) => version,
+            Value::Clear(_) => 0,
+        }
+    }
+}
+
+/// Everything the oracle believes of one shard that the disk knows.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ShardModel {
+    pub issued: Seq,
+    pub completed: Seq,
+    pub durable: Seq,
+    /// Tells this stay of the shard on the disk from one that was dropped.
+    pub life: u64,
+    /// Whether a record was put and answered, so that the disk must know the shard after any crash.
+    pub is_known: bool,
+    /// Up to here the log was found damaged: any operation may be missing from what it holds.
+    tattered_until: Option<Seq>,
+    /// Records that the disk may hold: the last durable one and later ones issued.
+    pub records: Vec<Vec<u8>>,
+    blocks: BTreeMap<(LayerId, u32), Vec<(Seq, Value)>>,
+}
+
+/// Address of a block for [`crate::content`].
+pub(crate) fn address(shard: ShardId, layer: LayerId, block: u32) -> u64 {
+    (crate::mix(shard.to_u64() ^ u64::from(layer.0) << 40) >> 8) + (u64::from(block) << 3)
+}
+
+impl ShardModel {
+    pub fn issue(&mut self, seq: Seq, layer: LayerId, first: BlockNo, count: u32, value: Value) {
+        assert!(seq > self.issued, "seq {seq} after {}", self.issued);
+        self.issued = seq;
+        for block in first.0..first.0 + count {
+            self.blocks.entry((layer, block)).or_default().push((seq, value));
+        }
+    }
+
+    /// Checks one block of an answer to a read that was issued when `floor` was completed.
+    pub fn check(&self, layer: LayerId, block: u32, floor: Seq, got: u64) -> Result<(), String> {
+        let none = Vec::new();
+        let history = self.blocks.get(&(layer, block)).unwrap_or(&none);
+        let mut from = history.partition_point(|(seq, _)| *seq <= floor);
+        if from > 0 && Some(history[from - 1].0) <= self.tattered_until {
+            from = 0;
+        }
+        let is_untouched_allowed = from == 0 && got == 0;
+        let allowed = &history[from.saturating_sub(1)..];
+        if is_untouched_allowed || allowed.iter().any(|(_, value)| value.version() == got) {
+            return Ok(());
+        }
+        Err(format!(
+            "layer {layer} block {block} holds version {got}; allowed (seq, value): {allowed:?}, of {history:?}, \
+             completed {floor}"
+        ))
+    }
+
+    /// Checks a leaf's versions while nothing is under way.
+    pub fn check_versions(
+        &self,
+        shard: ShardId,
+        layer: LayerId,
+        leaf: LeafNo,
+        got: &[BlockVersion],
+    ) -> Result<(), String> {
+        let first = leaf.first_block().0;
+        for (i, version) in got.iter().enumerate() {
+            let block = first + i as u32;
+            let last = self.last(layer, block);
+            let expected = match last {
+                None => BlockVersion {
+                    seq: Seq(0),
+                    state: BlockState::Absent,
+                },
+                Some((seq, Value::Clear(kind))) => BlockVersion {
+                    seq,
+                    state: BlockState::Clear(kind),
+                },
+                Some((seq, Value::Data(version))) => BlockVersion {
+                    seq,
+                    state: BlockState::Data(block_sum(shard, layer, block, seq, version)),
+                },
+            };
+            if *version != expected {
+                return Err(format!(
+                    "leaf {leaf:?} block {block}: {version:?}, expected {expected:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves with a block whose last operation is above `newer_than`, while nothing is under way.
+    pub fn changed_leaves(&self, layer: LayerId, newer_than: Seq) -> Vec<LeafNo> {
+        let mut leaves: Vec<LeafNo> = self
+            .blocks
+            .iter()
+            .filter(|((l, _), history)| *l == layer && history.last().is_some_and(|(s, _)| *s > newer_than))
+            .map(|((_, block), _)| BlockNo(*block).leaf())
+            .collect();
+        leaves.dedup();
+        leaves
+    }
+
+    fn last(&self, layer: LayerId, block: u32) -> Option<(Seq, Value)> {
+        self.blocks.get(&(layer, block)).and_then(|h| h.last().copied())
+    }
+
+    /// Forgets what no read can be asked about any more: all but the last operation up to `seq` per block.
+    pub fn prune(&mut self, seq: Seq) {
+        for history in self.blocks.values_mut() {
+            let keep = history.partition_point(|(s, _)| *s <= seq).saturating_sub(1);
+            history.drain(..keep);
+        }
+    }
+
+    /// The disk came back with `summary`: its end must be one that was issued and not below `floor`; the model
+    /// becomes exactly that prefix.
+    pub fn recover(&mut self, summary: &ShardSummary, floor: Seq) -> Result<(), String> {
+        if summary.end < floor || summary.end > self.issued {
+            return Err(format!(
+                "shard {} came back with end {}; completed and kept must be {floor} to {} (issued)",
+                summary.shard, summary.end, self.issued
+            ));
+        }
+        if !self.records.contains(&summary.record) {
+            return Err(format!(
+                "shard {} came back with record {:?}, expected one of {:?}",
+                summary.shard, summary.record, self.records
+            ));
+        }
+        self.records = vec![summary.record.clone()];
+        self.is_known = true;
+        for history in self.blocks.values_mut() {
+            history.retain(|(seq, _)| *seq <= summary.end);
+        }
+        self.blocks.retain(|_, history| !history.is_empty());
+        self.issued = summary.end;
+        self.completed = summary.end;
+        self.durable = summary.end;
+        Ok(())
+    }
+
+    /// The store said that its log is damaged: what it holds of each block is some operation that was logged.
+    pub fn tatter(&mut self) {
+        self.tattered_until = Some(self.issued);
+    }
+
+    /// Whether figures and versions can be foretold, not only content.
+    pub fn is_exact(&self) -> bool {
+        self.tattered_until.is_none()
+    }
+
+    /// Blocks of data the shard holds when nothing is under way.
+    pub fn data_blocks(&self) -> u64 {
+        self.blocks
+            .values()
+            .filter(|history| matches!(history.last(), Some((_, Value::Data(_)))))
+            .count() as u64
+    }
+}
+
+fn block_sum(shard: ShardId, layer: LayerId, block: u32, seq: Seq, version: u64) -> types::BlockSum {
+    let content = crate::content::sectors(address(shard, layer, block), 8, version);
+    let key = types::SumKey {
+        shard,
+        layer,
+        block: BlockNo(block),
+        seq,
+    };
+    types::bind(key, types::crc32c(types::Payload::bytes(&content)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use types::{ShardNo, VdiId};
+
+    const LAYER: LayerId = LayerId(1);
+    const SHARD: ShardId = ShardId {
+        vdi: VdiId(1),
+        no: ShardNo(0),
+    };
+
+    fn model() -> ShardModel {
+        let mut model = ShardModel {
+            records: vec![vec![]],
+            ..ShardModel::default()
+        };
+        for seq in 1..=3 {
+            model.issue(Seq(seq), LAYER, BlockNo(4), 1, Value::Data(seq * 10));
+        }
+        model
+    }
+
+    fn summary(end: u64) -> ShardSummary {
+        ShardSummary {
+            shard: SHARD,
+            end: Seq(end),
+            record: vec![],
+            data_blocks: 0,
+        }
+    }
+
+    #[test]
+    fn a_read_sees_the_last_completed_or_any_later_write() {
+        let model = model();
+        for (got, is_allowed) in [(0, false), (10, false), (20, true), (30, true), (40, false)] {
+            assert_eq!(model.check(LAYER, 4, Seq(2), got).is_ok(), is_allowed, "{got}");
+        }
+        assert!(model.check(LAYER, 4, Seq(0), 0).is_ok());
+        assert!(model.check(LAYER, 5, Seq(3), 0).is_ok());
+        assert!(model.check(LAYER, 5, Seq(3), 10).is_err());
+    }
+
+    #[test]
+    fn recovery_is_a_prefix_that_covers_its_floor() {
+        let mut model = model();
+        assert!(model.clone().recover(&summary(1), Seq(2)).is_err());
+        assert!(model.clone().recover(&summary(4), Seq(2)).is_err());
+        model.recover(&summary(2), Seq(2)).unwrap();
+        assert!(model.check(LAYER, 4, Seq(2), 20).is_ok());
+        assert!(model.check(LAYER, 4, Seq(2), 30).is_err());
+        assert_eq!(model.data_blocks(), 1);
+    }
+}

@@ -1,0 +1,35 @@
+//! A modest number of seeds of every world, and the question whether they went where they should.
+
+use weft_sim::runner::{WORLDS, World};
+
+fn hold(name: &str, seeds: u64) -> Vec<(&'static str, u64)> {
+    let world: &World = WORLDS.iter().find(|world| world.name == name).expect("a world");
+    match world.run_seeds(0..seeds, world.ops) {
+        Ok(totals) => totals,
+        Err(broken) => panic!("{}", broken.report(world)),
+    }
+}
+
+/// A counter at zero means that the seeds tested less than they say.
+fn went_everywhere(totals: &[(&'static str, u64)]) {
+    for (name, total) in totals {
+        assert!(*total > 0, "no seed did this: {name}; all: {totals:?}");
+    }
+}
+
+#[test]
+fn one_disk_keeps_its_promises() {
+    went_everywhere(&hold("store", 120));
+}
+
+#[test]
+fn a_pool_keeps_its_promises() {
+    went_everywhere(&hold("vdi", 120));
+}
+
+#[test]
+fn a_seed_is_one_run() {
+    for world in &WORLDS {
+        assert_eq!(world.try_seed(3, 100), world.try_seed(3, 100), "{}", world.name);
+    }
+}
