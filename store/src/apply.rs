@@ -32,6 +32,7 @@ impl<B: Payload> Store<B> {
             }
             self.ledger.segments.unpin(flight.segment);
             self.applied = flight.number;
+            self.applied_generation = flight.generation;
             for waiter in flight.waiters {
                 if waiter.is_durable {
                     self.syncs.flush(waiter.id, flight.number);

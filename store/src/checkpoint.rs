@@ -128,15 +128,12 @@ impl<B: Payload> Store<B> {
             "{} fences",
             self.ledger.opens.len()
         );
-        let scan_from = self
-            .flights
-            .front()
-            .map_or(self.open.key.generation, |flight| flight.generation);
         let meta = Meta {
             disk: self.superblock.disk,
             id: self.checkpoint.id,
             position: self.applied,
-            scan_from,
+            // The segment of that very batch: the one open now may hold nothing durable yet.
+            scan_from: self.applied_generation,
             opens: self.ledger.opens.clone(),
             is_rebuilding: false,
         };

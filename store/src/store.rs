@@ -84,6 +84,8 @@ pub struct Store<B: Payload> {
     pub(crate) number: u64,
     /// Every batch up to here is written and applied.
     pub(crate) applied: u64,
+    /// Of the segment that holds that batch.
+    pub(crate) applied_generation: u64,
     pub(crate) open: OpenSegment,
     pub(crate) next: Option<NextSegment>,
     generation: u64,
@@ -131,6 +133,7 @@ impl<B: Payload> Store<B> {
             flights: VecDeque::new(),
             number,
             applied: number,
+            applied_generation: open.key.generation,
             open,
             next: None,
             generation,

@@ -239,7 +239,7 @@ impl Model {
         assert_eq!(
             report.damage,
             [],
-            "seed {}: {crash:?}, index fate {fate}",
+            "seed {}: {crash:?}, index fate {fate}, {report:?}",
             self.seed
         );
         self.flushes.clear();
