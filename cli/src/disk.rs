@@ -15,7 +15,7 @@ use crate::output::{self, Align, Table, size};
 pub enum DiskCommand {
     /// Give a disk to the pool; what is on it is lost
     #[command(after_help = "Examples:\n  weft disk add /dev/sdb --zone rack1\n  \
-        weft disk add /srv/weft/a.img --create 100GiB\n  weft disk add /dev/sdc --force --yes")]
+        weft disk add /srv/weft/a.img --size 100GiB\n  weft disk add /dev/sdc --force --yes")]
     Add(NewDisk),
     /// List all disks
     #[command(after_help = "Example:\n  weft disk list")]
@@ -63,8 +63,8 @@ pub struct NewDisk {
     /// A block device, a partition, or a file
     path: String,
     /// Make a file of this size, space reserved
-    #[arg(long, value_name = "SIZE")]
-    create: Option<ByteSize>,
+    #[arg(long)]
+    size: Option<ByteSize>,
     /// Failure domain; replicas go to different ones where there are enough
     #[arg(long)]
     zone: Option<String>,
@@ -88,7 +88,7 @@ impl NewDisk {
         let absolute = std::path::absolute(&self.path).map_err(|e| wrong(&e))?;
         Ok(DiskAddBody {
             path: absolute.to_str().ok_or_else(|| wrong(&"not UTF-8"))?.to_owned(),
-            create_bytes: self.create.map(|size| size.0),
+            create_bytes: self.size.map(|size| size.0),
             zone: self.zone.clone(),
             force: false,
         })
@@ -194,7 +194,10 @@ async fn find(client: &Client, given: &str) -> Outcome<DiskInfo> {
 /// A path is a path if it has a slash; anything else is an id or the beginning of exactly one.
 fn pick(disks: Vec<DiskInfo>, given: &str) -> Outcome<DiskInfo> {
     let matches: Vec<DiskInfo> = if given.contains('/') {
-        let absolute = std::path::absolute(given).unwrap_or_else(|_| given.into());
+        // The daemon keeps paths with their links resolved; a disk that has gone cannot be resolved any more.
+        let absolute = std::fs::canonicalize(given)
+            .or_else(|_| std::path::absolute(given))
+            .unwrap_or_else(|_| given.into());
         disks
             .into_iter()
             .filter(|d| std::path::Path::new(&d.path) == absolute)
@@ -312,7 +315,7 @@ mod tests {
     fn a_path_is_made_absolute_where_the_user_is() {
         let new = NewDisk {
             path: "a.img".into(),
-            create: None,
+            size: None,
             zone: None,
             force: true,
             yes: false,

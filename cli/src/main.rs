@@ -166,7 +166,7 @@ mod tests {
             "pool create main",
             "--json pool status",
             "disk add /dev/sdb --zone rack1 --force --yes",
-            "disk add disks/a.img --create 10GiB",
+            "disk add disks/a.img --size 10GiB",
             "disk list --json --socket /tmp/s",
             "vdi create web01 --size 20GiB --replicas 2 --sector 4096 --shard-size 512MiB",
             "vdi attach web01 --vhost-user /run/weft/web01.sock --queues 4",
