@@ -76,7 +76,7 @@ struct World {
     /// The one disk that may rot in this run.
     rotten: Option<DiskId>,
     /// A disk that may have lost completed writes, until all is whole again.
-    is_hurt: bool,
+    hurt: Option<DiskId>,
     trace: Vec<String>,
     is_traced: bool,
 }
@@ -105,7 +105,7 @@ impl World {
             next_value: 0,
             oracle: Oracle::default(),
             rotten,
-            is_hurt: false,
+            hurt: None,
             trace: Vec::new(),
             is_traced: std::env::var_os("WEFT_SEED").is_some(),
         }
@@ -407,6 +407,10 @@ impl World {
             return;
         }
         let id = self.disks[index].id;
+        if self.hurt.is_some_and(|hurt| hurt != id) {
+            // The one host that may be lost at a time has been.
+            return;
+        }
         match self.rng.below(4) {
             // The link is cut; the node works on.
             0 => self.disk_down(index),
@@ -418,12 +422,12 @@ impl World {
             // Only one host may lose what was not flushed, and only when no other has yet to recover.
             _ => {
                 let may = self.record.replicas.len() > 1
-                    && !self.is_hurt
+                    && self.hurt.is_none()
                     && self.is_whole()
                     && self.lives.iter().filter(|life| life.is_alive).count() == 1
                     && self.disks.iter().all(|disk| disk.is_up);
                 if may {
-                    self.is_hurt = true;
+                    self.hurt = Some(id);
                     self.say(|| format!("disk {id} loses power"));
                     let store = self.disks[index].node.store().lose_power(&mut self.rng);
                     self.disks[index].node = DiskNode::new(id, store);
@@ -451,6 +455,9 @@ impl World {
 
     fn rot(&mut self) {
         let Some(rotten) = self.rotten else { return };
+        if self.hurt.is_some_and(|hurt| hurt != rotten) {
+            return;
+        }
         let index = self
             .disks
             .iter()
@@ -508,8 +515,8 @@ impl World {
                 self.tell(life, WriterEvent::Scrub);
             }
         }
-        if self.is_hurt && self.is_whole() && self.disks.iter().all(|disk| disk.is_up) {
-            self.is_hurt = false;
+        if self.hurt.is_some() && self.is_whole() && self.disks.iter().all(|disk| disk.is_up) {
+            self.hurt = None;
         }
     }
 
