@@ -50,6 +50,7 @@ pub fn describe(folder: &Path, binaries: &Path) -> Machine {
             .next()
             .unwrap_or("unknown")
             .to_owned(),
+        nice: rustix::process::getpriority_process(None).unwrap_or(0),
         versions: [
             Path::new("qemu-storage-daemon"),
             Path::new("fio"),
