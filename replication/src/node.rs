@@ -191,6 +191,14 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
         }
     }
 
+    /// Recovery found parts of the log missing that had been durable: nothing this disk holds is known to be whole.
+    /// Every shard will report so at its next fence, and be compared with another replica from its beginning.
+    pub fn distrust(&mut self) {
+        for promise in self.shards.values_mut() {
+            promise.good_until = Some(Seq(0));
+        }
+    }
+
     /// Takes one event and says what to do about it.
     pub fn step(&mut self, now: Instant, event: NodeEvent<B>, effects: &mut Vec<NodeEffect<B>>) {
         match event {

@@ -163,7 +163,7 @@ impl<B: Payload> Writer<B> {
                 continue;
             };
             let disk = member.disk;
-            if !self.record.replicas.contains(&disk) {
+            if !self.record.replicas.contains(&disk) || self.is_undecided(disk) {
                 continue;
             }
             let is_past = report.end == chosen;
@@ -176,6 +176,14 @@ impl<B: Payload> Writer<B> {
                 self.start_sync(disk, good, since, report.end, effects);
             }
         }
+    }
+
+    /// Whether the change of the record that is under way decides about this disk. Until then it may be the one that
+    /// a successor counts on, so what it vouches for must not be lowered.
+    fn is_undecided(&self, disk: DiskId) -> bool {
+        self.saving.as_ref().is_some_and(|saving| {
+            saving.record.in_sync.contains(&disk) != self.record.in_sync.contains(&disk)
+        })
     }
 
     /// Up to which seq a replica holds everything completed, which it remembers while it is being brought up to
