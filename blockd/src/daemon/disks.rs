@@ -9,7 +9,7 @@ use edge::BlockFile;
 use edge::file::{Access, OsFile};
 use edge::rocks::Rocks;
 use replication::{DiskNode, ReplicaRequest, ToReplica};
-use store::{FormatParams, Store, Superblock};
+use store::{FormatParams, RebuildReason, Store, Superblock};
 use types::{ByteSize, DiskId, Epoch, RequestId, ShardId, ShardNo, Token};
 use vdi::Event;
 
@@ -99,17 +99,22 @@ impl Daemon {
             ApiError::conflict(format!("{shown}: {error}"), "`weft disk fsck` tells more")
         })?;
         tracing::info!(disk = %superblock.disk, path = %shown, ?report, "recovered");
-        if !report.damage.is_empty() {
-            self.events.add(
-                Severity::Warning,
-                format!(
-                    "disk {} ({shown}): its log was damaged; run `weft scrub`",
-                    superblock.disk
-                ),
-            );
-        }
         let store = Store::open(recovered, self.store_settings());
-        let node = DiskNode::new(superblock.disk, store);
+        let mut node = DiskNode::new(superblock.disk, store);
+        let is_older_copy = report.rebuilt == Some(RebuildReason::Ahead);
+        if is_older_copy || !report.damage.is_empty() {
+            node.distrust();
+            let what = if is_older_copy {
+                "it is an older copy of itself"
+            } else {
+                "parts of its log are missing"
+            };
+            let message = format!(
+                "disk {} ({shown}): {what}; its replicas are compared with the others",
+                superblock.disk
+            );
+            self.events.add(Severity::Critical, message);
+        }
         Ok(Opened {
             superblock,
             file: file.into_file(),
