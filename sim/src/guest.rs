@@ -28,6 +28,8 @@ pub(crate) struct Guest {
     sector_bytes: u64,
     shard_bytes: u64,
     waiting: BTreeMap<u64, Waiting>,
+    /// Requests at a daemon that was taken over.
+    zombies: BTreeMap<u64, Waiting>,
     next_request: u64,
     next_version: u64,
     /// Whether an unreadable block may be reported: never, unless the world took the last good copy away.
@@ -47,6 +49,7 @@ impl Guest {
             sector_bytes,
             shard_bytes,
             waiting: BTreeMap::new(),
+            zombies: BTreeMap::new(),
             next_request: 1,
             next_version: 1,
             may_see_errors: false,
@@ -80,6 +83,49 @@ impl Guest {
     pub fn lose_power(&mut self) {
         self.waiting.clear();
         self.oracle.lose_power();
+    }
+
+    /// Another daemon serves the guest from now on; what waits stays with the old one.
+    pub fn taken_over(&mut self) {
+        self.zombies.append(&mut self.waiting);
+    }
+
+    /// Something for the old daemon to do: what it completes must be as good as any other write.
+    pub fn zombie_asks(&mut self) -> Option<(RequestId, Op<HeapBlock>)> {
+        if self.zombies.len() >= QUEUE {
+            return None;
+        }
+        let op = if self.rng.chance(3, 4) {
+            self.write()
+        } else {
+            Op::Flush
+        };
+        let (id, op) = self.register(op);
+        let waiting = self.waiting.remove(&id.0).expect("just registered");
+        self.zombies.insert(id.0, waiting);
+        Some((id, op))
+    }
+
+    /// The old daemon's answer. Its reads may be old, its flushes are not counted on; a write that it completes is
+    /// completed.
+    pub fn answered_by_zombie(&mut self, id: RequestId, is_ok: bool) {
+        let waiting = self
+            .zombies
+            .remove(&id.0)
+            .expect("an answer to something asked once");
+        tell(|| format!("  guest {id}: the zombie says {is_ok}"));
+        for (sectors, _, _) in effects_of(&waiting.op) {
+            self.oracle.complete(id.0, sectors, false, !is_ok);
+        }
+    }
+
+    /// The old daemon is gone; what it had not answered may have happened.
+    pub fn zombie_gone(&mut self) {
+        for (id, waiting) in std::mem::take(&mut self.zombies) {
+            for (sectors, _, _) in effects_of(&waiting.op) {
+                self.oracle.complete(id, sectors, false, true);
+            }
+        }
     }
 
     /// The ring's requests that have no answer yet, in ring order: what a restarted server finds.

@@ -23,6 +23,9 @@ struct Arguments {
     /// Operations a guest asks for in one run.
     #[arg(long)]
     ops: Option<u64>,
+    /// Go on after a seed that breaks a promise, and list them all.
+    #[arg(long)]
+    keep_going: bool,
     /// Print every event.
     #[arg(short, long)]
     verbose: bool,
@@ -49,6 +52,9 @@ fn main() -> ExitCode {
     if !cfg!(panic = "abort") {
         // The report below says it better, and shrinking fails on purpose many times.
         std::panic::set_hook(Box::new(|_| {}));
+    }
+    if arguments.keep_going {
+        return list_broken(world, arguments.seeds, ops);
     }
     let begin = Instant::now();
     let count = arguments.seeds.end.saturating_sub(arguments.seeds.start);
@@ -91,4 +97,17 @@ fn run_one(world: &World, seed: u64, ops: u64, verbose: bool) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn list_broken(world: &World, seeds: std::ops::Range<u64>, ops: u64) -> ExitCode {
+    let mut broken = 0;
+    for seed in seeds {
+        if let Err(why) = world.try_seed(seed, ops) {
+            broken += 1;
+            let first: String = why.lines().next().unwrap_or_default().chars().take(200).collect();
+            println!("{} seed {seed}: {first}", world.name);
+        }
+    }
+    println!("{broken} seeds broke a promise");
+    if broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

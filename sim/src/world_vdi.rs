@@ -15,6 +15,7 @@
 //! | DiskFails | and one disk that fails a write or a sync, is reopened, or replaced by another |
 //! | Rot | and one disk whose content rots, while a scrub runs now and then |
 //! | Noise | and one disk that is overwritten with noise here and there |
+//! | Takeover | and a second daemon that takes the VDI over while the first lives on and writes, not knowing it |
 //!
 //! A disk that loses what it had acknowledged (its own power loss, a failed sync, noise over the log's headers)
 //! is one fault; the loss of everybody's power on top of it before it was repaired is a second one, which nobody
@@ -51,6 +52,7 @@ enum Profile {
     DiskFails,
     Rot,
     Noise,
+    Takeover,
 }
 
 /// What a run did.
@@ -76,6 +78,8 @@ pub struct VdiSummary {
     pub degraded: u64,
     /// Scrubs that ended.
     pub scrubs: u64,
+    /// Daemons that were taken over and lived on.
+    pub takeovers: u64,
 }
 
 impl VdiSummary {
@@ -93,14 +97,15 @@ impl VdiSummary {
             ("blocks resynced", self.resynced),
             ("times degraded", self.degraded),
             ("scrubs", self.scrubs),
+            ("takeovers", self.takeovers),
         ]
     }
 }
 
-/// An endpoint of a link: the writer, or the disk with this index.
+/// An endpoint of a link: the writer of an incarnation, or the disk with this index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
-    Writer,
+    Writer(u64),
     Disk(usize),
 }
 
@@ -121,10 +126,13 @@ struct World {
     /// Turns until a disk that is away may come back.
     away: Vec<u32>,
     vdi: Option<Vdi<HeapBlock>>,
+    /// A daemon that was taken over and does not know: its incarnation too.
+    zombie: Option<(u64, Vdi<HeapBlock>)>,
     spec: VdiSpec,
     incarnation: u64,
     records: BTreeMap<ShardNo, ShardRecord>,
-    saves: VecDeque<ShardRecord>,
+    /// Under way to the control store, and from which incarnation.
+    saves: VecDeque<(u64, ShardRecord)>,
     guest: Guest,
     settings: StoreSettings,
     disk_bytes: u64,
@@ -159,7 +167,7 @@ impl World {
         let mut rng = Rng::new(seed);
         let replicas = rng.pick(&[1, 2, 2, 3, 3, 3]);
         let profile = match replicas {
-            1 => rng.pick(&[Profile::Calm, Profile::Links]),
+            1 => rng.pick(&[Profile::Calm, Profile::Links, Profile::Takeover]),
             _ => rng.pick(&[
                 Profile::Calm,
                 Profile::Links,
@@ -169,6 +177,8 @@ impl World {
                 Profile::DiskFails,
                 Profile::Rot,
                 Profile::Noise,
+                Profile::Takeover,
+                Profile::Takeover,
             ]),
         };
         let settings = StoreSettings {
@@ -211,6 +221,7 @@ impl World {
             profile,
             now: Instant::default(),
             vdi: None,
+            zombie: None,
             incarnation: 0,
             records: BTreeMap::new(),
             saves: VecDeque::new(),
@@ -275,24 +286,42 @@ impl World {
         for effect in effects {
             match effect {
                 Effect::Done(id, result) => self.guest.answered(id, result),
-                Effect::Send(disk, message) => self.send(disk, message),
+                Effect::Send(disk, message) => self.send(self.incarnation, disk, message),
                 Effect::SaveRecord(record) => {
                     tell(|| format!("    save {record:?}"));
-                    self.saves.push_back(record);
+                    self.saves.push_back((self.incarnation, record));
                 }
                 Effect::Notice(notice) => self.noticed(&notice),
             }
         }
     }
 
-    fn send(&mut self, disk: DiskId, message: ToReplica<HeapBlock>) {
+    /// What the daemon does that was taken over: its completions count, its complaints do not.
+    fn step_zombie(&mut self, event: Event<HeapBlock>) {
+        let Some((incarnation, vdi)) = &mut self.zombie else {
+            return;
+        };
+        let incarnation = *incarnation;
+        let mut effects = Vec::new();
+        vdi.step(self.now, event, &mut effects);
+        for effect in effects {
+            match effect {
+                Effect::Done(id, result) => self.guest.answered_by_zombie(id, result.is_ok()),
+                Effect::Send(disk, message) => self.send(incarnation, disk, message),
+                Effect::SaveRecord(record) => self.saves.push_back((incarnation, record)),
+                Effect::Notice(notice) => tell(|| format!("    zombie notice {notice:?}")),
+            }
+        }
+    }
+
+    fn send(&mut self, from: u64, disk: DiskId, message: ToReplica<HeapBlock>) {
         let Some(at) = self.hosts.iter().position(|host| host.id == disk) else {
             return;
         };
         if self.is_linked[at] {
             tell(|| format!("    to {disk}: {}", short(&message)));
             self.net
-                .send(Place::Writer, Place::Disk(at), Message::To(message));
+                .send(Place::Writer(from), Place::Disk(at), Message::To(message));
         }
     }
 
@@ -322,8 +351,8 @@ impl World {
     }
 
     /// The control store takes or refuses the oldest record that was sent.
-    fn save_one(&mut self) -> Option<ShardRecord> {
-        let sent = self.saves.pop_front()?;
+    fn save_one(&mut self) -> Option<(u64, ShardRecord)> {
+        let (from, sent) = self.saves.pop_front()?;
         let held = self
             .records
             .get_mut(&sent.shard.no)
@@ -331,7 +360,7 @@ impl World {
         if held.epoch.0 + 1 == sent.epoch.0 {
             *held = sent;
         }
-        Some(held.clone())
+        Some((from, held.clone()))
     }
 
     // ---- a turn ----
@@ -347,7 +376,10 @@ impl World {
         for (_, to, message) in arrived {
             match (to, message) {
                 (Place::Disk(at), Message::To(message)) => self.hosts[at].receive(self.now, message),
-                (Place::Writer, Message::From(message)) => self.step(Event::Replica(message)),
+                (Place::Writer(to), Message::From(message)) if to == self.incarnation => {
+                    self.step(Event::Replica(message));
+                }
+                (Place::Writer(_), Message::From(message)) => self.step_zombie(Event::Replica(message)),
                 (to, message) => panic!("{message:?} arrived at {to:?}"),
             }
         }
@@ -357,8 +389,8 @@ impl World {
             for answer in self.hosts[at].take_answers() {
                 tell(|| format!("    from {}: {}", answer.disk, short_answer(&answer)));
                 if self.is_linked[at] {
-                    self.net
-                        .send(Place::Disk(at), Place::Writer, Message::From(answer));
+                    let to = Place::Writer(answer.token.incarnation.0);
+                    self.net.send(Place::Disk(at), to, Message::From(answer));
                 }
             }
             if self.hosts[at].has_failed {
@@ -366,16 +398,62 @@ impl World {
             }
         }
         if self.rng.chance(1, 6)
-            && let Some(record) = self.save_one()
+            && let Some((to, record)) = self.save_one()
         {
             let shard = record.shard.no;
-            self.step(Event::RecordSaved { shard, record });
+            let event = Event::RecordSaved { shard, record };
+            if to == self.incarnation {
+                self.step(event);
+            } else {
+                self.step_zombie(event);
+            }
         }
         if self.turns.is_multiple_of(40) {
             // A few times a second; the time between is made up for here.
             self.now = self.now + Duration::from_millis(150);
             self.step(Event::Tick);
+            self.step_zombie(Event::Tick);
         }
+        if self.zombie.is_some() {
+            self.zombie_lives();
+        }
+    }
+
+    /// The guest of the daemon that was taken over goes on for a while.
+    fn zombie_lives(&mut self) {
+        if self.rng.chance(1, 4)
+            && let Some((id, op)) = self.guest.zombie_asks()
+        {
+            self.step_zombie(Event::Request(id, op));
+        }
+        if self.rng.chance(1, 400) {
+            self.end_zombie();
+        }
+    }
+
+    fn end_zombie(&mut self) {
+        if let Some((incarnation, _)) = self.zombie.take() {
+            tell(|| format!("  the zombie {incarnation} is gone"));
+            for at in 0..self.hosts.len() {
+                self.net.break_link(Place::Writer(incarnation), Place::Disk(at));
+            }
+            self.saves.retain(|(from, _)| *from != incarnation);
+            self.guest.zombie_gone();
+        }
+    }
+
+    /// Another daemon takes the VDI over, as control has it: every record by compare-and-swap, a new incarnation.
+    fn take_over(&mut self) {
+        self.end_zombie();
+        self.summary.takeovers += 1;
+        let old = self.vdi.take().expect("open");
+        self.zombie = Some((self.incarnation, old));
+        for record in self.records.values_mut() {
+            record.epoch.0 += 1;
+        }
+        tell(|| "  taken over".into());
+        self.guest.taken_over();
+        self.open();
     }
 
     fn live(&mut self, requests: u64) {
@@ -416,18 +494,28 @@ impl World {
             let disk = self.hosts[at].id;
             tell(|| format!("  disk {disk} is up"));
             self.step(Event::DiskState { disk, is_up: true });
+            self.step_zombie(Event::DiskState { disk, is_up: true });
         }
     }
 
     fn unlink(&mut self, at: usize, turns: u32) {
         self.away[at] = self.away[at].max(turns);
-        self.net.break_link(Place::Writer, Place::Disk(at));
+        self.break_links(at);
         self.hosts[at].hang_up();
         if std::mem::replace(&mut self.is_linked[at], false) {
             let disk = self.hosts[at].id;
             tell(|| format!("  disk {disk} is down for {turns} turns"));
             self.summary.disks_away += 1;
             self.step(Event::DiskState { disk, is_up: false });
+            self.step_zombie(Event::DiskState { disk, is_up: false });
+        }
+    }
+
+    fn break_links(&mut self, at: usize) {
+        self.net
+            .break_link(Place::Writer(self.incarnation), Place::Disk(at));
+        if let Some((incarnation, _)) = &self.zombie {
+            self.net.break_link(Place::Writer(*incarnation), Place::Disk(at));
         }
     }
 
@@ -482,6 +570,7 @@ impl World {
             }
             Profile::DiskFails if self.rng.chance(1, 3) => self.fail_victim(),
             Profile::Noise if self.rng.chance(1, 3) => self.noise(),
+            Profile::Takeover if self.rng.chance(1, 2) => self.take_over(),
             Profile::Rot if self.rng.chance(1, 2) => self.rot(),
             _ => {
                 if self.is_wounded {
@@ -587,6 +676,7 @@ impl World {
     }
 
     fn grow(&mut self) {
+        self.end_zombie();
         let bytes = self.spec.bytes + self.rng.between(1, 3000) * u64::from(self.spec.sector_bytes);
         if bytes > 4 * SHARD_BYTES {
             return;
@@ -609,13 +699,14 @@ impl World {
                 if is_power_loss { "power loss" } else { "kill" }
             )
         });
+        self.end_zombie();
         self.vdi = None;
         for _ in 0..self.rng.index(self.saves.len() + 1) {
             self.save_one();
         }
         self.saves.clear();
         for at in 0..self.hosts.len() {
-            self.net.break_link(Place::Writer, Place::Disk(at));
+            self.break_links(at);
             self.is_linked[at] = false;
             self.away[at] = self.rng.pick(&[0, 0, 10, 300]);
             if self.hosts[at].node.is_some() {
@@ -637,6 +728,7 @@ impl World {
 
     /// Lets the pool heal: the guest's requests end, every disk returns, every shard gets in sync everywhere.
     fn become_whole(&mut self) {
+        self.end_zombie();
         for away in &mut self.away {
             *away = 0;
         }
@@ -728,6 +820,8 @@ impl World {
     fn end(&mut self) {
         self.become_whole();
         if matches!(self.profile, Profile::Rot | Profile::Noise) {
+            // Perhaps one that was running before the last damage; then one that was not.
+            self.scrub();
             self.scrub();
             self.become_whole();
         }
