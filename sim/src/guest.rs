@@ -167,6 +167,11 @@ impl Guest {
         self.register(Op::Read { offset, length })
     }
 
+    /// A flush.
+    pub fn ask_flush(&mut self) -> (RequestId, Op<HeapBlock>) {
+        self.register(Op::Flush)
+    }
+
     fn register(&mut self, op: Op<HeapBlock>) -> (RequestId, Op<HeapBlock>) {
         let id = self.next_request;
         self.next_request += 1;

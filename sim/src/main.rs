@@ -11,8 +11,9 @@ use weft_sim::trace::{self, Listener};
 #[derive(Parser)]
 #[command(name = "weft-sim")]
 struct Arguments {
-    /// Which world: one disk's log store, or a pool with an open virtual disk.
-    #[arg(value_parser = ["store", "vdi"])]
+    /// Which world: one disk's log store (also when full), or a pool with an open
+    /// virtual disk.
+    #[arg(value_parser = ["store", "store-full", "vdi"])]
     world: String,
     /// Seeds to run, for example 0..1000.
     #[arg(long, default_value = "0..1000", value_parser = parse_range)]
@@ -109,5 +110,9 @@ fn list_broken(world: &World, seeds: std::ops::Range<u64>, ops: u64) -> ExitCode
         }
     }
     println!("{broken} seeds broke a promise");
-    if broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if broken == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

@@ -29,11 +29,16 @@ pub struct Broken {
 }
 
 /// Every world there is.
-pub const WORLDS: [World; 2] = [
+pub const WORLDS: [World; 3] = [
     World {
         name: "store",
         ops: 600,
         run: |seed, ops| crate::world_store::run(seed, ops).counters(),
+    },
+    World {
+        name: "store-full",
+        ops: 600,
+        run: |seed, ops| crate::world_store::run_full(seed, ops).counters(),
     },
     World {
         name: "vdi",

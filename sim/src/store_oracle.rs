@@ -145,20 +145,23 @@ impl ShardModel {
 
     /// The disk came back with `summary`: its end must be one that was issued and not below `floor`; the model
     /// becomes exactly that prefix.
-    pub fn recover(&mut self, summary: &ShardSummary, floor: Seq) -> Result<(), String> {
+    pub fn recover(&mut self, summary: &ShardSummary, floor: Seq, may_forget: bool) -> Result<(), String> {
         if summary.end < floor || summary.end > self.issued {
             return Err(format!(
                 "shard {} came back with end {}; completed and kept must be {floor} to {} (issued)",
                 summary.shard, summary.end, self.issued
             ));
         }
-        if !self.records.contains(&summary.record) {
+        let is_forgotten = may_forget && summary.record.is_empty();
+        if !is_forgotten && !self.records.contains(&summary.record) {
             return Err(format!(
                 "shard {} came back with record {:?}, expected one of {:?}",
                 summary.shard, summary.record, self.records
             ));
         }
-        self.records = vec![summary.record.clone()];
+        if !may_forget {
+            self.records = vec![summary.record.clone()];
+        }
         self.is_known = true;
         for history in self.blocks.values_mut() {
             history.retain(|(seq, _)| *seq <= summary.end);
@@ -245,9 +248,9 @@ mod tests {
     #[test]
     fn recovery_is_a_prefix_that_covers_its_floor() {
         let mut model = model();
-        assert!(model.clone().recover(&summary(1), Seq(2)).is_err());
-        assert!(model.clone().recover(&summary(4), Seq(2)).is_err());
-        model.recover(&summary(2), Seq(2)).unwrap();
+        assert!(model.clone().recover(&summary(1), Seq(2), false).is_err());
+        assert!(model.clone().recover(&summary(4), Seq(2), false).is_err());
+        model.recover(&summary(2), Seq(2), false).unwrap();
         assert!(model.check(LAYER, 4, Seq(2), 20).is_ok());
         assert!(model.check(LAYER, 4, Seq(2), 30).is_err());
         assert_eq!(model.data_blocks(), 1);

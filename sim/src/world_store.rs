@@ -143,7 +143,16 @@ struct World {
 
 /// Runs the world of `seed` for `ops` guest operations; panics, with the reason, when a promise is broken.
 pub fn run(seed: u64, ops: u64) -> StoreSummary {
-    let mut world = World::new(seed);
+    run_filled(seed, ops, &[10, 40, 65])
+}
+
+/// The same on disks that guests would like to fill beyond what they hold: writes wait, and people make room.
+pub fn run_full(seed: u64, ops: u64) -> StoreSummary {
+    run_filled(seed, ops, &[95, 130])
+}
+
+fn run_filled(seed: u64, ops: u64, filled_percent: &[u64]) -> StoreSummary {
+    let mut world = World::new(seed, filled_percent);
     let mut left = ops;
     while left > 0 {
         let burst = world.rng.between(1, 120).min(left);
@@ -168,7 +177,7 @@ pub fn run(seed: u64, ops: u64) -> StoreSummary {
 }
 
 impl World {
-    fn new(seed: u64) -> World {
+    fn new(seed: u64, filled: &[u64]) -> World {
         let mut rng = Rng::new(seed);
         let profile = match rng.below(8) {
             0..=2 => Profile::Clean,
@@ -192,9 +201,8 @@ impl World {
         let (store, _) = boot::recover(&mut rng, &mut disk, &mut kv, settings);
         let shard_count = rng.between(1, 3) as u32;
         let capacity = store.stats().capacity_bytes / 4096;
-        let filled_percent = rng.pick(&[10, 40, 70, 130]);
-        let blocks =
-            (capacity * filled_percent / 100 / u64::from(shard_count) / LAYERS.len() as u64).max(300);
+        let filled_percent = rng.pick(filled);
+        let blocks = (capacity * filled_percent / 100 / u64::from(shard_count) / LAYERS.len() as u64).max(48);
         tell(|| {
             format!(
                 "seed {seed}: {profile:?}, {segments} segments, {shard_count} shards of {blocks} blocks, {settings:?}"
@@ -256,9 +264,9 @@ impl World {
 
     fn live(&mut self, ops: u64) {
         let mut left = ops;
-        let mut patience = PATIENCE;
+        let mut patience = i64::from(PATIENCE);
         while left > 0 && !self.has_failed && patience > 0 {
-            patience -= 1;
+            patience -= if self.is_full { 50 } else { 1 };
             let many = self.rng.below(5).min(left);
             for _ in 0..many {
                 if self.pending.len() < REQUESTS_MAX {
@@ -296,7 +304,7 @@ impl World {
     }
 
     fn is_quiet(&self, shard: ShardId) -> bool {
-        !self.pending.values().any(|p| p.touches(shard))
+        !self.pending.values().any(|p| p.shard() == Some(shard))
     }
 
     fn issue(&mut self) {
@@ -559,19 +567,13 @@ impl World {
     /// Lets everything under way finish; what waits for space is helped by giving space back.
     fn settle(&mut self) {
         let mut patience = PATIENCE;
+        let mut has_trimmed = false;
         while !self.pending.is_empty() && !self.has_failed {
             self.turn();
             patience -= 1;
             if self.is_full && patience.is_multiple_of(500) {
-                for no in 0..self.shard_count {
-                    let shard = ShardId {
-                        vdi: VdiId(7),
-                        no: ShardNo(no),
-                    };
-                    if self.shards.contains_key(&shard) {
-                        self.give_space_back(shard);
-                    }
-                }
+                self.make_room(has_trimmed);
+                has_trimmed = true;
             }
             assert!(
                 patience > 0,
@@ -581,6 +583,23 @@ impl World {
                 self.pending.iter().next().map(|(id, p)| (id, p.name())),
                 self.store.stats()
             );
+        }
+    }
+
+    /// What people do about a full disk: discard what they can, and, where discards wait behind writes that wait for
+    /// space, take a shard off the disk.
+    fn make_room(&mut self, has_trimmed: bool) {
+        let is_dropping = |shard: ShardId| {
+            let drops = |p: &Pending| matches!(p, Pending::Drop { shard: s } if *s == shard);
+            self.pending.values().any(drops)
+        };
+        let shards: Vec<ShardId> = self.shards.keys().copied().filter(|s| !is_dropping(*s)).collect();
+        if !has_trimmed {
+            for shard in shards {
+                self.give_space_back(shard);
+            }
+        } else if let Some(shard) = shards.first().copied() {
+            self.send(Request::DropShard { shard }, Pending::Drop { shard });
         }
     }
 
@@ -610,6 +629,13 @@ impl World {
             .remove(&id)
             .expect("an answer to something asked once");
         self.summary.answers += 1;
+        let is_dropped = pending
+            .shard()
+            .is_some_and(|shard| !self.shards.contains_key(&shard));
+        let is_drop = matches!(pending, Pending::Drop { .. });
+        if is_dropped && !is_drop && matches!(result, Ok(_) | Err(StoreError::NoShard(_))) {
+            return;
+        }
         let reply = match result {
             Ok(reply) => reply,
             Err(error) => return self.refused(id, &pending, &error),
@@ -633,9 +659,13 @@ impl World {
             }
             Pending::Flush { targets } => self.flushed(id, &targets),
             Pending::Record { shard, record } => {
+                // A header that rots takes its record with it, silently if nothing behind it is durable.
+                let may_forget = self.lies();
                 let model = self.shard_mut(shard);
                 let at = model.records.iter().position(|r| *r == record).expect("put");
-                model.records.drain(..at);
+                if !may_forget {
+                    model.records.drain(..at);
+                }
                 model.is_known = true;
             }
             Pending::Drop { shard } => {
@@ -677,10 +707,19 @@ impl World {
         let is_allowed = match error {
             StoreError::Corrupt { .. } => self.lies() && matches!(pending, Pending::Read { .. }),
             StoreError::DiskFailed(_) => self.profile == Profile::Failing,
-            StoreError::IndexFailed(_) | StoreError::NoShard(_) => false,
+            StoreError::NoShard(shard) => self
+                .pending
+                .values()
+                .any(|p| matches!(p, Pending::Drop { shard: s } if s == shard)),
+            StoreError::IndexFailed(_) => false,
         };
         assert!(is_allowed, "{id} ({}) was refused: {error}", pending.name());
         self.summary.corrupt_reads += u64::from(matches!(error, StoreError::Corrupt { .. }));
+        if let (StoreError::NoShard(_), Pending::Write { shard, seq }) = (error, pending) {
+            // Its shard is being dropped: nothing that waits for it waits any longer.
+            let model = self.shard_mut(*shard);
+            model.completed = model.completed.max(*seq);
+        }
     }
 
     fn shard_mut(&mut self, shard: ShardId) -> &mut ShardModel {
@@ -776,14 +815,14 @@ impl World {
         tell(|| "reopened after a failure".into());
         self.summary.failures += 1;
         self.disk.kill(LateWrites::Never);
-        self.disk.set_faults(Faults::default());
         self.has_failed = false;
         self.restart(true);
-        self.arm();
     }
 
     fn restart(&mut self, mut lost_cache: bool) {
         self.count_stats();
+        // A device that fails while it is opened is opened again later.
+        self.disk.set_faults(Faults::default());
         self.kv.crash(&mut self.rng);
         if self.profile == Profile::KvLost && self.rng.chance(1, 2) {
             self.summary.indexes_lost += 1;
@@ -806,6 +845,7 @@ impl World {
             damage |= self.recover();
         }
         self.compare_summaries(&pending, lost_cache, damage);
+        self.arm();
         if self.rng.chance(1, 2) {
             self.audit();
         }
@@ -847,7 +887,7 @@ impl World {
             match found.remove(&shard) {
                 None => assert!(is_unsure || damage_allows_loss, "shard {shard} is gone"),
                 Some(summary) => {
-                    if let Err(why) = model.recover(&summary, floor) {
+                    if let Err(why) = model.recover(&summary, floor, damage_allows_loss) {
                         panic!("after {}: {why}", if lost_cache { "power loss" } else { "kill" });
                     }
                     if is_damaged {
@@ -908,15 +948,15 @@ impl World {
 }
 
 impl Pending {
-    fn touches(&self, of: ShardId) -> bool {
+    fn shard(&self) -> Option<ShardId> {
         match self {
             Pending::Write { shard, .. }
             | Pending::Read { shard, .. }
             | Pending::Record { shard, .. }
             | Pending::Drop { shard }
             | Pending::Versions { shard, .. }
-            | Pending::Leaves { shard, .. } => *shard == of,
-            Pending::Flush { .. } => false,
+            | Pending::Leaves { shard, .. } => Some(*shard),
+            Pending::Flush { .. } => None,
         }
     }
 

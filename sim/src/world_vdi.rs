@@ -537,9 +537,9 @@ impl World {
     /// Things that happen in the midst of everything.
     fn small_misfortune(&mut self) {
         if self.profile != Profile::Calm && self.profile != Profile::Noise && self.rng.chance(1, 400) {
-            // With rot about, the good copies stay in reach.
+            // Where one disk may lose or spoil what it holds, the others stay in reach.
             let at = match self.profile {
-                Profile::Rot => self.victim,
+                Profile::Rot | Profile::DiskFails | Profile::DiskPower => self.victim,
                 _ => self.rng.index(self.hosts.len()),
             };
             let turns = self.rng.pick(&[0, 5, 200, 3000]);
@@ -639,6 +639,10 @@ impl World {
 
     /// Bits of the victim's content flip while every replica holds everything.
     fn rot(&mut self) {
+        self.become_whole();
+        // On stable media everywhere: rot and the loss of what no flush covered are two faults.
+        let (id, op) = self.guest.ask_flush();
+        self.step(Event::Request(id, op));
         self.become_whole();
         let disk = &mut self.hosts[self.victim].disk;
         let blocks = disk.data_blocks();
