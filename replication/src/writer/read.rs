@@ -5,6 +5,7 @@ use types::{BlockNo, DiskId, LEAF_BLOCKS, LeafNo, Payload, RequestId};
 
 use store::{REQUEST_BLOCKS_MAX, ReadPart, StoreError};
 
+use super::repair::BadRange;
 use super::{Effects, Purpose, ShardError, ShardReply, Writer, WriterEffect, WriterNotice};
 use crate::message::{Refusal, ReplicaReply, ReplicaRequest};
 
@@ -195,7 +196,12 @@ impl<B: Payload> Writer<B> {
         };
         let end = block.plus(count);
         for (target, bad) in &read.bad {
-            self.start_repair(*target, *bad, end, None, effects);
+            let bad = BadRange {
+                block: *bad,
+                known_end: bad.plus(1),
+                end,
+            };
+            self.start_repair(*target, bad, None, effects);
         }
     }
 

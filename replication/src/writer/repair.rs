@@ -1,6 +1,6 @@
 //! Replacing a bad copy of a block by a good one, and reading it back.
 
-use types::{BlockNo, DiskId, LeafNo, Payload, Seq};
+use types::{BLOCK_BYTES, BlockNo, DiskId, LeafNo, Payload, Seq};
 
 use store::{BlockState, BlockVersion, ClearKind, ReadPart, StoreError};
 
@@ -10,14 +10,21 @@ use crate::message::{Refusal, RepairContent, ReplicaReply, ReplicaRequest};
 /// Repairs under way at once; a bad block met beyond that is found again by the next read or scrub.
 const REPAIRS_MAX: usize = 64;
 
-/// One run of bad blocks on one disk, repaired one after the other.
+/// Bad blocks on one disk, repaired a run at a time: as many as are known to be bad and came by one write.
 #[derive(Debug)]
 pub(super) struct RepairJob {
     target: DiskId,
     source: DiskId,
+    /// First block of the run.
     block: BlockNo,
-    /// Reading back goes up to here, and finds the next bad block of the same read.
+    /// Blocks of the run; 1 until the source's versions are known.
+    run: u32,
+    /// Blocks below this are known to be bad.
+    known_end: BlockNo,
+    /// From there to here more may be bad: looked for with reads that grow while they find nothing, so that a
+    /// range where all is bad is not read again and again from each of its blocks.
     end: BlockNo,
+    window: u32,
     stage: Stage,
     repaired: u64,
     /// The scrub that waits for it.
@@ -30,6 +37,19 @@ enum Stage {
     Content(Seq),
     Replace,
     ReadBack,
+    /// Looking for the next bad block, from this one on.
+    Look(BlockNo),
+}
+
+/// What is known of the blocks that a repair begins with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BadRange {
+    /// The first; bad for certain.
+    pub block: BlockNo,
+    /// All below are bad for certain.
+    pub known_end: BlockNo,
+    /// Up to here more may be.
+    pub end: BlockNo,
 }
 
 impl RepairJob {
@@ -39,16 +59,20 @@ impl RepairJob {
 }
 
 impl<B: Payload> Writer<B> {
-    /// Repairs `block` on `target` from another current replica, and what else is bad up to `end`. Says whether it
-    /// could begin.
+    /// Repairs `bad` on `target` from another current replica. Says whether it could begin.
     pub(super) fn start_repair(
         &mut self,
         target: DiskId,
-        block: BlockNo,
-        end: BlockNo,
+        bad: BadRange,
         from: Option<(DiskId, u64)>,
         effects: &mut Effects<B>,
     ) -> bool {
+        let BadRange {
+            block,
+            known_end,
+            end,
+        } = bad;
+        assert!(block < known_end && known_end <= end, "repair of {bad:?}");
         let is_known = self
             .repairs
             .values()
@@ -71,7 +95,10 @@ impl<B: Payload> Writer<B> {
                 target,
                 source,
                 block,
+                run: 1,
+                known_end,
                 end,
+                window: 1,
                 stage: Stage::Version,
                 repaired: 0,
                 scrub: from.map(|(_, scrub)| scrub),
@@ -103,35 +130,55 @@ impl<B: Payload> Writer<B> {
         let Some(job) = self.repairs.get_mut(&no) else {
             return;
         };
-        let (block, source, target, end) = (job.block, job.source, job.target, job.end);
+        let (block, source, target) = (job.block, job.source, job.target);
         let layer = self.layer;
         match (job.stage, result) {
             (Stage::Version, Ok(ReplicaReply::Versions(versions))) => {
                 let version = versions[block.slot()];
-                match version.state {
-                    BlockState::Data(_) => {
-                        job.stage = Stage::Content(version.seq);
-                        let request = ReplicaRequest::Read {
-                            layer,
-                            block,
-                            count: 1,
-                        };
-                        self.send(source, Purpose::Repair(no), request, effects);
-                    }
-                    BlockState::Clear(_) | BlockState::Absent => {
-                        let content = RepairContent::Clear(1, clear_kind(version));
-                        self.repair_replace(no, version.seq, content, effects);
-                    }
+                let known = (job.known_end.0 - block.0) as usize;
+                let alike = |other: &&BlockVersion| {
+                    other.seq == version.seq
+                        && clear_kind(**other) == clear_kind(version)
+                        && is_data(**other) == is_data(version)
+                };
+                let run = versions[block.slot()..]
+                    .iter()
+                    .take(known)
+                    .take_while(alike)
+                    .count();
+                job.run = u32::try_from(run).expect("a leaf has 256 blocks");
+                if is_data(version) {
+                    job.stage = Stage::Content(version.seq);
+                    let request = ReplicaRequest::Read {
+                        layer,
+                        block,
+                        count: job.run,
+                    };
+                    self.send(source, Purpose::Repair(no), request, effects);
+                } else {
+                    let content = RepairContent::Clear(job.run, clear_kind(version));
+                    self.repair_replace(no, version.seq, content, effects);
                 }
             }
             (Stage::Content(seq), Ok(ReplicaReply::Read(parts))) => {
                 let content = match parts.into_iter().next() {
                     Some(ReadPart::Data(data)) => {
-                        let crc = types::crc32c(data.bytes());
-                        RepairContent::Data(data, vec![crc])
+                        // The rest of the run, if it came in further parts, is the next run.
+                        job.run =
+                            u32::try_from(types::block_count(data.length() as u64)).expect("at most 256");
+                        let crcs = data
+                            .bytes()
+                            .chunks(BLOCK_BYTES as usize)
+                            .map(types::crc32c)
+                            .collect();
+                        RepairContent::Data(data, crcs)
                     }
                     // Cleared since its version was read; the stream has done the same on the target.
-                    _ => RepairContent::Clear(1, ClearKind::Zero),
+                    Some(ReadPart::Zeros(count)) => {
+                        job.run = count;
+                        RepairContent::Clear(count, ClearKind::Zero)
+                    }
+                    None => unreachable!("a read is answered with as many blocks as were asked for"),
                 };
                 self.repair_replace(no, seq, content, effects);
             }
@@ -140,23 +187,52 @@ impl<B: Payload> Writer<B> {
                 let request = ReplicaRequest::Read {
                     layer,
                     block,
-                    count: end.0 - block.0,
+                    count: job.run,
                 };
                 self.send(target, Purpose::Repair(no), request, effects);
             }
             (Stage::ReadBack, Ok(_)) => {
-                job.repaired += 1;
-                self.repair_ended(no, effects);
+                job.repaired += u64::from(job.run);
+                job.block = block.plus(job.run);
+                if job.block < job.known_end {
+                    self.repair_version(no, effects);
+                } else {
+                    job.window = 1;
+                    let from = job.block;
+                    self.repair_look(no, from, effects);
+                }
             }
-            (Stage::ReadBack, Err(Refusal::Store(StoreError::Corrupt { block: next, .. })))
-                if next > block =>
+            (Stage::Look(from), Ok(_)) => {
+                let from = from.plus(job.window.min(job.end.0 - from.0));
+                job.window *= 2;
+                self.repair_look(no, from, effects);
+            }
+            (Stage::Look(from), Err(Refusal::Store(StoreError::Corrupt { block: next, .. })))
+                if next >= from && next < job.end =>
             {
-                job.repaired += 1;
                 job.block = next;
+                job.known_end = next.plus(1);
                 self.repair_version(no, effects);
             }
             _ => self.repair_ended(no, effects),
         }
+    }
+
+    fn repair_look(&mut self, no: u64, from: BlockNo, effects: &mut Effects<B>) {
+        let layer = self.layer;
+        let job = self.repairs.get_mut(&no).expect("a repair under way");
+        if from >= job.end {
+            self.repair_ended(no, effects);
+            return;
+        }
+        job.stage = Stage::Look(from);
+        let (target, count) = (job.target, job.window.min(job.end.0 - from.0));
+        let request = ReplicaRequest::Read {
+            layer,
+            block: from,
+            count,
+        };
+        self.send(target, Purpose::Repair(no), request, effects);
     }
 
     fn repair_replace(&mut self, no: u64, seq: Seq, content: RepairContent<B>, effects: &mut Effects<B>) {
@@ -189,6 +265,10 @@ impl<B: Payload> Writer<B> {
             self.scrub_repaired(scrub, job.repaired, effects);
         }
     }
+}
+
+fn is_data(version: BlockVersion) -> bool {
+    matches!(version.state, BlockState::Data(_))
 }
 
 /// How a range without data is cleared on another replica.

@@ -9,7 +9,7 @@ use types::{BlockNo, DiskId, LEAF_BLOCKS, LeafNo, Payload, Seq};
 
 use store::{BlockVersion, ReadPart, StoreError};
 
-use super::repair::{block_at, is_same};
+use super::repair::{BadRange, block_at, is_same};
 use super::{Effects, Purpose, Writer, WriterEffect, WriterNotice, WriterPhase};
 use crate::message::{Refusal, ReplicaReply, ReplicaRequest};
 
@@ -28,6 +28,9 @@ pub(super) struct Scrub {
     leaves: Option<VecDeque<LeafNo>>,
     /// Which member is being asked.
     index: usize,
+    /// Blocks asked for by the read under way. An error names the first bad block only: after one, reads are
+    /// short and grow while they find nothing, so that a leaf where all is bad is read twice, not 256 times.
+    asked: u32,
     bad: Vec<(DiskId, BlockNo)>,
     versions: Vec<Vec<BlockVersion>>,
     first_look: Option<Vec<Vec<BlockVersion>>>,
@@ -41,6 +44,7 @@ pub(super) struct Scrub {
 struct Fix {
     target: DiskId,
     block: BlockNo,
+    count: u32,
     source: DiskId,
 }
 
@@ -95,6 +99,7 @@ impl<B: Payload> Writer<B> {
             listed: BTreeSet::new(),
             leaves: None,
             index: 0,
+            asked: LEAF_BLOCKS,
             bad: Vec::new(),
             versions: Vec::new(),
             first_look: None,
@@ -168,18 +173,21 @@ impl<B: Payload> Writer<B> {
                     self.scrub_leaf(effects);
                 }
             }
-            (ScrubPart::Read(_), Ok(ReplicaReply::Read(parts))) => {
+            (ScrubPart::Read(from), Ok(ReplicaReply::Read(parts))) => {
                 for part in &parts {
                     if let ReadPart::Data(data) = part {
                         scrub.blocks += types::block_count(data.length() as u64);
                     }
                 }
-                self.scrub_next_member(effects);
+                let next = from.plus(scrub.asked);
+                scrub.asked = (scrub.asked * 2).min(LEAF_BLOCKS);
+                self.scrub_read(next, effects);
             }
             (ScrubPart::Read(from), Err(Refusal::Store(StoreError::Corrupt { block, .. }))) => {
                 scrub.blocks += u64::from(block.0.saturating_sub(from.0)) + 1;
                 let disk = scrub.members[scrub.index];
                 scrub.bad.push((disk, block));
+                scrub.asked = 1;
                 self.scrub_read(block.plus(1), effects);
             }
             (ScrubPart::Versions, Ok(ReplicaReply::Versions(versions))) => {
@@ -206,6 +214,7 @@ impl<B: Payload> Writer<B> {
         match scrub.leaves.as_ref().and_then(|leaves| leaves.front()) {
             Some(leaf) => {
                 let block = leaf.first_block();
+                scrub.asked = LEAF_BLOCKS;
                 self.scrub_read(block, effects);
             }
             None => self.scrub_end(effects),
@@ -223,17 +232,16 @@ impl<B: Payload> Writer<B> {
 
     /// Reads the rest of the leaf from `block` on the present member.
     fn scrub_read(&mut self, block: BlockNo, effects: &mut Effects<B>) {
-        let scrub = self.scrub.as_ref().expect("a scrub under way");
+        let scrub = self.scrub.as_mut().expect("a scrub under way");
         let end = (scrub.leaf().first_block().0 + LEAF_BLOCKS).min(self.shard_blocks);
         if block.0 >= end {
             self.scrub_next_member(effects);
             return;
         }
-        let request = ReplicaRequest::Read {
-            layer: self.layer,
-            block,
-            count: end - block.0,
-        };
+        scrub.asked = scrub.asked.min(end - block.0);
+        let count = scrub.asked;
+        let layer = self.layer;
+        let request = ReplicaRequest::Read { layer, block, count };
         self.scrub_send(ScrubPart::Read(block), request, effects);
     }
 
@@ -241,6 +249,7 @@ impl<B: Payload> Writer<B> {
         let scrub = self.scrub.as_mut().expect("a scrub under way");
         if scrub.index + 1 < scrub.members.len() {
             scrub.index += 1;
+            scrub.asked = LEAF_BLOCKS;
             let block = scrub.leaf().first_block();
             self.scrub_read(block, effects);
         } else {
@@ -281,6 +290,7 @@ impl<B: Payload> Writer<B> {
         };
         let mut wanted: BTreeSet<usize> = slots.into_iter().filter(|slot| is_quiet(*slot)).collect();
         wanted.extend(scrub.bad.iter().map(|(_, block)| block.slot()));
+        let mut fixes = Vec::new();
         for slot in wanted {
             let block = block_at(leaf, slot);
             let is_bad = |disk: DiskId| scrub.bad.contains(&(disk, block));
@@ -295,14 +305,16 @@ impl<B: Payload> Writer<B> {
             for (index, target) in scrub.members.iter().copied().enumerate() {
                 let is_other = !is_same(scrub.versions[index][slot], scrub.versions[best][slot]);
                 if index != best && (is_bad(target) || is_other) {
-                    scrub.fixes.push_back(Fix {
+                    fixes.push(Fix {
                         target,
                         block,
+                        count: 1,
                         source: scrub.members[best],
                     });
                 }
             }
         }
+        scrub.fixes = in_runs(fixes);
         self.scrub_fix(effects);
     }
 
@@ -314,8 +326,13 @@ impl<B: Payload> Writer<B> {
                 self.scrub_leaf_done(effects);
                 return;
             };
-            let end = fix.block.plus(1);
-            if self.start_repair(fix.target, fix.block, end, Some((fix.source, no)), effects) {
+            let end = fix.block.plus(fix.count);
+            let bad = BadRange {
+                block: fix.block,
+                known_end: end,
+                end,
+            };
+            if self.start_repair(fix.target, bad, Some((fix.source, no)), effects) {
                 return;
             }
         }
@@ -357,4 +374,22 @@ impl<B: Payload> Writer<B> {
             self.scrub_list(LeafNo(0), effects);
         }
     }
+}
+
+/// Joins fixes of adjacent blocks that have the same source and target.
+fn in_runs(mut fixes: Vec<Fix>) -> VecDeque<Fix> {
+    fixes.sort_by_key(|fix| (fix.target, fix.source, fix.block));
+    let mut runs: VecDeque<Fix> = VecDeque::new();
+    for fix in fixes {
+        match runs.back_mut() {
+            Some(last)
+                if (last.target, last.source) == (fix.target, fix.source)
+                    && last.block.plus(last.count) == fix.block =>
+            {
+                last.count += 1;
+            }
+            _ => runs.push_back(fix),
+        }
+    }
+    runs
 }
