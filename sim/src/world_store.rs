@@ -643,7 +643,7 @@ impl World {
         tell(|| format!("  {id} done"));
         match pending {
             Pending::Write { shard, seq } => {
-                self.shard_mut(shard).completed = seq.max(self.shards[&shard].completed)
+                self.shard_mut(shard).completed = seq.max(self.shards[&shard].completed);
             }
             Pending::Read {
                 shard,
