@@ -191,22 +191,18 @@ async fn find(client: &Client, given: &str) -> Outcome<DiskInfo> {
     pick(disks, given)
 }
 
-/// A path is a path if it has a slash; anything else is an id or the beginning of exactly one.
+/// An id, the beginning of exactly one, or a path, relative to where the caller is.
 fn pick(disks: Vec<DiskInfo>, given: &str) -> Outcome<DiskInfo> {
-    let matches: Vec<DiskInfo> = if given.contains('/') {
-        // The daemon keeps paths with their links resolved; a disk that has gone cannot be resolved any more.
-        let absolute = std::fs::canonicalize(given)
-            .or_else(|_| std::path::absolute(given))
-            .unwrap_or_else(|_| given.into());
-        disks
-            .into_iter()
-            .filter(|d| std::path::Path::new(&d.path) == absolute)
-            .collect()
-    } else {
-        let begins =
-            |d: &DiskInfo| !given.is_empty() && d.id.to_string().starts_with(&given.to_ascii_lowercase());
-        disks.into_iter().filter(begins).collect()
-    };
+    // The daemon keeps paths with their links resolved; a disk that has gone cannot be resolved any more.
+    let absolute = std::fs::canonicalize(given)
+        .or_else(|_| std::path::absolute(given))
+        .unwrap_or_else(|_| given.into());
+    let begins =
+        |d: &DiskInfo| !given.is_empty() && d.id.to_string().starts_with(&given.to_ascii_lowercase());
+    let matches: Vec<DiskInfo> = disks
+        .into_iter()
+        .filter(|d| std::path::Path::new(&d.path) == absolute || begins(d))
+        .collect();
     let count = matches.len();
     let mut matches = matches.into_iter();
     match (matches.next(), count) {

@@ -172,7 +172,7 @@ mod tests {
             "vdi attach web01 --vhost-user /run/weft/web01.sock --queues 4",
             "vdi attach web01 --nbd tcp:127.0.0.1:10809 --read-only",
             "vdi detach web01",
-            "scrub web01 --wait",
+            "scrub --vdi web01 --wait",
             "status",
         ];
         for line in accepted {

@@ -13,9 +13,10 @@ const POLL: Duration = Duration::from_millis(500);
 const BLOCK_BYTES: u64 = types::BLOCK_BYTES;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  weft scrub web01 --wait\n  weft scrub --status")]
+#[command(after_help = "Examples:\n  weft scrub --vdi web01 --wait\n  weft scrub --status")]
 pub struct ScrubArgs {
     /// Only this virtual disk [default: all]
+    #[arg(long, value_name = "NAME")]
     vdi: Option<String>,
     /// Show progress until it is done; exit with 1 if a block has no good copy
     #[arg(long)]

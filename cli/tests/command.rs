@@ -298,10 +298,10 @@ fn a_scrub_is_waited_for_and_its_finding_decides() {
     let done = r#"{"scrubs":[{"vdi":"web01","started":"2026-11-22T01:00:00Z","ended":"2026-11-22T01:09:00Z",
         "shards_done":20,"shards":20,"blocks":256,"repaired":3,"unreadable":1}]}"#;
     let daemon = Daemon::start(&[("POST /v1/scrub", 200, running), ("GET /v1/scrub", 200, done)]);
-    let output = daemon.run("scrub web01");
+    let output = daemon.run("scrub --vdi web01");
     assert!(output.status.success() && text(&output.stdout).contains("running"));
     assert_eq!(daemon.asked(), [r#"POST /v1/scrub {"vdi":"web01"}"#]);
-    let output = daemon.run("scrub web01 --wait");
+    let output = daemon.run("scrub --vdi web01 --wait");
     let (code, line) = failed(&output);
     assert_eq!(code, 1);
     assert!(line.contains("1 blocks have no good copy"), "{line}");
