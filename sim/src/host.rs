@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use edge::{Disk, KvStore};
 use replication::{DiskNode, FromReplica, NodeEffect, NodeEvent, ToReplica};
-use store::{IndexRequest, IndexResponse, LeafKey, Store, StoreSettings};
+use store::{IndexRequest, IndexResponse, LeafKey, RebuildReason, Store, StoreSettings};
 use types::{DiskId, HeapBlock, Instant, RequestId, ShardId, Token};
 
 use crate::trace::tell;
@@ -65,8 +65,14 @@ impl Host {
     /// Recovers the store and serves again.
     pub fn start(&mut self) {
         assert!(self.node.is_none(), "disk {} is served already", self.id);
-        let (store, _) = crate::boot::recover(&mut self.rng, &mut self.disk, &mut self.kv, self.settings);
-        self.node = Some(DiskNode::new(self.id, store));
+        let (store, report) =
+            crate::boot::recover(&mut self.rng, &mut self.disk, &mut self.kv, self.settings);
+        let mut node = DiskNode::new(self.id, store);
+        // As the daemon does: a disk whose log lost something is compared with the others from its beginning.
+        if report.rebuilt == Some(RebuildReason::Ahead) || !report.damage.is_empty() {
+            node.distrust();
+        }
+        self.node = Some(node);
         self.has_failed = false;
     }
 
