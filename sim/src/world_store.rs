@@ -638,7 +638,7 @@ impl World {
         }
         let reply = match result {
             Ok(reply) => reply,
-            Err(error) => return self.refused(id, &pending, &error),
+            Err(error) => return self.refused(id, pending, &error),
         };
         tell(|| format!("  {id} done"));
         match pending {
@@ -702,10 +702,10 @@ impl World {
         }
     }
 
-    fn refused(&mut self, id: RequestId, pending: &Pending, error: &StoreError) {
+    fn refused(&mut self, id: RequestId, pending: Pending, error: &StoreError) {
         tell(|| format!("  {id} refused: {error}"));
         let is_allowed = match error {
-            StoreError::Corrupt { .. } => self.lies() && matches!(pending, Pending::Read { .. }),
+            StoreError::Corrupt { .. } => self.lies() && matches!(&pending, Pending::Read { .. }),
             StoreError::DiskFailed(_) => self.profile == Profile::Failing,
             StoreError::NoShard(shard) => self
                 .pending
@@ -715,10 +715,15 @@ impl World {
         };
         assert!(is_allowed, "{id} ({}) was refused: {error}", pending.name());
         self.summary.corrupt_reads += u64::from(matches!(error, StoreError::Corrupt { .. }));
-        if let (StoreError::NoShard(_), Pending::Write { shard, seq }) = (error, pending) {
-            // Its shard is being dropped: nothing that waits for it waits any longer.
-            let model = self.shard_mut(*shard);
-            model.completed = model.completed.max(*seq);
+        match (error, pending) {
+            (StoreError::NoShard(_), Pending::Write { shard, seq }) => {
+                // Its shard is being dropped: nothing that waits for it waits any longer.
+                let model = self.shard_mut(shard);
+                model.completed = model.completed.max(seq);
+            }
+            // A failed disk may have done it all the same: that is open until the disk is back.
+            (StoreError::DiskFailed(_), pending) => drop(self.pending.insert(id, pending)),
+            _ => {}
         }
     }
 

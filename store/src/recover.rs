@@ -474,7 +474,8 @@ impl<'a> Replay<'a> {
                 if number <= self.last || number > fence {
                     continue;
                 }
-                is_over = is_over || !self.is_next(&found.header) || !self.is_sound(&scan, &found);
+                let is_first = found.address == geometry.start(index) + 1;
+                is_over = is_over || !self.is_next(&found.header, is_first) || !self.is_sound(&scan, &found);
                 if is_over {
                     self.report.batches_dropped += 1;
                 } else {
@@ -487,12 +488,15 @@ impl<'a> Replay<'a> {
     }
 
     /// Whether the log goes on with this batch. Batches missing before it are reported if they were durable,
-    /// and end the log if they were not.
-    fn is_next(&mut self, header: &Header) -> bool {
+    /// and end the log if they were not. `is_first`: it is the first of its segment.
+    fn is_next(&mut self, header: &Header, is_first: bool) -> bool {
         let first_missing = self.last + 1;
-        let is_start = header.entries.iter().any(|entry| {
+        // A life begins with the first batch of a segment and skips the numbers it did not adopt. The checkpoints
+        // of that segment repeat the fence; what is missing before those is missing.
+        let says_start = |entry: &Entry| {
             entry.kind == Kind::Open && entry.shard == header.key.generation && entry.seq <= self.last
-        });
+        };
+        let is_start = is_first && header.entries.iter().any(says_start);
         if header.number == first_missing || is_start {
             return true;
         }
