@@ -74,8 +74,8 @@ impl Oracle {
     }
 }
 
-fn load_and_kill(replicas: u8, kills: u32) {
-    let mut daemon = Daemon::with_disks(usize::from(replicas), &[]);
+fn load_and_kill(replicas: u8, kills: u32, arguments: &[&str]) {
+    let mut daemon = Daemon::with_disks(usize::from(replicas), arguments);
     daemon.create_vdi("load", BLOCKS * BLOCK as u64, replicas);
     let socket = daemon.attach_nbd("load");
     let mut numbers = Numbers(u64::from(replicas));
@@ -117,10 +117,15 @@ fn load_and_kill(replicas: u8, kills: u32) {
 
 #[test]
 fn one_replica() {
-    load_and_kill(1, 6);
+    load_and_kill(1, 6, &[]);
 }
 
 #[test]
 fn three_replicas() {
-    load_and_kill(3, 6);
+    load_and_kill(3, 6, &[]);
+}
+
+#[test]
+fn three_replicas_on_two_planes() {
+    load_and_kill(3, 4, &["--cores", "2"]);
 }

@@ -1,6 +1,5 @@
 //! The disks of a plane: each a [`DiskNode`] core, a slot of the ring, and a channel to its index thread.
 
-use std::collections::VecDeque;
 use std::fs::File;
 
 use edge::Completion;
@@ -97,16 +96,16 @@ impl Plane {
         let Some(actor) = self.disks.get_mut(&disk) else {
             return;
         };
-        let mut effects = Vec::new();
+        let mut effects = std::mem::take(&mut self.node_effects);
         actor.node.step(self.now, event, &mut effects);
         self.touched_disks.insert(disk);
         if actor.node.is_busy() {
             self.ticking.insert(Actor::Disk(disk));
         }
-        let mut letters = VecDeque::new();
-        for effect in effects {
+        let mut letters = std::mem::take(&mut self.letters);
+        for effect in effects.drain(..) {
             match effect {
-                NodeEffect::Send(message) => letters.push_back(Letter::ToVdi(message)),
+                NodeEffect::Send(message) => letters.push(Letter::ToVdi(message)),
                 NodeEffect::Disk(id, operation) => {
                     self.ring.submit(actor.slot, id, operation);
                 }
@@ -119,9 +118,10 @@ impl Plane {
                 }
             }
         }
-        for letter in letters {
+        for letter in letters.drain(..) {
             self.post(letter);
         }
+        (self.node_effects, self.letters) = (effects, letters);
     }
 
     pub(super) fn node_figures(&self) -> Vec<NodeFigures> {

@@ -3,14 +3,19 @@
 use std::time::Duration;
 
 use edge::uring::{Buf, Pool};
-use types::{Instant, VdiId};
-use vdi::{Outcome, VdiError};
+use types::{Instant, Payload, VdiId};
+use vdi::{Op, Outcome, VdiError};
 use vhost_blk::{BufferSource, Polled, Ring, RingId, RingRequest, Tag};
 
 use super::{Plane, Watch};
 
-/// Requests taken from one queue in one turn.
+/// Requests taken from one queue in one turn, and in one look at it.
 const BUDGET: usize = 128;
+const LOOK: usize = 8;
+
+/// Bytes of content that one queue may have under way before it is looked at no further. A request may be 32 MiB, so
+/// a hostile guest could otherwise name the same page in a thousand requests and fill our memory with copies of it.
+const BYTES_UNDER_WAY: u64 = 64 << 20;
 
 /// How long a queue that must stop may take to finish what it has under way before it is dropped with it.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -21,6 +26,7 @@ pub struct GuestTag {
     slot: usize,
     life: u64,
     tag: Tag,
+    bytes: u64,
 }
 
 struct Guest {
@@ -32,6 +38,7 @@ struct Guest {
     /// The last look left something behind.
     has_more: bool,
     has_completed: bool,
+    bytes_under_way: u64,
     stop_at: Option<Instant>,
 }
 
@@ -42,6 +49,16 @@ pub struct Guests {
     lives: u64,
     scratch: Vec<RingRequest<Buf>>,
     released: Vec<usize>,
+}
+
+impl Guest {
+    fn is_full(&self) -> bool {
+        self.bytes_under_way >= BYTES_UNDER_WAY
+    }
+
+    fn wants_poll(&self) -> bool {
+        self.is_polled && self.has_more && !self.is_full() && self.stop_at.is_none()
+    }
 }
 
 /// Write data goes to the plane's pool.
@@ -78,6 +95,7 @@ impl Guests {
             return;
         };
         if guest.life == to.life {
+            guest.bytes_under_way -= to.bytes;
             guest.ring.complete(to.tag, result);
             guest.has_completed = true;
         }
@@ -94,20 +112,15 @@ impl Guests {
 
     /// Whether some queue had more than its budget.
     pub fn want_poll(&self) -> bool {
-        self.slots
-            .iter()
-            .flatten()
-            .any(|guest| guest.has_more && guest.stop_at.is_none())
+        self.slots.iter().flatten().any(Guest::wants_poll)
     }
 
     /// Arms the kicks of all queues; `false` if a request slipped in meanwhile: look again first.
     pub fn may_sleep(&mut self) -> bool {
         let mut may = true;
         for guest in self.slots.iter_mut().flatten() {
-            if guest.stop_at.is_some() {
-                continue;
-            }
-            if guest.is_polled {
+            // A full queue is looked at again when some of its requests are done, kick or no kick.
+            if guest.stop_at.is_none() && guest.is_polled && !guest.is_full() {
                 if guest.ring.enable_kicks() {
                     guest.ring.disable_kicks();
                     guest.has_more = true;
@@ -146,6 +159,7 @@ impl Plane {
             is_polled: true,
             has_more: true,
             has_completed: false,
+            bytes_under_way: 0,
             stop_at: None,
         };
         guest.ring.disable_kicks();
@@ -155,31 +169,44 @@ impl Plane {
     /// Takes new requests from every queue that is being polled.
     pub(super) fn poll_guests(&mut self) {
         for slot in 0..self.guests.slots.len() {
-            let Some(guest) = self.guests.slots[slot].as_mut() else {
-                continue;
-            };
-            if !guest.is_polled || guest.stop_at.is_some() {
-                continue;
+            for _ in 0..BUDGET / LOOK {
+                if !self.look_at_guest(slot) {
+                    break;
+                }
             }
-            let mut requests = std::mem::take(&mut self.guests.scratch);
-            let polled = guest.ring.poll(&mut FromPool(&self.pool), &mut requests, BUDGET);
-            guest.has_more = polled != Polled::Empty;
-            // Refusals were answered inside the ring.
-            guest.has_completed = true;
-            let (vdi, life) = (guest.vdi, guest.life);
-            for request in requests.drain(..) {
-                self.request_from_guest(
-                    vdi,
-                    GuestTag {
-                        slot,
-                        life,
-                        tag: request.tag,
-                    },
-                    request.op,
-                );
-            }
-            self.guests.scratch = requests;
         }
+    }
+
+    /// One look at one queue; whether there is more to be had.
+    fn look_at_guest(&mut self, slot: usize) -> bool {
+        let Some(guest) = self.guests.slots[slot].as_mut() else {
+            return false;
+        };
+        if !guest.is_polled || guest.is_full() || guest.stop_at.is_some() {
+            return false;
+        }
+        let mut requests = std::mem::take(&mut self.guests.scratch);
+        let polled = guest.ring.poll(&mut FromPool(&self.pool), &mut requests, LOOK);
+        guest.has_more = polled != Polled::Empty;
+        // Refusals were answered inside the ring.
+        guest.has_completed = true;
+        let (vdi, life) = (guest.vdi, guest.life);
+        for request in &requests {
+            guest.bytes_under_way += content_bytes(&request.op);
+        }
+        let has_more = guest.has_more;
+        for request in requests.drain(..) {
+            let bytes = content_bytes(&request.op);
+            let tag = GuestTag {
+                slot,
+                life,
+                tag: request.tag,
+                bytes,
+            };
+            self.request_from_guest(vdi, tag, request.op);
+        }
+        self.guests.scratch = requests;
+        has_more
     }
 
     /// Shows guests what was completed, once a turn, and lets go of queues that must stop.
@@ -205,5 +232,14 @@ impl Plane {
             self.ring.unwatch(Watch(slot as u64));
             self.guests.slots[slot] = None;
         }
+    }
+}
+
+/// Bytes of buffers that a request takes or will bring.
+fn content_bytes(op: &Op<Buf>) -> u64 {
+    match op {
+        Op::Read { length, .. } => *length,
+        Op::Write { data, .. } => data.length() as u64,
+        Op::Flush | Op::Discard { .. } | Op::WriteZeroes { .. } | Op::Extents { .. } => 0,
     }
 }

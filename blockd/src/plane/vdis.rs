@@ -120,13 +120,13 @@ impl Plane {
         let Some(actor) = self.vdis.get_mut(&vdi) else {
             return;
         };
-        let mut effects = Vec::new();
+        let mut effects = std::mem::take(&mut self.vdi_effects);
         actor.core.step(self.now, event, &mut effects);
         if actor.core.is_busy() {
             self.ticking.insert(Actor::Vdi(vdi));
         }
-        let mut letters = Vec::new();
-        for effect in effects {
+        let mut letters = std::mem::take(&mut self.letters);
+        for effect in effects.drain(..) {
             match effect {
                 Effect::Done(id, result) => match actor.requests.take(id) {
                     Asker::Guest(tag) => self.guests.complete(tag, result),
@@ -143,9 +143,10 @@ impl Plane {
                 }
             }
         }
-        for letter in letters {
+        for letter in letters.drain(..) {
             self.post(letter);
         }
+        (self.vdi_effects, self.letters) = (effects, letters);
     }
 
     pub(super) fn figures(&self) -> PlaneFigures {

@@ -17,6 +17,7 @@ pub struct Guest {
     serial: Option<ChildStdin>,
     words: Receiver<String>,
     rounds: u32,
+    disk_bytes: u64,
 }
 
 impl Guest {
@@ -82,6 +83,7 @@ impl Guest {
             serial: Some(serial),
             words,
             rounds: 0,
+            disk_bytes: 0,
         })
     }
 
@@ -101,12 +103,27 @@ impl Guest {
     pub fn wait_rounds(&mut self, count: u32) -> Result<()> {
         for _ in 0..count {
             let word = self.word()?;
-            if !word.starts_with("ok ") {
+            let Some((_, sectors)) = word.strip_prefix("ok ").and_then(|rest| rest.split_once(' ')) else {
                 bail!("the guest said '{word}'");
-            }
+            };
+            self.disk_bytes = 512
+                * sectors
+                    .parse::<u64>()
+                    .with_context(|| format!("the guest said '{word}'"))?;
             self.rounds += 1;
         }
         Ok(())
+    }
+
+    /// Waits until the guest's kernel sees its disk with `bytes`.
+    pub fn wait_size(&mut self, bytes: u64) -> Result<()> {
+        for _ in 0..40 {
+            self.wait_rounds(1)?;
+            if self.disk_bytes == bytes {
+                return Ok(());
+            }
+        }
+        bail!("the guest sees a disk of {} B, not {bytes} B", self.disk_bytes)
     }
 
     /// Rounds seen so far.

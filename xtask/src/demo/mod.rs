@@ -92,6 +92,11 @@ pub fn demo(keep: bool) -> Result<()> {
             },
         )?;
     }
+    report.step("the VDI grows by 1 GiB; the running guest sees it", || {
+        let bytes = image.bytes + (1 << 30);
+        weft.cli(&["vdi", "resize", "root", "--size", &bytes.to_string()])?;
+        guest.wait_size(bytes)
+    })?;
     let noise = report.step(
         "disk 2 is overwritten with noise under load; reads stay right",
         || {
