@@ -121,8 +121,8 @@ fn a_disk_that_was_away_gets_only_what_changed() {
     let mut client = NbdClient::connect(&socket).expect("connect");
     fill(&mut client, 10, 16, 2);
     daemon.until_health("away", "degraded");
+    // It is noticed without being told.
     std::fs::rename(&elsewhere, &here).expect("bring it back");
-    daemon.post("/v1/disks", &json!({"path": here}));
     daemon.until_health("away", "whole");
     let moved = daemon.metric("weft_blocks_resynced_total");
     assert!(

@@ -1,10 +1,11 @@
 //! Who may import whom: the arrows of docs/ARCHITECTURE.md, as a check.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::run::{cargo, output};
+use crate::run::{cargo, output, root};
 
 /// Each crate's folder and the folders of ours it may depend on. A new arrow is a design change: say so in the
 /// commit that adds it here.
@@ -40,6 +41,41 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Crates that may not look at the world, and what they may use from outside Weft.
 const PURE: &[&str] = &["types", "store", "replication", "vdi"];
 const PURE_MAY_USE: &[&str] = &["crc32c", "serde", "smallvec", "thiserror"];
+
+/// The only files that may say `unsafe`; each argues for it at its top.
+const UNSAFE_ADDRESSES: &[&str] = &[
+    "edge/src/uring/pool.rs",
+    "edge/src/uring/ring.rs",
+    "edge/src/uring/setup.rs",
+    "fio-tests/src/client.rs",
+    "vhost-blk/src/bus_guard.rs",
+    "vhost-blk/tests/blkio.rs",
+    "vhost-blk/tests/support/guest.rs",
+];
+
+/// Fails where a file outside [`UNSAFE_ADDRESSES`] lifts the ban on `unsafe`, or one inside has no need to any more.
+pub fn check_unsafe() -> Result<()> {
+    let listing = output(Command::new("git").args(["ls-files", "*.rs"]).current_dir(root()))?;
+    let mut found = Vec::new();
+    for file in listing.lines().filter(|file| *file != "xtask/src/layers.rs") {
+        let path = root().join(file);
+        // A file that was removed but is still in the index has nothing to say.
+        let Ok(text) = std::fs::read_to_string(&path) else {
+            continue;
+        };
+        if text.contains("allow(unsafe_code") || text.contains("expect(unsafe_code") {
+            found.push(file);
+        }
+    }
+    let mut listed = UNSAFE_ADDRESSES.to_vec();
+    listed.sort_unstable();
+    found.sort_unstable();
+    if found != listed {
+        bail!("unsafe: files that lift the ban are {found:?}, xtask/src/layers.rs lists {listed:?}");
+    }
+    println!("unsafe: {} files", found.len());
+    Ok(())
+}
 
 /// Fails where the workspace has an arrow that the table does not.
 pub fn check() -> Result<()> {

@@ -19,6 +19,7 @@ pub fn lint() -> Result<()> {
     packages::install(packages::BUILD_AND_TEST)?;
     run(&mut cargo(&["fmt", "--all", "--check"]))?;
     layers::check()?;
+    layers::check_unsafe()?;
     run(&mut cargo(&[
         "clippy",
         "--workspace",

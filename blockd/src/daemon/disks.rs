@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use control::placement::{self, Candidate};
 use control::{ApiError, ApiResult, DISK_BYTES_MIN, DiskAdd, DiskRecord, DiskState, PoolRecord, Severity};
@@ -16,6 +17,9 @@ use vdi::Event;
 use super::{Daemon, ask};
 use crate::index::IndexThread;
 use crate::plane::Command;
+
+/// How long a disk that is plugged in again may wait to be noticed.
+const MISSING_LOOKED_FOR_EVERY: Duration = Duration::from_secs(3);
 
 /// What the daemon knows of a disk beside its record.
 #[derive(Clone, Debug)]
@@ -53,6 +57,57 @@ impl Daemon {
             match opened {
                 Ok(opened) => self.serve_disk(opened).await?,
                 Err(error) => self.disk_is_missing(&record, &error.message),
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks for missing disks every few seconds: one that is plugged in again comes back by itself. A disk that
+    /// failed does not: somebody has to say that it is well, by `weft disk add`.
+    pub(super) async fn watch_for_missing_disks(self: Arc<Daemon>) {
+        let mut interval = tokio::time::interval(MISSING_LOOKED_FOR_EVERY);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            if let Err(error) = self.look_for_missing_disks().await {
+                tracing::debug!(%error, "looking for missing disks");
+            }
+        }
+    }
+
+    async fn look_for_missing_disks(self: &Arc<Daemon>) -> ApiResult<()> {
+        let is_anyone_away = self
+            .disks
+            .lock()
+            .expect("disks")
+            .values()
+            .any(|runtime| !runtime.is_up);
+        if !is_anyone_away {
+            return Ok(());
+        }
+        let _one = self.changes.lock().await;
+        for record in self.records(|control| control.disks())? {
+            if record.state != DiskState::Active || self.is_up(record.id) || !record.path.exists() {
+                continue;
+            }
+            let daemon = Arc::clone(self);
+            let (id, path) = (record.id, record.path.clone());
+            let opening = tokio::task::spawn_blocking(move || daemon.open_disk(&path, Some(id)));
+            let opened = opening
+                .await
+                .map_err(|error| ApiError::internal(error.to_string(), ""))?;
+            match opened {
+                Ok(opened) => {
+                    self.serve_disk(opened).await?;
+                    let message = format!("disk {id} ({}) is back", record.path.display());
+                    self.events.add(Severity::Info, message);
+                }
+                Err(error) => {
+                    // Said once when it went missing; the reason in `weft disk list` is kept fresh.
+                    if let Some(runtime) = self.disks.lock().expect("disks").get_mut(&id) {
+                        runtime.reason = error.message;
+                    }
+                }
             }
         }
         Ok(())

@@ -86,6 +86,7 @@ impl Daemon {
         daemon.open_all_disks().await?;
         daemon.open_all_vdis().await?;
         daemon.restore_doors().await;
+        tokio::spawn(Arc::clone(&daemon).watch_for_missing_disks());
         Ok(daemon)
     }
 
