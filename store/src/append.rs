@@ -292,11 +292,12 @@ impl<B: Payload> Store<B> {
         if self.open.next + 1 > segment_blocks / 2 {
             self.prepare_segment(effects);
         }
+        let kept = self.kept_blocks();
         // A header with no room for data behind it would only serve some requests.
-        if self.open.next + 2 > segment_blocks && !self.switch_segment(effects) {
+        if self.open.next + 2 + kept > segment_blocks && !self.switch_segment(effects) {
             return None;
         }
-        let room = (segment_blocks - self.open.next - 1) as usize;
+        let room = (segment_blocks - self.open.next - 1 - self.kept_blocks()) as usize;
         Some(Draft {
             number: self.number + 1,
             entries: Vec::new(),
@@ -307,6 +308,16 @@ impl<B: Payload> Store<B> {
             leaves: Vec::new(),
             blocks_max: room.min(BATCH_BLOCKS_MAX),
         })
+    }
+
+    /// With no segment to go over to, the end of the open one is for the checkpoint that will free some.
+    fn kept_blocks(&self) -> u32 {
+        let is_last = self.next.is_none() && self.ledger.segments.free_count() == 0;
+        if is_last && !self.checkpoint.will_free() {
+            2
+        } else {
+            0
+        }
     }
 
     pub(crate) fn build_batches(&mut self, effects: &mut Vec<Effect<B>>) {

@@ -64,8 +64,21 @@ impl Checkpoint {
         self.emptied.len() as u32
     }
 
+    /// Its entry waits for room in the log, and frees segments once it is there.
+    pub(crate) fn will_free(&self) -> bool {
+        !self.emptied.is_empty() && matches!(self.phase, Phase::Logging { batch: None, .. })
+    }
+
     pub(crate) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// The last one that is durable in the index.
+    pub(crate) fn saved(&self) -> u64 {
+        match self.phase {
+            Phase::Syncing { .. } | Phase::Saving => self.id - 1,
+            Phase::Idle | Phase::Logging { .. } => self.id,
+        }
     }
 
     pub(crate) fn floor(&self) -> u64 {

@@ -93,6 +93,7 @@ pub fn format(
         generation: 1,
         open_count: 0,
         secret_base: params.secret_base,
+        checkpoint: 0,
     };
     // Segment headers carry the disk's id; a new id alone already makes old ones foreign.
     let wiped = AlignedBlock::zeroed();

@@ -183,7 +183,7 @@ fn open(
     let mut plan = match loaded {
         Ok((meta, ledger)) => {
             let plan = survey(disk, &superblock, Some(meta.scan_from), ledger, meta, &mut report);
-            match plan.distrust() {
+            match plan.distrust(&superblock) {
                 Some(reason) => {
                     let missing = Damage::Batches {
                         first: plan.highest_number + 1,
@@ -309,15 +309,15 @@ struct Plan {
     durable: u64,
     highest_number: u64,
     highest_generation: u64,
-    /// From the last checkpoint entry in the log.
+    /// The last one that an entry of the log or the header of a segment says was durable.
     logged_checkpoint: u64,
     floor: u64,
 }
 
 impl Plan {
     /// Why the index must not be used, if so.
-    fn distrust(&self) -> Option<RebuildReason> {
-        if self.logged_checkpoint > self.meta.id {
+    fn distrust(&self, superblock: &Superblock) -> Option<RebuildReason> {
+        if self.logged_checkpoint.max(superblock.checkpoint) > self.meta.id {
             Some(RebuildReason::RolledBack)
         } else if self.highest_number < self.meta.position {
             Some(RebuildReason::Ahead)
@@ -406,6 +406,9 @@ fn find_segments(
             Some(header) => {
                 plan.highest_generation = plan.highest_generation.max(header.key.generation);
                 if header.key.generation >= scan_from {
+                    // A segment is taken only after a checkpoint that frees it was logged in one the index knows to
+                    // be newer; the entry is there, or that segment was taken as well and its header says so.
+                    plan.logged_checkpoint = plan.logged_checkpoint.max(header.checkpoint);
                     plan.segments.insert(header.key.generation, (index, header.key));
                 }
             }
@@ -443,7 +446,10 @@ impl<'a> Replay<'a> {
             report,
             leaves: BTreeMap::new(),
         };
-        replay.plan.meta.id = replay.plan.meta.id.max(replay.plan.logged_checkpoint);
+        // Above any that this disk ever had, also those that a lost index knew alone: an id names one state.
+        let first_of_life = superblock.open_count << 32;
+        let meta = &mut replay.plan.meta;
+        meta.id = meta.id.max(replay.plan.logged_checkpoint).max(first_of_life);
         replay.all(superblock)?;
         let (last, durable) = (replay.last, replay.plan.durable);
         if last < durable {
@@ -453,6 +459,10 @@ impl<'a> Replay<'a> {
             });
         }
         replay.plan.ledger.segments.close_adopted();
+        let segments = &replay.plan.ledger.segments;
+        if segments.free_count() == 0 && segments.emptied() == 0 {
+            replay.find_overtaken(Geometry::of(superblock))?;
+        }
         replay.plan.meta.is_rebuilding = false;
         replay.save()
     }
@@ -561,6 +571,58 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
+    /// After a rebuild every segment that was free holds again what was in it once; and entries without data, unlike
+    /// blocks, are not known to be dead by counting. Two segments with nothing that counts are enough to go on.
+    fn find_overtaken(&mut self, geometry: Geometry) -> Result<(), RecoverError> {
+        let segments: Vec<_> = self.plan.segments.values().copied().collect();
+        for (index, key) in segments {
+            let segment = self.plan.ledger.segments.get(index);
+            let is_candidate = segment.stage == Stage::Closed && segment.live == 0;
+            if is_candidate && self.is_overtaken(SegmentScan::new(self.disk, geometry, index, key))? {
+                self.plan.ledger.segments.forget_notes(index);
+                if self.plan.ledger.segments.emptied() == 2 {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a segment without live data holds no other entry that is somebody's last word.
+    fn is_overtaken(&mut self, mut scan: SegmentScan<'_>) -> Result<bool, RecoverError> {
+        while let Some(found) = scan.next_batch() {
+            for (entry, ..) in found.header.walk() {
+                let shard = self.plan.ledger.shards.get(&entry.shard_id());
+                let is_current = match (entry.kind, shard) {
+                    (Kind::Open | Kind::Checkpoint | Kind::Data, _) | (_, None) => false,
+                    (Kind::Record, Some(shard)) => entry.birth == shard.record_birth,
+                    (Kind::SetEnd, Some(shard)) => entry.birth == shard.end_birth,
+                    (Kind::Drop, Some(shard)) => entry.birth == shard.drop_birth,
+                    (Kind::Zero | Kind::Trim | Kind::Lost, Some(_)) => self.is_in_a_leaf(entry)?,
+                };
+                if is_current {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn is_in_a_leaf(&mut self, entry: &Entry) -> Result<bool, RecoverError> {
+        for piece in pieces(entry.shard_id(), LayerId(entry.layer), entry.block, entry.count) {
+            if self.leaves.len() >= LEAVES_MAX {
+                self.save()?;
+            }
+            self.load(piece.key)?;
+            let (leaf, _) = self.leaves.get(&piece.key).expect("just loaded");
+            let mut slots = piece.slot..piece.slot + piece.count;
+            if slots.any(|slot| leaf.birth(slot) == entry.birth) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn load(&mut self, key: LeafKey) -> Result<(), RecoverError> {
         if self.leaves.contains_key(&key) {
             return Ok(());
@@ -617,7 +679,7 @@ fn load_leaf(kv: &dyn KvStore, key: LeafKey) -> Result<Box<Leaf>, KvError> {
 /// Opens the segment the store goes on in, and fences off everything not adopted.
 fn open_fresh_segment(
     disk: &mut dyn BlockFile,
-    superblock: Superblock,
+    mut superblock: Superblock,
     plan: Plan,
     entropy: u64,
 ) -> Result<Recovered, RecoverError> {
@@ -636,14 +698,23 @@ fn open_fresh_segment(
         generation,
     };
     let segments = superblock.segments;
+    if ledger.segments.free_count() == 0 {
+        // After a rebuild segments that were free still hold what was in them once. The index says by now that
+        // it counts no more; the log cannot say so before a segment is open, so the superblock does.
+        superblock.checkpoint = meta.id;
+        superblock.generation += 1;
+        superblock.write(disk)?;
+        ledger.segments.release_oldest_emptied();
+    }
     let index = ledger
         .segments
-        .take_free(generation)
+        .take_last_free(generation)
         .ok_or(RecoverError::NoFreeSegment { segments })?;
     let header = SegmentHeader {
         disk: superblock.disk,
         index,
         key,
+        checkpoint: meta.id,
     };
     let offset = ledger.segments.geometry.start(index) * BLOCK_BYTES;
     disk.write_at(offset, &header.encode().0)?;
@@ -665,10 +736,8 @@ fn open_fresh_segment(
     disk.write_at(offset + BLOCK_BYTES, &batch.encode().0)?;
     disk.sync()?;
     ledger.segments.set_stage(index, Stage::Open);
-    // The index and the log both say now that these are free.
-    for emptied in ledger.segments.take_emptied() {
-        ledger.segments.release(emptied);
-    }
+    // What the replay emptied stays so until the first checkpoint, although index and log say it is free: the dead
+    // process was writing there a moment ago, and a device may still perform what it had under way.
     Ok(Recovered {
         superblock,
         ledger,

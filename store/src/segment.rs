@@ -26,6 +26,9 @@ pub(crate) struct SegmentHeader {
     pub(crate) disk: DiskId,
     pub(crate) index: u32,
     pub(crate) key: SegmentKey,
+    /// The checkpoint that was durable in the index when this segment was taken: an older index may still refer
+    /// to what the segment held before. Zero in disks of the first builds, which says nothing.
+    pub(crate) checkpoint: u64,
 }
 
 impl SegmentHeader {
@@ -41,6 +44,7 @@ impl SegmentHeader {
         out.u32(0);
         out.u64(self.key.generation);
         out.u64(self.key.secret);
+        out.u64(self.checkpoint);
         let crc = crc_without(&block.0, CRC_AT);
         block.0[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
         block
@@ -60,10 +64,12 @@ impl SegmentHeader {
         fields.u32()?;
         let generation = fields.u64()?;
         let secret = fields.u64()?;
+        let checkpoint = fields.u64()?;
         Some(SegmentHeader {
             disk,
             index,
             key: SegmentKey { secret, generation },
+            checkpoint,
         })
     }
 }
@@ -196,12 +202,24 @@ impl SegmentTable {
     /// Takes the free segment with the lowest number.
     pub(crate) fn take_free(&mut self, generation: u64) -> Option<u32> {
         let index = self.free.pop_first()?;
+        self.prepare(index, generation);
+        Some(index)
+    }
+
+    /// Takes the free segment with the highest number: recovery keeps away from what the dead process took last,
+    /// whose header may still be on its way to the disk.
+    pub(crate) fn take_last_free(&mut self, generation: u64) -> Option<u32> {
+        let index = self.free.pop_last()?;
+        self.prepare(index, generation);
+        Some(index)
+    }
+
+    fn prepare(&mut self, index: u32, generation: u64) {
         *self.touch(index) = Segment {
             generation,
             stage: Stage::Prepared,
             ..Segment::default()
         };
-        Some(index)
     }
 
     pub(crate) fn set_stage(&mut self, index: u32, stage: Stage) {
@@ -322,6 +340,15 @@ impl SegmentTable {
         std::mem::take(&mut self.emptied)
     }
 
+    /// Frees the oldest segment that waits for a checkpoint; the newest fences are in the youngest.
+    pub(crate) fn release_oldest_emptied(&mut self) {
+        let oldest = (0..self.emptied.len()).min_by_key(|at| self.get(self.emptied[*at]).generation);
+        if let Some(at) = oldest {
+            let index = self.emptied.swap_remove(at);
+            self.release(index);
+        }
+    }
+
     /// The oldest generation that holds anything; all older segments are free.
     pub(crate) fn floor(&self) -> u64 {
         self.list
@@ -406,10 +433,11 @@ mod tests {
                 secret: 5,
                 generation: 6,
             },
+            checkpoint: 8,
         };
         let mut block = header.encode();
         assert_eq!(SegmentHeader::decode(&block.0), Some(header));
-        for bit in 0..80 * 8 {
+        for bit in 0..88 * 8 {
             block.0[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(SegmentHeader::decode(&block.0), None, "bit {bit}");
             block.0[bit / 8] ^= 1 << (bit % 8);

@@ -333,8 +333,10 @@ impl<B: Payload> Store<B> {
 
     /// Starts to make the next segment usable, if none is.
     pub(crate) fn prepare_segment(&mut self, effects: &mut Vec<Effect<B>>) {
-        // The last free segment belongs to the next recovery, which must open one.
-        if self.next.is_some() || self.ledger.segments.free_count() <= 1 {
+        // The last free segment belongs to the next recovery, which must open one. A checkpoint that frees others may
+        // have it: the index already knows those as free.
+        let kept = u32::from(!self.checkpoint.will_free());
+        if self.next.is_some() || self.ledger.segments.free_count() <= kept {
             return;
         }
         let generation = self.generation + 1;
@@ -348,6 +350,7 @@ impl<B: Payload> Store<B> {
             disk: self.superblock.disk,
             index,
             key,
+            checkpoint: self.checkpoint.saved(),
         }
         .encode();
         let offset = self.ledger.segments.geometry.start(index) * BLOCK_BYTES;

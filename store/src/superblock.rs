@@ -44,6 +44,8 @@ pub struct Superblock {
     pub open_count: u64,
     /// Random; the secrets of segments derive from it.
     pub secret_base: u64,
+    /// An index with an older checkpoint than this must not be used: it may refer to what was overwritten.
+    pub checkpoint: u64,
 }
 
 /// Why there is no usable superblock.
@@ -108,6 +110,7 @@ impl Superblock {
         out.u64(self.generation);
         out.u64(self.open_count);
         out.u64(self.secret_base);
+        out.u64(self.checkpoint);
         let crc = crc_without(&block.0, CRC_AT);
         block.0[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
         block
@@ -148,6 +151,7 @@ impl Superblock {
             generation: fields.u64()?,
             open_count: fields.u64()?,
             secret_base: fields.u64()?,
+            checkpoint: fields.u64()?,
         };
         Some(if superblock.is_plausible() {
             Copy::Good(superblock)
@@ -274,6 +278,7 @@ mod tests {
             generation: 3,
             open_count: 9,
             secret_base: 0x1234,
+            checkpoint: 77,
         }
     }
 

@@ -441,11 +441,15 @@ fn a_dropped_shard_stays_dropped_and_may_come_back_empty() {
 #[test]
 fn a_corrupt_block_stays_corrupt_when_its_segment_is_cleaned() {
     let mut world = world();
+    // Not in the segment that recovery opened: that is the last to be used again.
+    for seq in 1..=400 {
+        world.call(write(0, seq as u32 % 300, 1, seq)).expect("write");
+    }
     world.call(write(1, 0, 1, 1)).expect("write");
     let at = find_content(&world, 1, 0);
     world.disk.flip_bit(at + 9);
-    // Write until the first segment has been cleaned and used again.
-    for seq in 1..4000 {
+    // Write until its segment has been cleaned and used again.
+    for seq in 401..4400 {
         let block = world.rng.below(300) as u32;
         world.call(write(0, block, 1, seq)).expect("write");
     }
