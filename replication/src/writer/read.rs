@@ -6,7 +6,9 @@ use types::{BlockNo, DiskId, LEAF_BLOCKS, LeafNo, Payload, RequestId};
 use store::{REQUEST_BLOCKS_MAX, ReadPart, StoreError};
 
 use super::repair::BadRange;
-use super::{Effects, Purpose, ShardError, ShardReply, Writer, WriterEffect, WriterNotice};
+use super::{
+    Effects, Member, MemberState, PATIENCE, Purpose, ShardError, ShardReply, Writer, WriterEffect, WriterNotice,
+};
 use crate::message::{Refusal, ReplicaReply, ReplicaRequest};
 
 /// A read under way.
@@ -90,6 +92,18 @@ impl<B: Payload> Writer<B> {
         disks
     }
 
+    /// Whether a member that cannot be asked now can be asked soon: it has yet to acknowledge what others completed,
+    /// or it is being fenced or brought up to date. One that answers no fence is not waited for.
+    fn may_become_readable(&self, member: &Member) -> bool {
+        let is_coming = match member.state {
+            MemberState::Current => member.acked < self.completed,
+            MemberState::Fencing => self.now.since(member.quiet_since) < PATIENCE,
+            MemberState::Reported(_) | MemberState::Syncing(_) => true,
+            MemberState::Away | MemberState::Expelled => false,
+        };
+        is_coming && member.is_up && self.record.replicas.contains(&member.disk)
+    }
+
     fn ask(&mut self, no: u64, effects: &mut Effects<B>) {
         let read = self.reads.get(&no).expect("asked for a read that is under way");
         let (block, count) = read.piece();
@@ -97,10 +111,11 @@ impl<B: Payload> Writer<B> {
             .readable(block)
             .into_iter()
             .find(|disk| !read.tried.contains(disk));
-        // A member that has yet to acknowledge what others completed may be asked soon.
-        let may_come = self.members.iter().any(|member| {
-            member.is_current() && member.acked < self.completed && !read.tried.contains(&member.disk)
-        });
+        // Nobody gives a read up while a replica that was not asked is on its way back: it may have the good copy.
+        let may_come = self
+            .members
+            .iter()
+            .any(|member| self.may_become_readable(member) && !read.tried.contains(&member.disk));
         let is_exhausted = !read.tried.is_empty() && !may_come;
         let layer = self.layer;
         let request = match read.what {

@@ -1,7 +1,8 @@
 //! Reading everything on every in-sync replica, comparing the replicas, repairing what is bad or differs.
 //!
-//! One leaf and one request at a time: a scrub has days, guests do not. A difference counts only when two looks in
-//! a row show the same one, since a write in flight reaches replicas at different moments.
+//! One leaf and one request at a time: a scrub has days, guests do not. A write in flight reaches replicas at
+//! different moments, so a difference counts only in blocks whose every version is of the part of the stream that
+//! each replica had acknowledged when it was asked. What is newer is left to the next scrub.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -33,7 +34,8 @@ pub(super) struct Scrub {
     asked: u32,
     bad: Vec<(DiskId, BlockNo)>,
     versions: Vec<Vec<BlockVersion>>,
-    first_look: Option<Vec<Vec<BlockVersion>>>,
+    /// Every member held the stream up to here when it was asked for its versions.
+    settled: Seq,
     fixes: VecDeque<Fix>,
     blocks: u64,
     repaired: u64,
@@ -72,7 +74,7 @@ impl Scrub {
         self.index = 0;
         self.bad.clear();
         self.versions.clear();
-        self.first_look = None;
+        self.settled = Seq(u64::MAX);
         self.fixes.clear();
     }
 }
@@ -102,7 +104,7 @@ impl<B: Payload> Writer<B> {
             asked: LEAF_BLOCKS,
             bad: Vec::new(),
             versions: Vec::new(),
-            first_look: None,
+            settled: Seq(u64::MAX),
             fixes: VecDeque::new(),
             blocks: 0,
             repaired: 0,
@@ -117,12 +119,7 @@ impl<B: Payload> Writer<B> {
         if self.phase != WriterPhase::Open {
             return;
         }
-        let members: Vec<DiskId> = self
-            .members
-            .iter()
-            .filter(|member| member.is_current() && self.record.in_sync.contains(&member.disk))
-            .map(|member| member.disk)
-            .collect();
+        let members = self.scrub_members();
         if let Some(scrub) = &mut self.scrub
             && !scrub.has_begun
             && !members.is_empty()
@@ -131,6 +128,15 @@ impl<B: Payload> Writer<B> {
             scrub.members = members;
             self.scrub_list(LeafNo(0), effects);
         }
+    }
+
+    /// Replicas that can be compared with each other.
+    fn scrub_members(&self) -> Vec<DiskId> {
+        self.members
+            .iter()
+            .filter(|member| member.is_current() && self.record.in_sync.contains(&member.disk))
+            .map(|member| member.disk)
+            .collect()
     }
 
     fn scrub_send(&mut self, part: ScrubPart, request: ReplicaRequest<B>, effects: &mut Effects<B>) {
@@ -209,8 +215,13 @@ impl<B: Payload> Writer<B> {
 
     /// Starts the first leaf of the list, or ends the scrub.
     fn scrub_leaf(&mut self, effects: &mut Effects<B>) {
+        // A replica that came back since the last leaf takes part from here on: it may have what others lost.
+        let members = self.scrub_members();
         let scrub = self.scrub.as_mut().expect("a scrub under way");
         scrub.reset_leaf();
+        if !members.is_empty() {
+            scrub.members = members;
+        }
         match scrub.leaves.as_ref().and_then(|leaves| leaves.front()) {
             Some(leaf) => {
                 let block = leaf.first_block();
@@ -259,7 +270,11 @@ impl<B: Payload> Writer<B> {
     }
 
     fn scrub_versions(&mut self, effects: &mut Effects<B>) {
-        let leaf = self.scrub.as_ref().expect("a scrub under way").leaf();
+        let scrub = self.scrub.as_ref().expect("a scrub under way");
+        let (leaf, disk) = (scrub.leaf(), scrub.members[scrub.index]);
+        let held = self.member(disk).map_or(Seq(0), |member| member.acked);
+        let scrub = self.scrub.as_mut().expect("a scrub under way");
+        scrub.settled = scrub.settled.min(held);
         let request = ReplicaRequest::LeafVersions {
             layer: self.layer,
             leaf,
@@ -269,26 +284,13 @@ impl<B: Payload> Writer<B> {
 
     fn scrub_compare(&mut self, effects: &mut Effects<B>) {
         let scrub = self.scrub.as_mut().expect("a scrub under way");
-        let differs = |versions: &[Vec<BlockVersion>], slot: usize| {
-            versions.iter().any(|of| !is_same(of[slot], versions[0][slot]))
-        };
-        let slots: Vec<usize> = (0..LEAF_BLOCKS as usize)
-            .filter(|slot| differs(&scrub.versions, *slot))
-            .collect();
-        if !slots.is_empty() && scrub.first_look.is_none() {
-            scrub.first_look = Some(std::mem::take(&mut scrub.versions));
-            scrub.index = 0;
-            self.scrub_versions(effects);
-            return;
-        }
         let leaf = scrub.leaf();
-        let is_quiet = |slot: usize| {
-            let looks = scrub.first_look.iter().flatten().zip(&scrub.versions);
-            looks
-                .into_iter()
-                .all(|(first, second)| first[slot] == second[slot])
+        let differs = |slot: &usize| {
+            let versions = || scrub.versions.iter().map(|of| of[*slot]);
+            let is_settled = versions().all(|version| version.seq <= scrub.settled);
+            is_settled && versions().any(|version| !is_same(version, scrub.versions[0][*slot]))
         };
-        let mut wanted: BTreeSet<usize> = slots.into_iter().filter(|slot| is_quiet(*slot)).collect();
+        let mut wanted: BTreeSet<usize> = (0..LEAF_BLOCKS as usize).filter(differs).collect();
         wanted.extend(scrub.bad.iter().map(|(_, block)| block.slot()));
         let mut fixes = Vec::new();
         for slot in wanted {
@@ -299,7 +301,9 @@ impl<B: Payload> Writer<B> {
                 .max_by_key(|index| scrub.versions[*index][slot].seq);
             let Some(best) = best else {
                 scrub.unreadable += 1;
-                effects.push(WriterEffect::Notice(WriterNotice::Unreadable { block }));
+                if scrub.members.len() == self.record.replicas.len() {
+                    effects.push(WriterEffect::Notice(WriterNotice::Unreadable { block }));
+                }
                 continue;
             };
             for (index, target) in scrub.members.iter().copied().enumerate() {
