@@ -32,7 +32,7 @@ pub(crate) struct Guest {
     zombies: BTreeMap<u64, Waiting>,
     next_request: u64,
     next_version: u64,
-    /// Whether an unreadable block may be reported: never, unless the world took the last good copy away.
+    /// Whether an unreadable block may be reported: only while the world keeps the last good copy away.
     pub may_see_errors: bool,
     pub answers: u64,
     pub errors: u64,
@@ -226,8 +226,14 @@ impl Guest {
         )
     }
 
-    /// The server's answer; panics where it breaks a promise.
-    pub fn answered(&mut self, id: RequestId, result: Result<Outcome<HeapBlock>, VdiError>) {
+    /// The server's answer; panics where it breaks a promise. `has_quorum`: every shard could complete writes at
+    /// that moment.
+    pub fn answered(
+        &mut self,
+        id: RequestId,
+        result: Result<Outcome<HeapBlock>, VdiError>,
+        has_quorum: bool,
+    ) {
         let waiting = self.waiting.remove(&id.0);
         let Waiting { op, issued } =
             waiting.unwrap_or_else(|| panic!("an answer to {id}, which nobody waits for"));
@@ -251,7 +257,7 @@ impl Guest {
         tell(|| format!("  guest {id}: done"));
         match (&op, outcome) {
             (Op::Read { offset, length }, Outcome::Read(parts)) => {
-                self.check_read(id, *offset, *length, &parts, issued);
+                self.check_read(id, *offset, *length, &parts, issued, has_quorum);
             }
             (Op::Extents { offset, length }, Outcome::Extents(extents)) => {
                 self.check_extents(id, *offset, *length, &extents, issued);
@@ -279,6 +285,7 @@ impl Guest {
         length: u64,
         parts: &[ReadPart<HeapBlock>],
         issued: Moment,
+        has_quorum: bool,
     ) {
         let mut bytes = Vec::with_capacity(length as usize);
         for part in parts {
@@ -295,7 +302,7 @@ impl Guest {
         for (i, got) in bytes.chunks(SECTOR_BYTES as usize).enumerate() {
             let sector = offset / SECTOR_BYTES + i as u64;
             let result = match content::sector_version(sector, got) {
-                Some(version) => self.oracle.read(sector, version, issued),
+                Some(version) => self.oracle.read(sector, version, issued, has_quorum),
                 None => Err(format!(
                     "sector {sector} holds what nobody wrote there: {:02x?}",
                     &got[..16]

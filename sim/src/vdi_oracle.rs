@@ -9,7 +9,10 @@
 //! * A kill changes nothing: what was completed stays, what was under way is replayed and still under way.
 //! * A power loss takes the certainty from every mark that no completed flush covers: such a write may have
 //!   happened or not, and what it had superseded may be back.
-//! * A read with nothing under way beside it settles its sectors: what it saw is what is there from then on.
+//! * A read with nothing under way beside it settles its sectors: what it saw is what is there from then on. Not
+//!   so a read that is answered while its shard has no write quorum: one replica answers it, and whether a write
+//!   happened that nobody was ever told of (its guest lost power first) is decided when the quorum is back and the
+//!   replicas are made equal. Nothing can be completed on top of such a read before that.
 
 /// When something happened, in events of the run.
 pub(crate) type Moment = u64;
@@ -108,8 +111,15 @@ impl GuestOracle {
         }
     }
 
-    /// Checks one sector of a read that was issued at `issued` and is completed now, and settles it.
-    pub fn read(&mut self, sector: u64, value: u64, issued: Moment) -> Result<(), String> {
+    /// Checks one sector of a read that was issued at `issued` and is completed now, and settles it if there is a
+    /// quorum that can be held to it.
+    pub fn read(
+        &mut self,
+        sector: u64,
+        value: u64,
+        issued: Moment,
+        has_quorum: bool,
+    ) -> Result<(), String> {
         let now = self.now;
         let history = &mut self.sectors[sector as usize];
         let newest = history
@@ -129,7 +139,7 @@ impl GuestOracle {
                 "sector {sector} holds version {value}, allowed are {allowed:?}; history {history:?}, read issued at {issued}"
             ));
         }
-        let is_alone = history.iter().all(|v| v.done.is_some_and(|done| done < issued));
+        let is_alone = has_quorum && history.iter().all(|v| v.done.is_some_and(|done| done < issued));
         if is_alone && history.len() > 1 {
             settle(history, value, now, is_current);
         }
@@ -187,7 +197,7 @@ mod tests {
     fn read(oracle: &mut GuestOracle, value: u64) -> Result<(), String> {
         let issued = oracle.moment();
         oracle.moment();
-        oracle.read(1, value, issued)
+        oracle.read(1, value, issued, true)
     }
 
     #[test]
@@ -203,7 +213,7 @@ mod tests {
         assert!(read(&mut oracle, 7).is_ok());
         assert!(read(&mut oracle, 8).is_err());
         assert!(
-            oracle.read(0, 0, early).is_ok(),
+            oracle.read(0, 0, early, true).is_ok(),
             "a read that began before the end"
         );
     }
@@ -218,6 +228,21 @@ mod tests {
         assert!(read(&mut oracle, 0).is_err());
         assert!(read(&mut oracle, 8).is_ok());
         assert!(read(&mut oracle, 7).is_err(), "it was 8 a moment ago");
+    }
+
+    #[test]
+    fn a_read_without_a_quorum_settles_nothing_and_still_must_not_lie() {
+        let mut oracle = oracle();
+        oracle.write(1, 1..2, 7, true);
+        oracle.complete(1, 1..2, true, false);
+        oracle.write(2, 1..2, 8, true);
+        oracle.lose_power();
+        let issued = oracle.moment();
+        oracle.moment();
+        assert!(oracle.read(1, 7, issued, false).is_ok());
+        assert!(oracle.read(1, 0, issued, false).is_err());
+        assert!(read(&mut oracle, 8).is_ok(), "the quorum decided that it happened");
+        assert!(read(&mut oracle, 7).is_err());
     }
 
     #[test]

@@ -282,10 +282,13 @@ impl World {
     fn step(&mut self, event: Event<HeapBlock>) {
         let mut effects = Vec::new();
         let vdi = self.vdi.as_mut().expect("open");
+        let had_quorum = vdi.status().shards_waiting == 0;
         vdi.step(self.now, event, &mut effects);
+        let has_quorum = had_quorum && vdi.status().shards_waiting == 0;
+        self.guest.may_see_errors = (0..self.records.len()).any(|no| self.is_somebody_away(ShardNo(no as u32)));
         for effect in effects {
             match effect {
-                Effect::Done(id, result) => self.guest.answered(id, result),
+                Effect::Done(id, result) => self.guest.answered(id, result, has_quorum),
                 Effect::Send(disk, message) => self.send(self.incarnation, disk, message),
                 Effect::SaveRecord(record) => {
                     tell(|| format!("    save {record:?}"));
@@ -328,7 +331,13 @@ impl World {
     fn noticed(&mut self, notice: &Notice) {
         tell(|| format!("    notice {notice:?}"));
         match notice {
-            Notice::Repaired { blocks, .. } => self.summary.repaired += blocks,
+            Notice::Repaired { blocks, disk, .. } => {
+                assert!(
+                    self.summary.rotten > 0,
+                    "{blocks} blocks of disk {disk} were repaired and nothing was damaged"
+                );
+                self.summary.repaired += blocks;
+            }
             Notice::Restored { moved_blocks, .. } => self.summary.resynced += moved_blocks,
             Notice::Degraded { .. } => self.summary.degraded += 1,
             Notice::Scrub {
@@ -341,13 +350,21 @@ impl World {
                 self.summary.scrubs += 1;
                 self.last_scrub = Some((*repaired, *unreadable));
             }
+            // The damaged disk and another that is away are two faults: the good copy is on the one that is away.
             Notice::Unreadable { shard, offset } => assert!(
-                self.guest.may_see_errors,
+                self.is_somebody_away(*shard),
                 "shard {shard} offset {offset} is unreadable and there is a good copy"
             ),
             Notice::Fenced { shard } => panic!("shard {shard} is fenced and nobody else writes it"),
             _ => {}
         }
+    }
+
+    /// Whether damage was done and a replica of the shard that has the good copy cannot be reached.
+    fn is_somebody_away(&self, shard: ShardNo) -> bool {
+        let replicas = &self.records[&shard].replicas;
+        let is_away = |at: usize| !self.is_linked[at] && replicas.contains(&self.hosts[at].id);
+        self.summary.rotten > 0 && (0..self.hosts.len()).any(|at| at != self.victim && is_away(at))
     }
 
     /// The control store takes or refuses the oldest record that was sent.
@@ -549,7 +566,8 @@ impl World {
                 self.stop_host(at, false, turns);
             }
         }
-        if matches!(self.profile, Profile::Rot | Profile::Noise) && self.rng.chance(1, 500) {
+        // Under load in every world: where nothing is damaged it must find nothing.
+        if self.rng.chance(1, 500) {
             self.step(Event::Scrub);
         }
     }
