@@ -9,9 +9,10 @@ use types::DiskId;
 
 use crate::plane::{Command, PlaneHandle};
 
-/// The sending end; dropping or stopping it ends the thread after what it was sent.
+/// The sending end. Dropping it lets the thread finish what it was given and waits for that: only then is RocksDB
+/// closed, its directory free to be opened again, and the process free to exit.
 pub struct IndexThread {
-    sender: Sender<IndexRequest>,
+    sender: Option<Sender<IndexRequest>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -28,21 +29,28 @@ impl IndexThread {
             .name(name)
             .spawn(move || serve(disk, index.as_mut(), &requests, &plane))?;
         Ok(IndexThread {
-            sender,
+            sender: Some(sender),
             thread: Some(thread),
         })
     }
 
     /// Hands a request to the thread.
     pub fn send(&self, request: IndexRequest) {
-        self.sender
+        let sender = self.sender.as_ref().expect("present until dropped");
+        sender
             .send(request)
             .expect("the index thread runs as long as its disk");
     }
+}
 
-    /// Lets the thread end; it finishes what it was given. Does not wait for it.
-    pub fn stop(mut self) {
-        self.thread.take();
+impl Drop for IndexThread {
+    fn drop(&mut self) {
+        self.sender.take();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("an index thread ended badly");
+        }
     }
 }
 

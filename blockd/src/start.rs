@@ -1,6 +1,7 @@
 //! Starting the data-plane threads.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use edge::uring::{Pool, PoolConfig, Ring, RingConfig, RingError, Waker};
@@ -12,11 +13,21 @@ use crate::plane::{Command, Plane, PlaneHandle, Report};
 /// Operations that one ring has in the kernel at once.
 const RING_ENTRIES: u32 = 512;
 
+/// Running data-plane threads.
+pub struct Planes {
+    /// The ways to them.
+    pub handles: Vec<PlaneHandle>,
+    /// The threads themselves, for the end.
+    pub threads: Vec<JoinHandle<()>>,
+    /// Their buffers.
+    pub pool: Pool,
+}
+
 /// What a plane's thread still needs once its ring, and so its waker, exists.
 type Rest = (Receiver<Command>, Vec<PlaneHandle>);
 
-/// Starts one plane for each core of the settings; returns the ways to them, and their buffers.
-pub fn planes(settings: &Settings, reports: &UnboundedSender<Report>) -> Result<(Vec<PlaneHandle>, Pool)> {
+/// Starts one plane for each core of the settings.
+pub fn planes(settings: &Settings, reports: &UnboundedSender<Report>) -> Result<Planes> {
     let bytes = usize::try_from(settings.buffers.0).context("buffers")?;
     let pool = Pool::new(PoolConfig::of_bytes(bytes)).context("cannot map the buffers")?;
     let mut started = Vec::new();
@@ -25,7 +36,9 @@ pub fn planes(settings: &Settings, reports: &UnboundedSender<Report>) -> Result<
     }
     let mut handles = Vec::new();
     let mut waiting = Vec::new();
-    for (waker, rest) in started {
+    let mut threads = Vec::new();
+    for (thread, waker, rest) in started {
+        threads.push(thread);
         let (handle, mailbox) = PlaneHandle::new(waker);
         handles.push(handle);
         waiting.push((rest, mailbox));
@@ -34,14 +47,22 @@ pub fn planes(settings: &Settings, reports: &UnboundedSender<Report>) -> Result<
         rest.send((mailbox, handles.clone()))
             .expect("a plane's thread waits for the rest");
     }
-    Ok((handles, pool))
+    Ok(Planes {
+        handles,
+        threads,
+        pool,
+    })
 }
 
 /// Starts one thread; it makes its ring, gives its waker, and waits for the rest.
-fn start(number: usize, pool: Pool, reports: UnboundedSender<Report>) -> Result<(Waker, Sender<Rest>)> {
+fn start(
+    number: usize,
+    pool: Pool,
+    reports: UnboundedSender<Report>,
+) -> Result<(JoinHandle<()>, Waker, Sender<Rest>)> {
     let (give_waker, waker) = channel::<Result<Waker, RingError>>();
     let (give_rest, rest) = channel::<Rest>();
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name(format!("plane-{number}"))
         .spawn(move || {
             pin_to(number);
@@ -64,6 +85,7 @@ fn start(number: usize, pool: Pool, reports: UnboundedSender<Report>) -> Result<
         .context("cannot start a data-plane thread")?;
     let waker = waker.recv().context("a data-plane thread ended at once")?;
     Ok((
+        thread,
         waker.context("cannot make an io_uring: Linux 5.19 or newer, not forbidden by seccomp")?,
         give_rest,
     ))

@@ -437,7 +437,10 @@ impl Daemon {
             runtime.plane
         };
         self.tell_disk_state(disk, false).await?;
-        ask(&self.planes[plane], |reply| Command::RemoveDisk { disk, reply }).await
+        let index = ask(&self.planes[plane], |reply| Command::RemoveDisk { disk, reply }).await?;
+        // Until the index is closed nobody could open it again.
+        tokio::task::block_in_place(|| drop(index));
+        Ok(())
     }
 
     /// Gives every shard's place on `old` to `new`, or, where there is none, to whom placement chooses.

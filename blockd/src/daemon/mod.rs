@@ -22,6 +22,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, bail};
 use control::{ApiError, ApiResult, ControlStore};
@@ -34,6 +35,7 @@ use types::{DiskId, Incarnation, VdiId};
 
 use crate::config::Settings;
 use crate::plane::{Command, PlaneFigures, PlaneHandle, Report};
+use crate::start::Planes;
 use disks::DiskRuntime;
 use doors::Door;
 use events::EventLog;
@@ -45,6 +47,7 @@ pub struct Daemon {
     control: Mutex<ControlStore>,
     incarnation: Incarnation,
     planes: Vec<PlaneHandle>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     pool: Pool,
     disks: Mutex<BTreeMap<DiskId, DiskRuntime>>,
     doors: tokio::sync::Mutex<BTreeMap<(VdiId, String), Door>>,
@@ -66,12 +69,17 @@ impl Daemon {
         let mut control = ControlStore::new(Box::new(records));
         let incarnation = control.next_incarnation().context("control records")?;
         let (reports, inbox) = unbounded_channel();
-        let (planes, pool) = crate::start::planes(&settings, &reports)?;
+        let Planes {
+            handles,
+            threads,
+            pool,
+        } = crate::start::planes(&settings, &reports)?;
         let daemon = Arc::new(Daemon {
             settings,
             control: Mutex::new(control),
             incarnation,
-            planes,
+            planes: handles,
+            threads: Mutex::new(threads),
             pool,
             disks: Mutex::default(),
             doors: tokio::sync::Mutex::default(),
@@ -97,6 +105,15 @@ impl Daemon {
         for plane in &self.planes {
             plane.send(Command::Stop);
         }
+        // RocksDB must be closed, by its index threads, before the process may exit.
+        let threads = std::mem::take(&mut *self.threads.lock().expect("threads"));
+        tokio::task::block_in_place(|| {
+            for thread in threads {
+                if thread.join().is_err() {
+                    tracing::error!("a data-plane thread ended badly");
+                }
+            }
+        });
     }
 
     fn run_reports(self: &Arc<Daemon>, inbox: UnboundedReceiver<Report>, _keep: UnboundedSender<Report>) {

@@ -18,7 +18,7 @@ pub struct DiskActor {
     node: DiskNode<Buf, Store<Buf>>,
     index: IndexThread,
     /// Set once the daemon wants the disk gone: told when nothing is under way any more.
-    leaving: Option<oneshot::Sender<()>>,
+    leaving: Option<oneshot::Sender<Option<IndexThread>>>,
 }
 
 impl Plane {
@@ -43,14 +43,14 @@ impl Plane {
         Ok(())
     }
 
-    pub(super) fn remove_disk(&mut self, disk: DiskId, reply: oneshot::Sender<()>) {
+    pub(super) fn remove_disk(&mut self, disk: DiskId, reply: oneshot::Sender<Option<IndexThread>>) {
         match self.disks.get_mut(&disk) {
             Some(actor) => {
                 actor.leaving = Some(reply);
                 self.let_go_when_idle(disk);
             }
             None => {
-                let _ = reply.send(());
+                let _ = reply.send(None);
             }
         }
     }
@@ -67,8 +67,8 @@ impl Plane {
         let actor = self.disks.remove(&disk).expect("just found");
         self.homes.remove(&disk);
         self.ring.remove_disk(actor.slot);
-        actor.index.stop();
-        let _ = actor.leaving.expect("just found").send(());
+        // The daemon waits for the index thread; this one must not.
+        let _ = actor.leaving.expect("just found").send(Some(actor.index));
     }
 
     pub(super) fn disk_completed(&mut self, slot: DiskSlot, completion: Completion<Buf>) {

@@ -25,10 +25,10 @@ pub enum Command {
         index: IndexThread,
         reply: oneshot::Sender<Result<(), RingError>>,
     },
-    /// Stop serving it; answered when its last operation is back.
+    /// Stop serving it; answered, with its index thread, when its last operation is back.
     RemoveDisk {
         disk: DiskId,
-        reply: oneshot::Sender<()>,
+        reply: oneshot::Sender<Option<IndexThread>>,
     },
     /// Tell every VDI that a disk came or went.
     DiskState {

@@ -1,0 +1,177 @@
+//! What people do to disks and state directories while nobody looks: deleted indexes, damaged superblocks, old
+//! copies put back, a disk carried to another daemon.
+
+mod support;
+
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+use support::{Daemon, GIB, NbdClient};
+
+const MIB: u64 = 1 << 20;
+const PIECE: u64 = 64 * 1024;
+
+fn fill(daemon: &Daemon, vdi: &str, from: u64, count: u64, byte: u8) {
+    let mut client = NbdClient::connect(&daemon.path(&format!("{vdi}.nbd"))).expect("connect");
+    for number in from..from + count {
+        client
+            .write(number * PIECE, &[byte; PIECE as usize])
+            .expect("write");
+    }
+    client.flush().expect("flush");
+}
+
+fn verify(daemon: &Daemon, vdi: &str, from: u64, count: u64, byte: u8) {
+    let mut client = NbdClient::connect(&daemon.path(&format!("{vdi}.nbd"))).expect("connect");
+    for number in from..from + count {
+        let data = client.read(number * PIECE, PIECE as u32).expect("read");
+        assert!(data.iter().all(|found| *found == byte), "piece {number} of {vdi}");
+    }
+}
+
+fn damage(disk: &Path, offset: u64) {
+    let mut file = std::fs::File::options().write(true).open(disk).expect("open");
+    file.seek(SeekFrom::Start(offset)).expect("seek");
+    file.write_all(&[0x55; 4096]).expect("write");
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp")
+        .arg("--sparse=always")
+        .args([from, to])
+        .status();
+    assert!(copied.expect("cp").success());
+}
+
+#[test]
+fn a_deleted_index_is_rebuilt_from_the_log() {
+    let mut daemon = Daemon::with_disks(1, &[]);
+    daemon.create_vdi("a", 64 * MIB, 1);
+    daemon.attach_nbd("a");
+    fill(&daemon, "a", 0, 512, 1);
+    fill(&daemon, "a", 100, 50, 2);
+    daemon.stop();
+    std::fs::remove_dir_all(daemon.path("state/index")).expect("delete the index");
+    daemon.start_again();
+    verify(&daemon, "a", 0, 100, 1);
+    verify(&daemon, "a", 100, 50, 2);
+    verify(&daemon, "a", 150, 362, 1);
+    assert!(
+        daemon.log().contains("rebuilt: Some(Missing)"),
+        "{}",
+        daemon.log()
+    );
+}
+
+#[test]
+fn an_index_from_yesterday_is_noticed() {
+    let mut daemon = Daemon::with_disks(1, &[]);
+    daemon.create_vdi("a", 64 * MIB, 1);
+    daemon.attach_nbd("a");
+    fill(&daemon, "a", 0, 200, 1);
+    daemon.stop();
+    let (index, yesterday) = (daemon.path("state/index"), daemon.path("yesterday"));
+    let copied = Command::new("cp").arg("-r").args([&index, &yesterday]).status();
+    assert!(copied.expect("cp").success());
+    daemon.start_again();
+    fill(&daemon, "a", 100, 200, 2);
+    daemon.kill();
+    std::fs::remove_dir_all(&index).expect("remove");
+    std::fs::rename(&yesterday, &index).expect("put the old one back");
+    daemon.start_again();
+    verify(&daemon, "a", 0, 100, 1);
+    verify(&daemon, "a", 100, 200, 2);
+}
+
+#[test]
+fn either_superblock_is_enough_and_none_is_refused_by_name() {
+    let mut daemon = Daemon::with_disks(1, &[]);
+    daemon.create_vdi("a", 64 * MIB, 1);
+    daemon.attach_nbd("a");
+    fill(&daemon, "a", 0, 100, 1);
+    for offset in [0, 64 * 1024] {
+        daemon.stop();
+        damage(&daemon.disk_path(1), offset);
+        daemon.start_again();
+        verify(&daemon, "a", 0, 100, 1);
+    }
+    daemon.stop();
+    damage(&daemon.disk_path(1), 0);
+    damage(&daemon.disk_path(1), 64 * 1024);
+    daemon.start_again();
+    let disk = daemon.get("/v1/disks")[0].clone();
+    assert_eq!(disk["state"], "missing", "{disk}");
+    assert!(
+        disk["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("superblock")),
+        "{disk}"
+    );
+}
+
+#[test]
+fn an_old_copy_of_a_disk_is_not_trusted() {
+    let mut daemon = Daemon::with_disks(3, &[]);
+    daemon.create_vdi("a", 64 * MIB, 3);
+    daemon.attach_nbd("a");
+    fill(&daemon, "a", 0, 300, 1);
+    daemon.stop();
+    let (disk, old) = (daemon.disk_path(2), daemon.path("old.img"));
+    copy(&disk, &old);
+    daemon.start_again();
+    fill(&daemon, "a", 100, 300, 2);
+    daemon.stop();
+    std::fs::rename(&old, &disk).expect("put the old copy back");
+    daemon.start_again();
+    verify(&daemon, "a", 0, 100, 1);
+    verify(&daemon, "a", 100, 300, 2);
+    daemon.until_health("a", "whole");
+    daemon.post("/v1/scrub", &json!({}));
+    daemon.until("the scrub ends", |daemon| {
+        daemon.get("/v1/scrub")["scrubs"][0]["ended"].is_string()
+    });
+    let scrub = daemon.get("/v1/scrub");
+    assert_eq!(
+        scrub["scrubs"][0]["repaired"], 0,
+        "resync left nothing to repair: {scrub}"
+    );
+    verify(&daemon, "a", 100, 300, 2);
+}
+
+#[test]
+fn another_pools_disk_is_refused_until_forced() {
+    let mut mine = Daemon::with_disks(1, &[]);
+    mine.create_vdi("a", 16 * MIB, 1);
+    mine.stop();
+    let other = Daemon::with_disks(0, &[]);
+    let body = json!({"path": mine.disk_path(1)});
+    let (code, refusal) = other.call("POST", "/v1/disks", Some(&body));
+    assert_eq!(
+        (code, refusal["code"].as_str()),
+        (409, Some("needs_force")),
+        "{refusal}"
+    );
+    assert!(
+        refusal["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("pool")),
+        "{refusal}"
+    );
+    mine.start_again();
+    assert_eq!(
+        mine.get("/v1/disks")[0]["state"],
+        "active",
+        "looking changed nothing"
+    );
+    mine.stop();
+    let taken = other.post("/v1/disks", &json!({"path": mine.disk_path(1), "force": true}));
+    assert_eq!(taken["bytes"].as_u64(), Some(GIB));
+    mine.start_again();
+    assert_eq!(
+        mine.get("/v1/disks")[0]["state"],
+        "missing",
+        "it is the other pool's now"
+    );
+}
