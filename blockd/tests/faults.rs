@@ -134,6 +134,40 @@ fn a_disk_that_was_away_gets_only_what_changed() {
 }
 
 #[test]
+fn a_full_pool_makes_writes_wait_until_there_is_space() {
+    let mut daemon = Daemon::with_disks(1, &[]);
+    daemon.create_vdi("filler", 512 * MIB, 1);
+    daemon.create_vdi("big", 2 * support::GIB, 1);
+    let mut filler = NbdClient::connect(&daemon.attach_nbd("filler")).expect("connect");
+    fill(&mut filler, 0, 400 * 16, 7);
+    drop(filler);
+    daemon.post("/v1/vdis/filler/detach", &json!({}));
+    let socket = daemon.attach_nbd("big");
+    // 600 MiB more than fit beside the filler: the writer gets stuck, and must not be told of an error.
+    let writer = std::thread::spawn({
+        let socket = socket.clone();
+        move || {
+            let mut client = NbdClient::connect(&socket).expect("connect");
+            fill(&mut client, 0, 600 * 16, 9);
+            client.flush().expect("flush");
+        }
+    });
+    daemon.until("writes wait", |daemon| {
+        daemon.metric("weft_disk_waiting_for_space") > 0
+    });
+    let mut reader = NbdClient::connect(&socket).expect("connect");
+    verify(&mut reader, 0, 100, 9);
+    assert!(!writer.is_finished());
+    let events = daemon.get("/v1/status")["events"].to_string();
+    assert!(events.contains("full"), "{events}");
+    let (code, answer) = daemon.call("DELETE", "/v1/vdis/filler", None);
+    assert!((200..300).contains(&code), "{answer}");
+    daemon.until("the writer is done", |_| writer.is_finished());
+    writer.join().expect("no write failed");
+    verify(&mut reader, 0, 600 * 16, 9);
+}
+
+#[test]
 fn wrong_requests_are_refused_and_change_nothing() {
     let daemon = Daemon::with_disks(1, &[]);
     daemon.create_vdi("one", 16 * MIB, 1);
