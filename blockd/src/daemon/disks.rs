@@ -55,7 +55,10 @@ impl Daemon {
         for opening in openings {
             let (record, opened) = opening.await?;
             match opened {
-                Ok(opened) => self.serve_disk(opened).await?,
+                Ok(opened) => {
+                    self.serve_disk(opened).await?;
+                    self.is_well_again(record)?;
+                }
                 Err(error) => self.disk_is_missing(&record, &error.message),
             }
         }
@@ -109,6 +112,17 @@ impl Daemon {
                     }
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// A disk that had failed was reopened and its log checked: it may be used again.
+    fn is_well_again(&self, mut record: DiskRecord) -> ApiResult<()> {
+        if record.state == DiskState::Failed {
+            record.state = DiskState::Active;
+            self.records(|control| control.put_disk(&record))?;
+            let message = format!("disk {} had failed; it was reopened and checked", record.id);
+            self.events.add(Severity::Warning, message);
         }
         Ok(())
     }
