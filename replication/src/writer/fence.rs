@@ -54,6 +54,8 @@ impl<B: Payload> Writer<B> {
             && matches!(member.state, MemberState::Fencing | MemberState::Expelled)
         {
             member.state = MemberState::Reported(Report { end, good_until });
+            // A node makes durable what it reports.
+            member.durable = end;
         }
     }
 
@@ -145,6 +147,7 @@ impl<B: Payload> Writer<B> {
         self.chosen = Some((chosen, first));
         self.last_seq = chosen;
         self.completed = chosen;
+        self.flushed = chosen;
     }
 
     fn first_seq(&self, chosen: Seq) -> Seq {

@@ -14,8 +14,9 @@
 //! * A member acknowledges the stream in order, so what it holds is one number, `acked`, and what is completed is
 //!   one number too: the quorum-th largest `acked` of the record's in-sync members that are Current.
 //! * While a change of the record is under way, a write completes only if both the old and the new record's rule
-//!   are met; and a change is asked for only when every member it keeps or adds holds everything completed. So
-//!   whichever of the two a successor reads, its fence quorum meets every completed write.
+//!   are met; and a change is asked for only when every member it keeps or adds holds everything completed, and on
+//!   stable media everything that a flush answered for. So whichever of the two a successor reads, its fence quorum
+//!   meets every completed write, and after power loss every flushed one.
 //! * Seqs are never used twice, not even by a life that left nothing behind: see [`fence`].
 //! * A member that is neither whole nor far enough is first told, durably, up to where it is good
 //!   ([`ReplicaRequest::BeginResync`]), and only then joins the stream.
@@ -74,6 +75,8 @@ struct Member {
     is_joined: bool,
     /// Every stream write up to this one is on the device.
     acked: Seq,
+    /// Every stream write up to this one is on stable media.
+    durable: Seq,
     /// Stream writes sent and not acknowledged.
     lag_entries: usize,
     lag_bytes: usize,
@@ -125,6 +128,7 @@ impl Member {
             state: MemberState::Away,
             is_joined: false,
             acked: Seq(0),
+            durable: Seq(0),
             lag_entries: 0,
             lag_bytes: 0,
             quiet_since: Instant(0),
@@ -152,7 +156,11 @@ enum Purpose {
         seq: Seq,
         bytes: usize,
     },
-    Flush(u64),
+    /// `upto`: what of the stream was sent before it.
+    Flush {
+        no: u64,
+        upto: Seq,
+    },
     Read(u64),
     Sync {
         target: DiskId,
@@ -200,6 +208,8 @@ pub struct Writer<B> {
     last_seq: Seq,
     /// Every write up to here is complete.
     completed: Seq,
+    /// Every write up to here was promised to be on stable media of a quorum.
+    flushed: Seq,
     window: VecDeque<Entry<B>>,
     window_bytes: usize,
     flushes: Vec<FlushOp>,
@@ -258,6 +268,7 @@ impl<B: Payload> Writer<B> {
             lower_ended: None,
             last_seq: Seq(0),
             completed: Seq(0),
+            flushed: Seq(0),
             window: VecDeque::new(),
             window_bytes: 0,
             flushes: Vec::new(),
@@ -452,7 +463,7 @@ impl<B: Payload> Writer<B> {
         match purpose {
             Purpose::Stream { seq, bytes } => self.acked(disk, seq, bytes, effects),
             Purpose::Read(no) => self.read_answered(no, disk, result, effects),
-            Purpose::Flush(no) => self.flush_answered(no, disk, effects),
+            Purpose::Flush { no, upto } => self.flush_answered(no, upto, disk, effects),
             Purpose::Fence => self.promised(disk, &result),
             Purpose::Refence => {}
             Purpose::Sync { target, no, part } => {

@@ -72,6 +72,12 @@ impl<B: Payload> Writer<B> {
             });
             effects.push(WriterEffect::SaveRecord(next));
         }
+        let wants_change = self.record.in_sync.len() < self.record.replicas.len()
+            || self.gone().next().is_some()
+            || !self.replaces.is_empty();
+        if self.saving.is_none() && self.chosen.is_some() && wants_change {
+            self.plan_flushes(effects);
+        }
         self.readmit(effects);
     }
 
@@ -89,12 +95,35 @@ impl<B: Payload> Writer<B> {
             .is_some_and(|member| member.is_current() && member.acked >= self.completed)
     }
 
+    /// Whether the record may count on a member: it holds everything completed, and on stable media what flushes
+    /// answered for. Those were promised by a quorum of the present record, which need not be one of the next.
+    fn is_equal(&self, disk: DiskId) -> bool {
+        self.is_whole(disk)
+            && self
+                .member(disk)
+                .is_some_and(|member| member.durable >= self.flushed)
+    }
+
+    /// Makes those flush that could be counted on if they had.
+    fn plan_flushes(&mut self, effects: &mut Effects<B>) {
+        let lagging: Vec<DiskId> = self
+            .record
+            .replicas
+            .iter()
+            .copied()
+            .filter(|disk| self.is_whole(*disk) && !self.is_equal(*disk))
+            .collect();
+        for disk in lagging {
+            self.flush_for_plan(disk, effects);
+        }
+    }
+
     fn plan_additions(&self, next: &mut ShardRecord) {
         let order: Vec<DiskId> = next
             .replicas
             .iter()
             .copied()
-            .filter(|disk| next.in_sync.contains(disk) || self.is_whole(*disk))
+            .filter(|disk| next.in_sync.contains(disk) || self.is_equal(*disk))
             .collect();
         if order.len() > next.in_sync.len() {
             next.in_sync = order;
@@ -113,7 +142,7 @@ impl<B: Payload> Writer<B> {
             .copied()
             .filter(|disk| !gone.contains(disk))
             .collect();
-        if stay.len() >= self.least_in_sync() && stay.iter().all(|disk| self.is_whole(*disk)) {
+        if stay.len() >= self.least_in_sync() && stay.iter().all(|disk| self.is_equal(*disk)) {
             self.push_ended(next, self.held_by(&stay));
             next.in_sync = stay;
         }
@@ -150,13 +179,13 @@ impl<B: Payload> Writer<B> {
         let stay: Vec<DiskId> = next.in_sync.iter().copied().filter(|disk| *disk != old).collect();
         if next.replicas.contains(&new) {
             // The single replica of a moment ago: the new one holds everything now, the old one may go.
-            if stay == [new] && self.is_whole(new) {
+            if stay == [new] && self.is_equal(new) {
                 next.replicas = stay.clone();
                 next.in_sync = stay;
             }
         } else if next.replicas.len() == 1 {
             next.replicas.push(new);
-        } else if stay.len() >= self.least_in_sync() && stay.iter().all(|disk| self.is_whole(*disk)) {
+        } else if stay.len() >= self.least_in_sync() && stay.iter().all(|disk| self.is_equal(*disk)) {
             if stay.len() < next.in_sync.len() {
                 self.push_ended(next, self.held_by(&stay));
             }

@@ -519,9 +519,9 @@ impl<B: Payload> Writer<B> {
             unreachable!("an end was set that was not asked for");
         };
         let moved_blocks = sync.moved_blocks;
-        self.member_mut(target)
-            .expect("a target is a member")
-            .moved_blocks = moved_blocks;
+        let member = self.member_mut(target).expect("a target is a member");
+        member.moved_blocks = moved_blocks;
+        member.durable = end;
         self.make_current(target, end, effects);
         if self.phase == WriterPhase::Open {
             self.complete(effects);

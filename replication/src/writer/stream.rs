@@ -43,6 +43,8 @@ impl<B: Payload> Entry<B> {
 pub(super) struct FlushOp {
     pub id: RequestId,
     no: u64,
+    /// What was complete when it was asked for.
+    upto: Seq,
     /// Disks that made everything before it durable.
     durable: SmallVec<[DiskId; 3]>,
 }
@@ -204,7 +206,7 @@ impl<B: Payload> Writer<B> {
             .map(|flush| flush.no)
             .collect();
         for no in wanted {
-            self.send(disk, Purpose::Flush(no), ReplicaRequest::Flush, effects);
+            self.send_flush(disk, no, effects);
         }
     }
 
@@ -263,17 +265,42 @@ impl<B: Payload> Writer<B> {
         self.flushes.push(FlushOp {
             id,
             no,
+            upto: self.completed,
             durable: SmallVec::new(),
         });
         for index in 0..self.members.len() {
             if self.members[index].is_current() {
-                let disk = self.members[index].disk;
-                self.send(disk, Purpose::Flush(no), ReplicaRequest::Flush, effects);
+                self.send_flush(self.members[index].disk, no, effects);
             }
         }
     }
 
-    pub(super) fn flush_answered(&mut self, no: u64, disk: DiskId, effects: &mut Effects<B>) {
+    fn send_flush(&mut self, disk: DiskId, no: u64, effects: &mut Effects<B>) {
+        let member = self.member(disk).expect("a disk that flushes is a member");
+        let upto = if member.is_joined {
+            self.last_seq
+        } else {
+            member.acked
+        };
+        self.send(disk, Purpose::Flush { no, upto }, ReplicaRequest::Flush, effects);
+    }
+
+    /// Makes a member flush that a change of the record waits for, unless it is at it.
+    pub(super) fn flush_for_plan(&mut self, disk: DiskId, effects: &mut Effects<B>) {
+        let flushed = self.flushed;
+        let is_under_way = self.pending.values().any(|(asked, purpose)| {
+            *asked == disk && matches!(purpose, Purpose::Flush { upto, .. } if *upto >= flushed)
+        });
+        if !is_under_way {
+            let no = self.new_no();
+            self.send_flush(disk, no, effects);
+        }
+    }
+
+    pub(super) fn flush_answered(&mut self, no: u64, upto: Seq, disk: DiskId, effects: &mut Effects<B>) {
+        if let Some(member) = self.member_mut(disk) {
+            member.durable = member.durable.max(upto);
+        }
         if let Some(flush) = self.flushes.iter_mut().find(|flush| flush.no == no) {
             flush.durable.push(disk);
             self.complete_flushes(effects);
@@ -289,9 +316,12 @@ impl<B: Payload> Writer<B> {
             counted.count() >= record.write_quorum()
         };
         let (record, saving) = (&self.record, self.saving.as_ref());
+        let (flushed, completed) = (&mut self.flushed, self.completed);
         self.flushes.retain(|flush| {
             let is_done = is_met(record, flush) && saving.is_none_or(|saving| is_met(&saving.record, flush));
             if is_done {
+                // Not above what is complete: it may have been asked for in a past that was given up.
+                *flushed = flush.upto.min(completed).max(*flushed);
                 effects.push(WriterEffect::Reply(flush.id, Ok(ShardReply::Done)));
             }
             !is_done
