@@ -683,9 +683,11 @@ impl World {
                     panic!("{id}: versions brought {reply:?}")
                 };
                 assert_eq!(versions.len(), 256, "{id}");
+                let may_be_lost = self.lies();
                 if self.is_quiet(shard)
                     && self.shards[&shard].is_exact()
-                    && let Err(why) = self.shards[&shard].check_versions(shard, layer, leaf, &versions)
+                    && let Err(why) =
+                        self.shards[&shard].check_versions(shard, layer, leaf, &versions, may_be_lost)
                 {
                     panic!("{id} versions of shard {shard} layer {layer}: {why}");
                 }

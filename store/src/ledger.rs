@@ -71,6 +71,8 @@ pub(crate) struct Shard {
     pub(crate) is_known: bool,
     /// Its record is on the way to the log. Not kept.
     pub(crate) will_be_known: bool,
+    /// Drops on the way to the log. Not kept: a checkpoint must not say what the log may never say.
+    pub(crate) drops_coming: u32,
     pub(crate) end: u64,
     /// What `end` will be when everything submitted is applied. Not kept.
     pub(crate) end_submitted: u64,
@@ -151,9 +153,14 @@ impl Shard {
         fields.is_empty().then_some(shard)
     }
 
+    /// Whether it is known, and no drop is on the way.
+    fn will_stay(&self) -> bool {
+        self.is_known && self.drops_coming == 0
+    }
+
     /// Whether requests may name it.
     pub(crate) fn is_there(&self) -> bool {
-        self.is_known || self.will_be_known
+        self.will_be_known || self.will_stay()
     }
 
     pub(crate) fn has_leaf(&self, layer: LayerId, leaf: LeafNo) -> bool {
@@ -329,6 +336,7 @@ impl Ledger {
             return false;
         }
         shard.drop_birth = birth;
+        shard.drops_coming = shard.drops_coming.saturating_sub(1);
         shard.is_purging = shard.layers.values().any(|leaves| !leaves.is_empty());
         // In a rebuild a moved drop can come after what was said later: that stays.
         if shard.record_birth < birth {
@@ -357,7 +365,7 @@ impl Ledger {
     pub(crate) fn summaries(&self) -> Vec<ShardSummary> {
         self.shards
             .iter()
-            .filter(|(_, shard)| shard.is_known)
+            .filter(|(_, shard)| shard.will_stay())
             .map(|(id, shard)| ShardSummary {
                 shard: *id,
                 end: Seq(shard.end),
@@ -429,6 +437,7 @@ mod tests {
             let mut shard = Shard {
                 is_known: bits[0],
                 will_be_known: false,
+                drops_coming: 0,
                 end_submitted: 0,
                 is_purging: bits[1],
                 end: numbers[0],

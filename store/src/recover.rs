@@ -27,6 +27,9 @@ use crate::superblock::{Superblock, SuperblockError, read_superblock};
 /// Leaves kept in memory while replaying; more are written to the index in between. About 120 MiB.
 const LEAVES_MAX: usize = 16 << 10;
 
+/// Free segments below which recovery looks for some that cleaning would find empty.
+const FREE_WANTED: usize = 4;
+
 const DECODE: &str = "decode";
 
 /// Why a disk cannot be opened.
@@ -459,10 +462,7 @@ impl<'a> Replay<'a> {
             });
         }
         replay.plan.ledger.segments.close_adopted();
-        let segments = &replay.plan.ledger.segments;
-        if segments.free_count() == 0 && segments.emptied() == 0 {
-            replay.find_overtaken(Geometry::of(superblock))?;
-        }
+        replay.find_overtaken(superblock)?;
         replay.plan.meta.is_rebuilding = false;
         replay.save()
     }
@@ -572,17 +572,28 @@ impl<'a> Replay<'a> {
     }
 
     /// After a rebuild every segment that was free holds again what was in it once; and entries without data, unlike
-    /// blocks, are not known to be dead by counting. Two segments with nothing that counts are enough to go on.
-    fn find_overtaken(&mut self, geometry: Geometry) -> Result<(), RecoverError> {
-        let segments: Vec<_> = self.plan.segments.values().copied().collect();
-        for (index, key) in segments {
-            let segment = self.plan.ledger.segments.get(index);
-            let is_candidate = segment.stage == Stage::Closed && segment.live == 0;
-            if is_candidate && self.is_overtaken(SegmentScan::new(self.disk, geometry, index, key))? {
+    /// blocks, are not known to be dead by counting. Where few segments are free, looks for some like that: every
+    /// crash may take one, until a life lasts long enough to clean.
+    fn find_overtaken(&mut self, superblock: &Superblock) -> Result<(), RecoverError> {
+        let segments = &self.plan.ledger.segments;
+        let mut candidates: Vec<(u64, u32)> = segments
+            .iter()
+            .filter(|(_, segment)| segment.stage == Stage::Closed && segment.live == 0)
+            .map(|(index, segment)| (segment.generation, index))
+            .collect();
+        candidates.sort_unstable();
+        for (generation, index) in candidates {
+            let segments = &self.plan.ledger.segments;
+            if segments.free_count() as usize + segments.emptied() >= FREE_WANTED {
+                break;
+            }
+            let header = read_segment_header(self.disk, superblock, index);
+            let Some(header) = header.filter(|header| header.key.generation == generation) else {
+                continue;
+            };
+            let scan = SegmentScan::new(self.disk, segments.geometry, index, header.key);
+            if self.is_overtaken(scan)? {
                 self.plan.ledger.segments.forget_notes(index);
-                if self.plan.ledger.segments.emptied() == 2 {
-                    break;
-                }
             }
         }
         Ok(())

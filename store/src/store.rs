@@ -252,7 +252,7 @@ impl<B: Payload> Store<B> {
         if let Request::DropShard { shard } = &request
             && let Some(shard) = self.ledger.shards.get_mut(shard)
         {
-            shard.is_known = false;
+            shard.drops_coming += 1;
             shard.will_be_known = false;
         }
         match Op::new(id, request) {
