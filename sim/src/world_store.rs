@@ -112,11 +112,14 @@ enum Pending {
         shard: ShardId,
         layer: LayerId,
         leaf: LeafNo,
+        /// What was issued by then: later writes may be done first and be seen or not.
+        issued: Seq,
     },
     Leaves {
         shard: ShardId,
         layer: LayerId,
         newer_than: Seq,
+        issued: Seq,
     },
 }
 
@@ -467,11 +470,17 @@ impl World {
 
     fn issue_versions(&mut self, shard: ShardId) {
         let layer = self.rng.pick(&LAYERS);
+        let issued = self.shards[&shard].issued;
         if self.rng.chance(1, 2) {
             let leaf = BlockNo(self.rng.below(u64::from(self.blocks)) as u32).leaf();
             self.send(
                 Request::LeafVersions { shard, layer, leaf },
-                Pending::Versions { shard, layer, leaf },
+                Pending::Versions {
+                    shard,
+                    layer,
+                    leaf,
+                    issued,
+                },
             );
         } else {
             let newer_than = Seq(self.rng.between(0, self.shards[&shard].issued.0));
@@ -487,6 +496,7 @@ impl World {
                     shard,
                     layer,
                     newer_than,
+                    issued,
                 },
             );
         }
@@ -678,13 +688,18 @@ impl World {
                     self.dropped.extend(model.map(|model| (shard, model)));
                 }
             }
-            Pending::Versions { shard, layer, leaf } => {
+            Pending::Versions {
+                shard,
+                layer,
+                leaf,
+                issued,
+            } => {
                 let Reply::Versions(versions) = reply else {
                     panic!("{id}: versions brought {reply:?}")
                 };
                 assert_eq!(versions.len(), 256, "{id}");
                 let may_be_lost = self.lies();
-                if self.is_quiet(shard)
+                if self.shards[&shard].issued == issued
                     && self.shards[&shard].is_exact()
                     && let Err(why) =
                         self.shards[&shard].check_versions(shard, layer, leaf, &versions, may_be_lost)
@@ -696,11 +711,12 @@ impl World {
                 shard,
                 layer,
                 newer_than,
+                issued,
             } => {
                 let Reply::Leaves(leaves) = reply else {
                     panic!("{id}: leaves brought {reply:?}")
                 };
-                if self.is_quiet(shard) && self.shards[&shard].is_exact() {
+                if self.shards[&shard].issued == issued && self.shards[&shard].is_exact() {
                     let expected = self.shards[&shard].changed_leaves(layer, newer_than);
                     assert_eq!(
                         leaves, expected,
