@@ -167,6 +167,12 @@ impl Guest {
         self.register(Op::Read { offset, length })
     }
 
+    /// A write of one sector.
+    pub fn ask_write(&mut self, offset: u64) -> (RequestId, Op<HeapBlock>) {
+        let op = self.write_to(offset, self.sector_bytes);
+        self.register(op)
+    }
+
     /// A flush.
     pub fn ask_flush(&mut self) -> (RequestId, Op<HeapBlock>) {
         self.register(Op::Flush)
@@ -192,6 +198,10 @@ impl Guest {
 
     fn write(&mut self) -> Op<HeapBlock> {
         let (offset, length) = self.range(256 << 10);
+        self.write_to(offset, length)
+    }
+
+    fn write_to(&mut self, offset: u64, length: u64) -> Op<HeapBlock> {
         let version = self.next_version;
         self.next_version += 1;
         let data = content::sectors(offset / SECTOR_BYTES, length / SECTOR_BYTES, version);
