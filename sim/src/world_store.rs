@@ -154,7 +154,12 @@ pub fn run(seed: u64, ops: u64) -> StoreSummary {
 /// The same on disks that guests would like to fill beyond what they hold: writes wait, and people make room.
 pub fn run_full(seed: u64, ops: u64) -> StoreSummary {
     // Half of them far beyond.
-    run_filled(seed, ops, &[95, 130], if seed.is_multiple_of(2) { 48 } else { 300 })
+    run_filled(
+        seed,
+        ops,
+        &[95, 130],
+        if seed.is_multiple_of(2) { 48 } else { 300 },
+    )
 }
 
 fn run_filled(seed: u64, ops: u64, filled_percent: &[u64], blocks_min: u64) -> StoreSummary {
@@ -208,7 +213,8 @@ impl World {
         let shard_count = rng.between(1, 3) as u32;
         let capacity = store.stats().capacity_bytes / 4096;
         let filled_percent = rng.pick(filled);
-        let blocks = (capacity * filled_percent / 100 / u64::from(shard_count) / LAYERS.len() as u64).max(blocks_min);
+        let blocks =
+            (capacity * filled_percent / 100 / u64::from(shard_count) / LAYERS.len() as u64).max(blocks_min);
         tell(|| {
             format!(
                 "seed {seed}: {profile:?}, {segments} segments, {shard_count} shards of {blocks} blocks, {settings:?}"
@@ -944,7 +950,10 @@ impl World {
             if self.shards.get(shard).is_some_and(is_it) {
                 continue;
             }
-            let life = self.dropped.iter().rposition(|(s, model)| s == shard && is_it(model));
+            let life = self
+                .dropped
+                .iter()
+                .rposition(|(s, model)| s == shard && is_it(model));
             if let Some(life) = life {
                 let (_, model) = self.dropped.swap_remove(life);
                 self.dropped

@@ -8,6 +8,11 @@ use crate::superblock::{
     Superblock,
 };
 
+/// The smallest segment in which the longest write fits whole, with room to spare.
+const SEGMENT_BYTES_MIN_REAL: u64 = 2 << 20;
+/// Disks up to this size may have smaller segments.
+const TOY_DISK_BYTES_MAX: u64 = 64 << 20;
+
 /// What the caller decides about a new disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FormatParams {
@@ -15,7 +20,7 @@ pub struct FormatParams {
     pub disk: DiskId,
     /// The pool it joins.
     pub pool: PoolId,
-    /// Bytes of a segment; a multiple of 4 KiB from 64 KiB to 256 MiB.
+    /// Bytes of a segment; a multiple of 4 KiB from 2 MiB (from 64 KiB on disks of up to 64 MiB) to 256 MiB.
     pub segment_bytes: u64,
     /// Random: the secrets of segments derive from it.
     pub secret_base: u64,
@@ -48,7 +53,7 @@ pub enum FormatError {
         segment_bytes: u64,
     },
     /// Not a size a segment can have.
-    #[error("segments of {0} B: must be a multiple of 4096 from 64 KiB to 256 MiB")]
+    #[error("segments of {0} B: must be a multiple of 4096 from 2 MiB to 256 MiB")]
     SegmentBytes(u64),
     /// The disk failed.
     #[error(transparent)]
@@ -69,12 +74,17 @@ pub fn format(
     params: FormatParams,
 ) -> Result<Superblock, FormatError> {
     let FormatParams { segment_bytes, .. } = params;
-    if !segment_bytes.is_multiple_of(BLOCK_BYTES)
-        || !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&segment_bytes)
-    {
+    let have = disk.bytes();
+    // A write that fits no segment is split, and a crash may keep its first part only. On disks that hold guests
+    // every write fits; small worlds that wrap and clean often ask for no longer ones.
+    let least = if have <= TOY_DISK_BYTES_MAX {
+        SEGMENT_BYTES_MIN
+    } else {
+        SEGMENT_BYTES_MIN_REAL
+    };
+    if !segment_bytes.is_multiple_of(BLOCK_BYTES) || !(least..=SEGMENT_BYTES_MAX).contains(&segment_bytes) {
         return Err(FormatError::SegmentBytes(segment_bytes));
     }
-    let have = disk.bytes();
     let segments = have.saturating_sub(FIRST_SEGMENT_OFFSET) / segment_bytes;
     if segments < SEGMENTS_MIN {
         return Err(FormatError::TooSmall {
