@@ -50,47 +50,25 @@ pub fn install(packages: &[&str]) -> Result<()> {
 /// Where qemu-utils come from another suite (backports), the emulator of the base suite would remove them: both
 /// must be of one suite. A source for it is made from the base suite's own entry if there is none.
 pub fn install_qemu_system() -> Result<()> {
-    let package = "qemu-system-x86";
-    if is_installed(package) {
+    const EMULATOR: &str = "qemu-system-x86";
+    const QUIET: [&str; 4] = ["install", "-y", "-qq", "--no-install-recommends"];
+    if is_installed(EMULATOR) {
         return Ok(());
     }
-    require_root(&[package])?;
+    require_root(&[EMULATOR])?;
     run(apt_get().arg("update").arg("-qq"))?;
-    let Some(version) = installed_version("qemu-utils") else {
-        return run(apt_get().args([
-            "install",
-            "-y",
-            "-qq",
-            "--no-install-recommends",
-            package,
-            "qemu-utils",
-        ]));
+    let utils = installed_version("qemu-utils").filter(|version| version.contains("~bpo"));
+    let Some(version) = utils else {
+        return run(apt_get().args(QUIET).args([EMULATOR, "qemu-utils"]));
     };
-    if !is_offered(package, &version)? {
+    if !is_offered(EMULATOR, &version)? {
         add_backports_source()?;
         run(apt_get().arg("update").arg("-qq"))?;
     }
-    if is_offered(package, &version)? {
-        let suite = backports_suite()?;
-        let pinned = format!("{package}={version}");
-        return run(apt_get().args([
-            "install",
-            "-y",
-            "-qq",
-            "--no-install-recommends",
-            "-t",
-            &suite,
-            &pinned,
-        ]));
-    }
-    run(apt_get().args([
-        "install",
-        "-y",
-        "-qq",
-        "--no-install-recommends",
-        package,
-        "qemu-utils",
-    ]))
+    // From the suite, so that what the emulator needs comes from there as well.
+    run(apt_get()
+        .args(QUIET)
+        .args(["-t", &backports_suite()?, EMULATOR, "qemu-utils"]))
 }
 
 fn apt_get() -> Command {
