@@ -20,6 +20,7 @@ use store::{
 };
 use types::{DiskId, Instant, Payload, RequestId, Seq, ShardId, Token};
 
+use crate::ShardRecord;
 use crate::message::{FromReplica, Refusal, RepairContent, ReplicaReply, ReplicaRequest, ToReplica};
 
 /// The log store as the node uses it: [`store::Store`] in the daemon and the simulator, a small map in tests.
@@ -297,10 +298,13 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
                     record.len()
                 );
                 let life = self.next_life;
+                // A disk that does not know a shard that was written has lost it, or is new to it: either way it
+                // holds nothing, and must say so also after the next fence.
+                let is_lost = || ShardRecord::decode(&record).is_some_and(|record| record.was_written);
                 let promise = self.shards.entry(shard).or_insert_with(|| Promise {
                     life,
                     promised: Token::default(),
-                    good_until: None,
+                    good_until: is_lost().then_some(Seq(0)),
                     end: Seq(0),
                     record: Vec::new(),
                     submitted: 0,
@@ -866,5 +870,26 @@ mod tests {
         assert_eq!(Kept::decode(&kept.encode()), kept);
         assert_eq!(Kept::decode(&[9; 40]).promised.epoch, Epoch(u64::MAX));
         assert_eq!(Kept::decode(&[1]).promised.epoch, Epoch(u64::MAX));
+    }
+
+    #[test]
+    fn a_disk_that_lost_a_written_shard_says_so_until_it_is_caught_up() {
+        let mut record = crate::ShardRecord::new(SHARD, vec![DiskId(1)]);
+        for (was_written, expected) in [(false, None), (true, Some(Seq(0)))] {
+            record.was_written = was_written;
+            let mut bench = Bench::new();
+            for epoch in 1..3 {
+                let record = record.encode();
+                bench.tell(epoch, ReplicaRequest::Fence { record });
+                let mut answers = Vec::new();
+                while bench.node.is_busy() {
+                    answers.extend(bench.event(NodeEvent::Tick));
+                }
+                let [(_, Ok(ReplicaReply::Promised { good_until, .. }))] = answers[..] else {
+                    panic!("{answers:?}");
+                };
+                assert_eq!(good_until, expected, "fence {epoch}");
+            }
+        }
     }
 }

@@ -6,7 +6,8 @@ use types::{DiskId, Epoch, Seq, ShardId};
 /// Entries of `ended` that are kept.
 pub const ENDED_MAX: usize = 64;
 
-const RECORD_VERSION: u8 = 1;
+/// Version 1 said nothing of `was_written`.
+const RECORD_VERSION: u8 = 2;
 
 /// Where a past epoch ended: what a replica holds of that epoch above `end` was never chosen and is resynced away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +34,9 @@ pub struct ShardRecord {
     pub in_sync: Vec<DiskId>,
     /// Where past epochs ended, oldest first, kept while a replica that knows no later epoch exists; at most 64.
     pub ended: Vec<EpochEnd>,
+    /// Set before the first write is numbered: from then on a disk that knows nothing of the shard has lost it.
+    #[serde(default)]
+    pub was_written: bool,
 }
 
 impl ShardRecord {
@@ -52,6 +56,7 @@ impl ShardRecord {
             in_sync: replicas.clone(),
             replicas,
             ended: Vec::new(),
+            was_written: false,
         }
     }
 
@@ -66,7 +71,8 @@ impl ShardRecord {
     }
 
     /// The form kept on the replicas' disks, for `weft pool recover`: version, shard, epoch, replicas with a mark on
-    /// those in sync, past epochs; little endian. Replicas come before everything that varies.
+    /// those in sync, past epochs, whether
+    /// it was written; little endian. Replicas come before everything that varies.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         assert!(self.replicas.len() <= 3 && self.ended.len() <= ENDED_MAX);
@@ -83,6 +89,7 @@ impl ShardRecord {
             bytes.extend_from_slice(&ended.epoch.0.to_le_bytes());
             bytes.extend_from_slice(&ended.end.0.to_le_bytes());
         }
+        bytes.push(u8::from(self.was_written));
         bytes
     }
 
@@ -98,7 +105,8 @@ impl ShardRecord {
             Some(u64::from_le_bytes(take(bytes, 8)?.try_into().ok()?))
         }
         let rest = &mut &*bytes;
-        if take(rest, 1)? != [RECORD_VERSION] {
+        let version = take(rest, 1)?[0];
+        if !(1..=RECORD_VERSION).contains(&version) {
             return None;
         }
         let mut record = ShardRecord {
@@ -107,6 +115,8 @@ impl ShardRecord {
             replicas: Vec::new(),
             in_sync: Vec::new(),
             ended: Vec::new(),
+            // The careful answer, where it is not said.
+            was_written: true,
         };
         let replicas = take(rest, 1)?[0];
         if !(1..=3).contains(&replicas) {
@@ -133,6 +143,9 @@ impl ShardRecord {
                 epoch,
                 end: Seq(number(rest)?),
             });
+        }
+        if version > 1 {
+            record.was_written = take(rest, 1)?[0] != 0;
         }
         rest.is_empty().then_some(record)
     }
@@ -164,7 +177,12 @@ mod tests {
             end: Seq(1 << 40),
         }];
         let bytes = record.encode();
-        assert_eq!(ShardRecord::decode(&bytes), Some(record));
+        assert_eq!(ShardRecord::decode(&bytes), Some(record.clone()));
+        let mut first_version = bytes[..bytes.len() - 1].to_vec();
+        first_version[0] = 1;
+        record.was_written = true;
+        assert_eq!(ShardRecord::decode(&first_version), Some(record.clone()));
+        assert_eq!(ShardRecord::decode(&record.encode()), Some(record));
         for length in 0..bytes.len() {
             assert_eq!(ShardRecord::decode(&bytes[..length]), None, "{length} bytes");
         }

@@ -43,6 +43,13 @@ pub enum ShardOp<B> {
     },
 }
 
+impl<B> ShardOp<B> {
+    /// Whether it takes a number in the stream of writes.
+    pub(super) fn is_stream(&self) -> bool {
+        matches!(self, ShardOp::Write { .. } | ShardOp::Clear { .. })
+    }
+}
+
 /// What a request brought.
 #[derive(Clone, Debug)]
 pub enum ShardReply<B> {

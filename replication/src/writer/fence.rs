@@ -118,11 +118,16 @@ impl<B: Payload> Writer<B> {
             .filter(|member| member.is_up && in_sync.contains(&member.disk))
             .count();
         let answered = counted().count();
-        if answered < self.record.fence_quorum() || (answered < up && !self.is_patience_over()) {
+        let vouching = counted().filter(|(_, report)| report.can_vouch()).count();
+        // Those that cannot vouch make no quorum, but when nobody else is left to ask they are what there is; if
+        // they hold anything. Where all is lost the shard stays shut: its zeros would be a lie.
+        let is_everybody = answered == in_sync.len() && !counted().all(|(_, report)| report.is_empty());
+        let is_quorum = vouching >= self.record.fence_quorum() || is_everybody;
+        if !is_quorum || (answered < up && !self.is_patience_over()) {
             return;
         }
         let (source, best) = *counted()
-            .max_by_key(|(_, report)| (report.good(), report.is_whole()))
+            .max_by_key(|(_, report)| (report.good(), report.is_whole(), report.end))
             .expect("a quorum is at least one");
         let chosen = best.good();
         let is_fork_recorded = self.record.ended.iter().any(|ended| ended.end <= chosen);

@@ -118,6 +118,17 @@ impl Report {
     fn is_whole(self) -> bool {
         self.good_until.is_none()
     }
+
+    /// Whether it tells anything about where the past ends. A disk that came back empty does not, nor one whose log
+    /// has lost parts: what is missing there may be what was completed last.
+    fn can_vouch(self) -> bool {
+        self.is_whole() || self.good() > Seq(0)
+    }
+
+    /// Nothing at all of what the shard once held.
+    fn is_empty(self) -> bool {
+        !self.is_whole() && self.end == Seq(0)
+    }
 }
 
 impl Member {

@@ -53,6 +53,8 @@ impl<B: Payload> Writer<B> {
             self.plan_additions(&mut next);
             self.plan_removals(&mut next);
             self.plan_replace(&mut next);
+            // Once in a shard's life, and only for those that are written: attaching stays one swap.
+            next.was_written |= self.waiting.iter().any(|(_, op)| op.is_stream());
             let is_whole = next.replicas.iter().all(|disk| self.is_whole(*disk));
             if next.in_sync.len() == next.replicas.len() && is_whole {
                 next.ended.clear();

@@ -7,7 +7,8 @@ use store::{REQUEST_BLOCKS_MAX, ReadPart, StoreError};
 
 use super::repair::BadRange;
 use super::{
-    Effects, Member, MemberState, PATIENCE, Purpose, ShardError, ShardReply, Writer, WriterEffect, WriterNotice,
+    Effects, Member, MemberState, PATIENCE, Purpose, ShardError, ShardReply, Writer, WriterEffect,
+    WriterNotice,
 };
 use crate::message::{Refusal, ReplicaReply, ReplicaRequest};
 
@@ -94,7 +95,7 @@ impl<B: Payload> Writer<B> {
 
     /// Whether a member that cannot be asked now can be asked soon: it has yet to acknowledge what others completed,
     /// or it is being fenced or brought up to date. One that answers no fence is not waited for.
-    fn may_become_readable(&self, member: &Member) -> bool {
+    pub(super) fn may_become_readable(&self, member: &Member) -> bool {
         let is_coming = match member.state {
             MemberState::Current => member.acked < self.completed,
             MemberState::Fencing => self.now.since(member.quiet_since) < PATIENCE,

@@ -497,9 +497,15 @@ impl<B: Payload> Writer<B> {
 
     fn poison_run(&mut self, target: DiskId, leaf: LeafNo, run: Run, effects: &mut Effects<B>) {
         assert_eq!(run.count, 1, "only a single block is given up");
-        effects.push(WriterEffect::Notice(WriterNotice::Unreadable {
-            block: run.block,
-        }));
+        // Another replica on its way back may have a good copy: the next read or scrub tells, and repairs.
+        let may_exist = self
+            .members
+            .iter()
+            .any(|member| member.disk != target && self.may_become_readable(member));
+        if !may_exist {
+            let block = run.block;
+            effects.push(WriterEffect::Notice(WriterNotice::Unreadable { block }));
+        }
         let zeros = B::zeroed(BLOCK_BYTES as usize);
         let wrong = !types::crc32c(zeros.bytes());
         let live_from = self.sync_mut(target).expect("a resync under way").live_from;

@@ -52,7 +52,7 @@ pub(super) struct FlushOp {
 impl<B: Payload> Writer<B> {
     /// Takes one request while open; one that must wait goes to the queue, which the caller bounds.
     pub(super) fn serve(&mut self, id: RequestId, op: ShardOp<B>, effects: &mut Effects<B>) {
-        let is_stream = matches!(op, ShardOp::Write { .. } | ShardOp::Clear { .. });
+        let is_stream = op.is_stream();
         if is_stream && (!self.waiting.is_empty() || !self.has_room()) {
             self.waiting.push_back((id, op));
             return;
@@ -85,7 +85,8 @@ impl<B: Payload> Writer<B> {
     }
 
     fn has_room(&self) -> bool {
-        self.is_streaming && self.window.len() < WINDOW_ENTRIES && self.window_bytes < WINDOW_BYTES
+        let may_write = self.is_streaming && self.record.was_written;
+        may_write && self.window.len() < WINDOW_ENTRIES && self.window_bytes < WINDOW_BYTES
     }
 
     pub(super) fn serve_waiting(&mut self, effects: &mut Effects<B>) {
@@ -94,7 +95,7 @@ impl<B: Payload> Writer<B> {
         }
         let mut kept = VecDeque::new();
         for (id, op) in std::mem::take(&mut self.waiting) {
-            let is_stream = matches!(op, ShardOp::Write { .. } | ShardOp::Clear { .. });
+            let is_stream = op.is_stream();
             if is_stream && !self.has_room() {
                 kept.push_back((id, op));
             } else {
@@ -391,6 +392,10 @@ impl<B: Payload> Writer<B> {
             .members
             .iter()
             .filter(|member| !member.is_gone() && self.record.in_sync.contains(&member.disk))
+            .filter(|member| match member.state {
+                MemberState::Reported(report) => self.chosen.is_some() || report.can_vouch(),
+                _ => true,
+            })
             .count();
         let needed = self.least_in_sync().max(match self.chosen {
             Some(_) => 1,
