@@ -113,13 +113,7 @@ impl GuestOracle {
 
     /// Checks one sector of a read that was issued at `issued` and is completed now, and settles it if there is a
     /// quorum that can be held to it.
-    pub fn read(
-        &mut self,
-        sector: u64,
-        value: u64,
-        issued: Moment,
-        has_quorum: bool,
-    ) -> Result<(), String> {
+    pub fn read(&mut self, sector: u64, value: u64, issued: Moment, has_quorum: bool) -> Result<(), String> {
         let now = self.now;
         let history = &mut self.sectors[sector as usize];
         let newest = history
@@ -241,7 +235,10 @@ mod tests {
         oracle.moment();
         assert!(oracle.read(1, 7, issued, false).is_ok());
         assert!(oracle.read(1, 0, issued, false).is_err());
-        assert!(read(&mut oracle, 8).is_ok(), "the quorum decided that it happened");
+        assert!(
+            read(&mut oracle, 8).is_ok(),
+            "the quorum decided that it happened"
+        );
         assert!(read(&mut oracle, 7).is_err());
     }
 

@@ -285,7 +285,8 @@ impl World {
         let had_quorum = vdi.status().shards_waiting == 0;
         vdi.step(self.now, event, &mut effects);
         let has_quorum = had_quorum && vdi.status().shards_waiting == 0;
-        self.guest.may_see_errors = (0..self.records.len()).any(|no| self.is_somebody_away(ShardNo(no as u32)));
+        self.guest.may_see_errors =
+            (0..self.records.len()).any(|no| self.is_somebody_away(ShardNo(no as u32)));
         for effect in effects {
             match effect {
                 Effect::Done(id, result) => self.guest.answered(id, result, has_quorum),
