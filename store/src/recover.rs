@@ -511,6 +511,8 @@ impl<'a> Replay<'a> {
             return true;
         }
         if first_missing > self.plan.durable {
+            // A later header may say that what is missing was complete, thus answered. That is no proof of damage:
+            // power loss may take what no sync covered and leave what came after it, and looks the same from here.
             return false;
         }
         // Whole segments are missing from a rebuild because they were cleaned and used again.
