@@ -21,6 +21,20 @@ pub struct Candidate {
     pub zone: String,
 }
 
+/// The weight of a disk of `bytes` on which shards of `placed_bytes` (virtual size) are placed already.
+///
+/// A pool of few shards must not depend on the luck of the hash: one disk would fill up while another stays empty.
+/// The fourth power of the free part makes an emptier disk win nearly always, and still leaves the choice to the
+/// hash among equals. Thin VDIs may promise more than there is: a disk that is full of promises keeps a little weight.
+#[must_use]
+pub fn weight(bytes: u64, placed_bytes: u64) -> u64 {
+    const PARTS: u64 = 1024;
+    let free = bytes.saturating_sub(placed_bytes);
+    let parts = u128::from(free) * u128::from(PARTS) / u128::from(bytes.max(1));
+    let bent = u64::try_from(parts.pow(4) >> 30).expect("at most PARTS to the fourth, cut to 10 bits");
+    (bytes / PARTS).max(1) * bent.max(1)
+}
+
 /// Too few disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{replicas} replicas need {replicas} disks, the pool has {disks} in use")]
@@ -111,6 +125,41 @@ fn score(shard: ShardId, candidate: &Candidate) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn few_shards_spread_over_equal_disks() {
+        let bytes = 2 << 30;
+        for vdi in 0..200 {
+            let mut placed = [0u64; 3];
+            for no in 0..3 {
+                let candidates: Vec<Candidate> = (0..3)
+                    .map(|disk| Candidate {
+                        disk: DiskId(disk as u128 + 1),
+                        bytes: weight(bytes, placed[disk]),
+                        zone: String::new(),
+                    })
+                    .collect();
+                let shard = ShardId {
+                    vdi: types::VdiId(vdi),
+                    no: types::ShardNo(no),
+                };
+                let chosen = place(shard, 1, &candidates).expect("three disks")[0];
+                placed[(chosen.0 - 1) as usize] += 1 << 30;
+            }
+            assert!(
+                placed.iter().all(|placed| *placed <= bytes),
+                "VDI {vdi}: {placed:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn weights_fall_with_what_is_placed_and_never_reach_zero() {
+        let bytes = 1 << 40;
+        let weights: Vec<u64> = (0..=8).map(|part| weight(bytes, part * bytes / 8)).collect();
+        assert!(weights.windows(2).all(|pair| pair[0] >= pair[1]), "{weights:?}");
+        assert!(weight(bytes, u64::MAX) >= 1 && weight(0, 0) >= 1 && weight(u64::MAX, 0) > 0);
+    }
     use types::{ShardNo, VdiId};
 
     fn disks(weights: &[u64]) -> Vec<Candidate> {

@@ -1,5 +1,6 @@
 //! Disks of this host: opened and recovered, added, replaced, removed; what happens when one fails.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +10,9 @@ use control::{ApiError, ApiResult, DISK_BYTES_MIN, DiskAdd, DiskRecord, DiskStat
 use edge::BlockFile;
 use edge::file::{Access, OsFile};
 use edge::rocks::Rocks;
-use replication::{DiskNode, ReplicaRequest, ToReplica};
+use replication::{DiskNode, ReplicaRequest, ShardRecord, ToReplica};
 use store::{FormatParams, RebuildReason, Store, Superblock};
-use types::{ByteSize, DiskId, Epoch, RequestId, ShardId, ShardNo, Token};
+use types::{ByteSize, DiskId, Epoch, RequestId, ShardId, ShardNo, Token, VdiId};
 use vdi::Event;
 
 use super::{Daemon, ask};
@@ -411,18 +412,68 @@ impl Daemon {
             .collect()
     }
 
-    /// Disks that new replicas may go to.
+    /// Disks that new replicas may go to, weighted by their size and what is placed on them already.
     pub(super) fn candidates(&self) -> ApiResult<Vec<Candidate>> {
+        let placed = self.placed_bytes()?;
         let records = self.records(|control| control.disks())?;
         Ok(records
             .into_iter()
             .filter(|disk| disk.state == DiskState::Active && self.is_up(disk.id))
             .map(|disk| Candidate {
                 disk: disk.id,
-                bytes: disk.bytes,
+                bytes: placement::weight(disk.bytes, placed.get(&disk.id).copied().unwrap_or(0)),
                 zone: disk.zone,
             })
             .collect())
+    }
+
+    /// Virtual bytes of the shards placed on each disk.
+    fn placed_bytes(&self) -> ApiResult<BTreeMap<DiskId, u64>> {
+        let mut placed: BTreeMap<DiskId, u64> = BTreeMap::new();
+        for vdi in self.records(|control| control.vdis())? {
+            for shard in self.records(|control| control.shards(vdi.id))? {
+                for disk in shard.replicas {
+                    *placed.entry(disk).or_default() += vdi.shard_bytes.min(vdi.bytes);
+                }
+            }
+        }
+        Ok(placed)
+    }
+
+    /// Chooses disks for new shards of a VDI, one after the other: each counts for those that follow.
+    pub(super) fn place_shards(
+        &self,
+        vdi: VdiId,
+        shards: std::ops::Range<u32>,
+        replicas: u8,
+        shard_bytes: u64,
+    ) -> ApiResult<Vec<ShardRecord>> {
+        let mut placed = self.placed_bytes()?;
+        let sizes: BTreeMap<DiskId, u64> = self
+            .records(|control| control.disks())?
+            .into_iter()
+            .map(|disk| (disk.id, disk.bytes))
+            .collect();
+        let mut candidates = self.candidates()?;
+        let mut records = Vec::new();
+        for no in shards {
+            let shard = ShardId { vdi, no: ShardNo(no) };
+            let disks = placement::place(shard, usize::from(replicas), &candidates).map_err(|error| {
+                let hint = "add disks with `weft disk add PATH`, or ask for fewer --replicas";
+                ApiError::unavailable(error.to_string(), hint)
+            })?;
+            for disk in &disks {
+                *placed.entry(*disk).or_default() += shard_bytes;
+            }
+            for candidate in candidates
+                .iter_mut()
+                .filter(|candidate| disks.contains(&candidate.disk))
+            {
+                candidate.bytes = placement::weight(sizes[&candidate.disk], placed[&candidate.disk]);
+            }
+            records.push(ShardRecord::new(shard, disks));
+        }
+        Ok(records)
     }
 
     /// A disk failed under its plane: it takes no more until it is added again.

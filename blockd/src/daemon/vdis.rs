@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use control::{ApiError, ApiResult, Name, Severity, VdiCreate, VdiRecord, placement};
+use control::{ApiError, ApiResult, Name, Severity, VdiCreate, VdiRecord};
 use jiff::Timestamp;
 use replication::ShardRecord;
 use tokio::sync::oneshot;
-use types::{ByteSize, LayerId, ShardId, ShardNo, VdiId};
+use types::{ByteSize, LayerId, VdiId};
 use vdi::{Event, Op, VdiSpec};
 
 use super::disks::no_pool;
@@ -58,22 +58,6 @@ impl Daemon {
             })
     }
 
-    fn place(&self, vdi: VdiId, shards: std::ops::Range<u32>, replicas: u8) -> ApiResult<Vec<ShardRecord>> {
-        let candidates = self.candidates()?;
-        shards
-            .map(|no| {
-                let shard = ShardId { vdi, no: ShardNo(no) };
-                let disks = placement::place(shard, usize::from(replicas), &candidates).map_err(|error| {
-                    ApiError::unavailable(
-                        error.to_string(),
-                        "add disks with `weft disk add PATH`, or ask for fewer --replicas",
-                    )
-                })?;
-                Ok(ShardRecord::new(shard, disks))
-            })
-            .collect()
-    }
-
     pub(super) async fn create_vdi(&self, request: VdiCreate) -> ApiResult<VdiRecord> {
         self.records(|control| control.pool())?.ok_or_else(no_pool)?;
         if self
@@ -100,7 +84,12 @@ impl Daemon {
             attachments: Vec::new(),
             deleting: false,
         };
-        let shards = self.place(id, 0..record.shard_count(), request.replicas)?;
+        let shards = self.place_shards(
+            id,
+            0..record.shard_count(),
+            request.replicas,
+            record.shard_bytes.min(record.bytes),
+        )?;
         self.records(|control| control.create_vdi(&record, &shards))?;
         self.open_vdi(&record, shards).await?;
         Ok(record)
@@ -127,7 +116,12 @@ impl Daemon {
         }
         let before = record.shard_count();
         record.bytes = bytes;
-        let added = self.place(record.id, before..record.shard_count(), record.replicas)?;
+        let added = self.place_shards(
+            record.id,
+            before..record.shard_count(),
+            record.replicas,
+            record.shard_bytes,
+        )?;
         let record = self.records(|control| control.resize_vdi(&record, &added))?;
         self.home(record.id).send(Command::Vdi {
             vdi: record.id,
