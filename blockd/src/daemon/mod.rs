@@ -29,7 +29,7 @@ use control::{ApiError, ApiResult, ControlStore};
 use edge::rocks::Rocks;
 use edge::uring::Pool;
 use store::StoreSettings;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
 use types::{DiskId, Incarnation, VdiId};
 
@@ -90,7 +90,7 @@ impl Daemon {
             changes: tokio::sync::Mutex::default(),
             _lock: lock,
         });
-        daemon.run_reports(inbox, reports);
+        daemon.run_reports(inbox);
         daemon.open_all_disks().await?;
         daemon.open_all_vdis().await?;
         daemon.restore_doors().await;
@@ -116,7 +116,7 @@ impl Daemon {
         });
     }
 
-    fn run_reports(self: &Arc<Daemon>, inbox: UnboundedReceiver<Report>, _keep: UnboundedSender<Report>) {
+    fn run_reports(self: &Arc<Daemon>, inbox: UnboundedReceiver<Report>) {
         let daemon = Arc::clone(self);
         tokio::spawn(async move { daemon.take_reports(inbox).await });
     }
