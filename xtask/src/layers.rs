@@ -35,6 +35,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Offline disk tools read disks themselves; all else goes through REST.
     ("cli", &["types", "control", "edge", "store"]),
     ("fio-tests", &["types"]),
+    // Drives the cores as the daemon does, with its buffers, and counts.
+    ("request-cost", &["types", "edge", "store", "replication", "vdi"]),
     ("xtask", &[]),
 ];
 
@@ -48,6 +50,7 @@ const UNSAFE_ADDRESSES: &[&str] = &[
     "edge/src/uring/ring.rs",
     "edge/src/uring/setup.rs",
     "fio-tests/src/client.rs",
+    "request-cost/src/counting.rs",
     "vhost-blk/src/bus_guard.rs",
     "vhost-blk/tests/blkio.rs",
     "vhost-blk/tests/support/guest.rs",

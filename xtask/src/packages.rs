@@ -22,6 +22,7 @@ pub const BUILD_AND_TEST: &[&str] = &[
     "fio",
     "libnbd-bin",
     "qemu-utils",
+    "valgrind", // instruction counts of request-cost
 ];
 
 /// What the demo needs beside.

@@ -11,6 +11,7 @@ pub fn test(long: bool) -> Result<()> {
     packages::install(packages::BUILD_AND_TEST)?;
     lint()?;
     run(&mut cargo(&["test", "--workspace", "--locked", "--quiet"]))?;
+    request_cost()?;
     simulate(if long { 20_000 } else { 1_000 })
 }
 
@@ -40,6 +41,20 @@ pub fn lint() -> Result<()> {
         "bans",
         "licenses",
         "sources",
+    ]))
+}
+
+/// Instructions and allocations of a request, in the daemon's profile.
+fn request_cost() -> Result<()> {
+    run(&mut cargo(&[
+        "run",
+        "--release",
+        "--quiet",
+        "--locked",
+        "--package",
+        "weft-request-cost",
+        "--",
+        "check",
     ]))
 }
 
