@@ -50,6 +50,49 @@ pub struct Outcome {
     pub latency: Histogram<u64>,
 }
 
+/// What is asked again and again.
+#[derive(Clone, Copy, Debug)]
+pub struct Requests {
+    /// What is done at an offset.
+    pub op: Op,
+    /// Bytes of one.
+    pub block: u64,
+    /// Under way at once.
+    pub depth: usize,
+    /// Offsets are below this.
+    pub end: u64,
+}
+
+impl Requests {
+    /// Those of `job`.
+    #[must_use]
+    pub fn of(job: &Job) -> Requests {
+        Requests {
+            op: job.op,
+            block: job.block,
+            depth: job.depth,
+            end: job.zone.offset + job.zone.bytes,
+        }
+    }
+}
+
+/// What a load does after some completions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The next offsets.
+    GoOn,
+    /// Nothing new; what is under way completes.
+    Finish,
+    /// Nothing more, not even waiting: the device is gone. The client is good for nothing afterwards.
+    Abandon,
+}
+
+/// For latencies in nanoseconds.
+#[must_use]
+pub fn new_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(100, PATIENCE.as_nanos() as u64, 3).expect("bounds in order, three digits")
+}
+
 /// One connection to a vhost-user-blk device, with one queue.
 pub struct LoadClient {
     queue: Blkioq,
@@ -70,6 +113,11 @@ struct Slot {
 impl LoadClient {
     /// Connects to the device at the socket `path`.
     pub fn connect(path: &Path) -> Result<LoadClient> {
+        LoadClient::connect_with(path, BUFFER_BYTES)
+    }
+
+    /// As [`LoadClient::connect`], with so many bytes of buffers: few are ready sooner.
+    pub fn connect_with(path: &Path, buffer_bytes: usize) -> Result<LoadClient> {
         let path = path.to_str().context("socket path is not UTF-8")?;
         let mut blkio = Blkio::new("virtio-blk-vhost-user").map_err(in_words("driver"))?;
         blkio.set_str("path", path).map_err(in_words("path"))?;
@@ -85,7 +133,7 @@ impl LoadClient {
             .pop()
             .context("no queue")?;
         let region = blkio
-            .alloc_mem_region(BUFFER_BYTES)
+            .alloc_mem_region(buffer_bytes)
             .map_err(in_words("buffers"))?;
         blkio.map_mem_region(&region).map_err(in_words("map buffers"))?;
         let mut client = LoadClient {
@@ -94,7 +142,7 @@ impl LoadClient {
             blkio,
             writes: 0,
         };
-        Random::new(region.addr as u64).fill(client.buffer(0, BUFFER_BYTES));
+        Random::new(region.addr as u64).fill(client.buffer(0, buffer_bytes));
         Ok(client)
     }
 
@@ -107,33 +155,14 @@ impl LoadClient {
     pub fn fill(&mut self, zone: Zone) -> Result<()> {
         let block = 1 << 20;
         let offsets = Offsets::from_start(Pattern::Sequential, zone, block);
-        let job = Job {
-            name: "fill",
-            title: "fill",
-            pattern: Pattern::Sequential,
+        let blocks = usize::try_from(offsets.blocks()).context("blocks of the zone")?;
+        let load = Requests {
             op: Op::Write,
             block,
             depth: 8,
-            zone,
+            end: zone.offset + zone.bytes,
         };
-        let mut left = offsets.blocks();
-        let mut load = Load::new(self, &job, offsets)?;
-        let mut depth = 0;
-        while left > 0 && depth < job.depth {
-            load.submit(depth);
-            depth += 1;
-            left -= 1;
-        }
-        while depth > 0 {
-            for slot in load.reap()? {
-                depth -= 1;
-                if left > 0 {
-                    load.submit(slot);
-                    depth += 1;
-                    left -= 1;
-                }
-            }
-        }
+        self.drive(&load, offsets.take(blocks), |_, _| Next::GoOn)?;
         self.flush()
     }
 
@@ -146,44 +175,69 @@ impl LoadClient {
 
     /// Keeps `job` going at its depth; `probe` is called where the measured time begins and where it ends.
     pub fn run(&mut self, job: &Job, timing: Timing, seed: u64, mut probe: impl FnMut()) -> Result<Outcome> {
-        let offsets = Offsets::new(job, seed);
-        let mut load = Load::new(self, job, offsets)?;
-        let mut latency = Histogram::new_with_bounds(100, PATIENCE.as_nanos() as u64, 3)
-            .expect("bounds in order, three digits");
+        let mut latency = new_histogram();
         let mut ios = 0;
-        (0..job.depth).for_each(|slot| load.submit(slot));
-        let mut under_way = job.depth;
         let begin = Instant::now() + timing.ramp;
         let mut started = None;
         let mut elapsed = None;
-        while under_way > 0 {
-            let done = load.reap()?;
-            let now = Instant::now();
+        let observe = |now: Instant, latencies: &[Duration]| {
             if started.is_none() && now >= begin {
                 probe();
                 started = Some(Instant::now());
             } else if let (Some(start), None) = (started, elapsed) {
-                for &slot in &done {
-                    latency.saturating_record((now - load.slots[slot].submitted).as_nanos() as u64);
+                for one in latencies {
+                    latency.saturating_record(one.as_nanos() as u64);
                 }
-                ios += done.len() as u64;
+                ios += latencies.len() as u64;
                 if now - start >= timing.measured {
                     elapsed = Some(now - start);
                     probe();
                 }
             }
-            match elapsed {
-                None => done.into_iter().for_each(|slot| load.submit(slot)),
-                Some(_) => under_way -= done.len(),
+            if elapsed.is_none() {
+                Next::GoOn
+            } else {
+                Next::Finish
             }
-        }
-        let elapsed = elapsed.expect("the loop ends after the measured time");
+        };
+        self.drive(&Requests::of(job), Offsets::new(job, seed), observe)?;
+        let elapsed = elapsed.expect("the load ends after the measured time");
         ensure!(ios > 0, "{}: nothing completed in {elapsed:?}", job.name);
         Ok(Outcome {
             ios,
             elapsed,
             latency,
         })
+    }
+
+    /// Does `requests` at `offsets` until there are no more or `observe` says so. It is called with every handful of
+    /// completions: when they were seen, and how long each took.
+    pub fn drive(
+        &mut self,
+        requests: &Requests,
+        offsets: impl Iterator<Item = u64>,
+        mut observe: impl FnMut(Instant, &[Duration]) -> Next,
+    ) -> Result<()> {
+        let mut load = Load::new(self, requests, offsets)?;
+        let mut under_way = (0..requests.depth).filter(|&slot| load.submit(slot)).count();
+        let mut latencies = Vec::with_capacity(requests.depth);
+        let mut is_finishing = false;
+        while under_way > 0 {
+            let done = load.reap()?;
+            let now = Instant::now();
+            latencies.clear();
+            latencies.extend(done.iter().map(|&slot| now - load.slots[slot].submitted));
+            under_way -= done.len();
+            match observe(now, &latencies) {
+                Next::GoOn => {}
+                Next::Finish => is_finishing = true,
+                Next::Abandon => return Ok(()),
+            }
+            if !is_finishing {
+                under_way += done.into_iter().filter(|&slot| load.submit(slot)).count();
+            }
+        }
+        Ok(())
     }
 
     fn buffer(&mut self, offset: usize, length: usize) -> &mut [u8] {
@@ -223,31 +277,33 @@ impl LoadClient {
 }
 
 /// One run's requests.
-struct Load<'a> {
+struct Load<'a, I> {
     client: &'a mut LoadClient,
     op: Op,
     block: usize,
-    offsets: Offsets,
+    end: u64,
+    offsets: I,
     slots: Vec<Slot>,
     completions: Vec<MaybeUninit<Completion>>,
 }
 
-impl<'a> Load<'a> {
-    fn new(client: &'a mut LoadClient, job: &Job, offsets: Offsets) -> Result<Load<'a>> {
-        let block = job.block as usize;
-        if block * job.depth > BUFFER_BYTES {
-            bail!(
-                "{}: depth {} of {block} bytes is more than {BUFFER_BYTES}",
-                job.name,
-                job.depth
-            );
+impl<'a, I: Iterator<Item = u64>> Load<'a, I> {
+    fn new(client: &'a mut LoadClient, requests: &Requests, offsets: I) -> Result<Load<'a, I>> {
+        let Requests {
+            op,
+            block,
+            depth,
+            end,
+        } = *requests;
+        let block = block as usize;
+        let room = client.region.len;
+        if block * depth > room {
+            bail!("depth {depth} of {block} bytes is more than {room}");
         }
         let capacity = client.capacity()?;
-        let end = job.zone.offset + job.zone.bytes;
         ensure!(
             capacity >= end,
-            "{}: the disk has {capacity} bytes, the job wants {end}",
-            job.name
+            "the disk has {capacity} bytes, the load wants {end}"
         );
         let slot = Slot {
             offset: 0,
@@ -256,17 +312,21 @@ impl<'a> Load<'a> {
         };
         Ok(Load {
             client,
-            op: job.op,
+            op,
             block,
+            end,
             offsets,
-            slots: vec![slot; job.depth],
-            completions: (0..job.depth).map(|_| MaybeUninit::uninit()).collect(),
+            slots: vec![slot; depth],
+            completions: (0..depth).map(|_| MaybeUninit::uninit()).collect(),
         })
     }
 
-    /// Puts the next I/O into `slot`; it travels with the next [`reap`](Load::reap).
-    fn submit(&mut self, slot: usize) {
-        let offset = self.offsets.next().expect("offsets have no end");
+    /// Puts the next I/O, if there is one, into `slot`; it travels with the next [`reap`](Load::reap).
+    fn submit(&mut self, slot: usize) -> bool {
+        let Some(offset) = self.offsets.next() else {
+            return false;
+        };
+        assert!(offset + self.block as u64 <= self.end, "offset {offset}");
         if self.op != Op::Read {
             self.stamp(slot, offset);
         }
@@ -287,6 +347,7 @@ impl<'a> Load<'a> {
                     .write(offset, at as *const u8, self.block, slot, ReqFlags::empty());
             }
         }
+        true
     }
 
     /// Waits for completions; returns the slots whose I/O is done. Reads are checked.

@@ -15,12 +15,21 @@
 
 pub mod client;
 pub mod cpu;
+pub mod interrupt;
 pub mod job;
 pub mod machine;
+pub mod permutation;
+pub mod picture;
 pub mod prepare;
 pub mod priority;
 pub mod process;
 pub mod random;
 pub mod report;
 pub mod runner;
+pub mod study;
+pub mod syscalls;
 pub mod target;
+pub mod timeline;
+pub mod wanted;
+pub mod weft;
+pub mod zipf;

@@ -26,6 +26,23 @@ pub struct Machine {
     pub versions: Vec<String>,
 }
 
+impl Machine {
+    /// For the top of a report.
+    #[must_use]
+    pub fn line(&self) -> String {
+        format!(
+            "{}, {} cores, {} GiB, Linux {}, {}; load average at the start {}. {}.",
+            self.cpu,
+            self.cores,
+            self.memory_gib,
+            self.kernel,
+            self.file_system,
+            self.load_average,
+            self.versions.join("; ")
+        )
+    }
+}
+
 /// Looks at this machine; what cannot be found out is reported as unknown.
 pub fn describe(folder: &Path, binaries: &Path) -> Machine {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();

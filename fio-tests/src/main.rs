@@ -4,15 +4,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use types::ByteSize;
 use weft_fio_tests::client::Timing;
+use weft_fio_tests::interrupt;
 use weft_fio_tests::job::{self, Job};
 use weft_fio_tests::machine;
 use weft_fio_tests::prepare::{Workspace, ensure_space, fully_written_file};
 use weft_fio_tests::priority::Priority;
 use weft_fio_tests::report::Report;
 use weft_fio_tests::runner::{self, Plan};
+use weft_fio_tests::study::{self, Study};
+use weft_fio_tests::syscalls;
 use weft_fio_tests::target::{Kind, Setup, Target};
 
 /// Load starts this long before it counts.
@@ -22,8 +25,10 @@ const RAMP: Duration = Duration::from_millis(250);
 ///
 /// Example: weft-bench --dir /srv/bench --repeats 5 --json bench.json
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    task: Option<Task>,
     /// Where files and disks are made, and removed again [default: weft-bench beside this program's folder]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -57,6 +62,9 @@ struct Arguments {
     /// Write everything measured here
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Afterwards count the daemons' system calls per I/O, in short runs of their own; needs strace and root
+    #[arg(long)]
+    syscalls: bool,
     /// A look in about a minute: one run of one second each over 512MiB; no figures to publish
     #[arg(long)]
     quick: bool,
@@ -68,8 +76,30 @@ struct Arguments {
     keep: bool,
 }
 
-fn main() -> Result<()> {
-    let mut arguments = Arguments::parse();
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// What one daemon does over minutes: memory, restart, cleaning, aged
+    #[command(subcommand)]
+    Study(Study),
+}
+
+fn main() {
+    if let Err(error) = run() {
+        eprintln!("weft-bench: {error:#}");
+        std::process::exit(1);
+    }
+}
+
+fn run() -> Result<()> {
+    let arguments = Arguments::parse();
+    interrupt::watch()?;
+    match &arguments.task {
+        Some(Task::Study(study)) => study::run(study),
+        None => bench(arguments),
+    }
+}
+
+fn bench(mut arguments: Arguments) -> Result<()> {
     if arguments.quick {
         (arguments.span, arguments.seconds, arguments.repeats) = (ByteSize(512 << 20), 1.0, 1);
         arguments.calm = 0;
@@ -112,6 +142,11 @@ fn main() -> Result<()> {
         calm_wait: Duration::from_secs(arguments.calm),
     };
     let results = runner::run(&mut targets, &jobs, plan, setup.span)?;
+    let syscalls = if arguments.syscalls {
+        syscalls::count(&mut targets, &jobs, arguments.seed, &setup.sockets)?
+    } else {
+        Vec::new()
+    };
     let report = Report {
         machine,
         command: std::env::args().collect::<Vec<_>>().join(" "),
@@ -120,6 +155,7 @@ fn main() -> Result<()> {
         jobs,
         targets: arguments.targets.iter().map(|kind| kind.name()).collect(),
         results,
+        syscalls,
     };
     print!("{}", report.markdown());
     if let Some(path) = &arguments.json {

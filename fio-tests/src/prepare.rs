@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::{FallocateFlags, OFlags};
 use types::ByteSize;
 
+use crate::interrupt::{Undo, undo_later};
 use crate::random::Random;
 
 const CHUNK: usize = 4 << 20;
@@ -18,6 +19,7 @@ const ALIGNMENT: usize = 4096;
 pub struct Workspace {
     path: PathBuf,
     is_kept: bool,
+    _undo: Option<Undo>,
 }
 
 impl Workspace {
@@ -25,7 +27,13 @@ impl Workspace {
     pub fn create(parent: &Path, is_kept: bool) -> Result<Workspace> {
         let path = std::path::absolute(parent)?.join(format!("run-{}", std::process::id()));
         std::fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Workspace { path, is_kept })
+        let doomed = path.clone();
+        let undo = (!is_kept).then(|| undo_later(move || remove(&doomed)));
+        Ok(Workspace {
+            path,
+            is_kept,
+            _undo: undo,
+        })
     }
 
     /// Where it is.
@@ -37,7 +45,18 @@ impl Workspace {
 impl Drop for Workspace {
     fn drop(&mut self) {
         if !self.is_kept {
-            let _ = std::fs::remove_dir_all(&self.path); // nothing is left to tell it to
+            remove(&self.path);
+        }
+    }
+}
+
+/// A daemon that was killed a moment ago may still have made a file: then the folder was not empty, and is now.
+fn remove(path: &Path) {
+    for _ in 0..3 {
+        match std::fs::remove_dir_all(path) {
+            Ok(()) => return,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+            Err(error) => eprintln!("{}: {error}", path.display()),
         }
     }
 }
@@ -49,7 +68,7 @@ pub fn ensure_space(folder: &Path, bytes: u64) -> Result<()> {
     let wanted = bytes + bytes / 10;
     ensure!(
         free >= wanted,
-        "{} has {} free and the benchmark wants {}: choose a smaller --span or another --dir",
+        "{} has {} free and {} are needed: choose a smaller --span or another --dir",
         folder.display(),
         ByteSize(free >> 20 << 20),
         ByteSize(wanted.next_multiple_of(1 << 20)),

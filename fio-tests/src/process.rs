@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::cpu;
+use crate::interrupt::{Undo, undo_later};
 
 /// How long a daemon may take to listen.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,25 +25,43 @@ pub struct Daemon {
     name: String,
     child: Child,
     log: PathBuf,
+    undo: Option<Undo>,
 }
 
 impl Daemon {
     /// Starts `program` with its output in `log`.
     pub fn start(name: &str, program: &Path, arguments: &[String], log: &Path) -> Result<Daemon> {
+        Daemon::start_with(name, program, arguments, &[], log)
+    }
+
+    /// As [`Daemon::start`], with variables added to its environment.
+    pub fn start_with(
+        name: &str,
+        program: &Path,
+        arguments: &[String],
+        environment: &[(&str, &Path)],
+        log: &Path,
+    ) -> Result<Daemon> {
         let output = File::create(log).with_context(|| log.display().to_string())?;
         let child = Command::new("setpriv") // becomes the program: same process id
             .args(["--pdeathsig", "KILL", "--"])
             .arg(program)
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
+        let pid = Pid::from_child(&child);
+        let undo = undo_later(move || {
+            let _ = kill_process(pid, Signal::KILL); // not waited for yet: the number is still its own
+        });
         Ok(Daemon {
             name: name.to_owned(),
             child,
             log: log.to_owned(),
+            undo: Some(undo),
         })
     }
 
@@ -96,6 +117,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        self.undo.take(); // first: after the wait the number may be somebody else's
         let _ = self.child.kill(); // it may have ended already
         let _ = self.child.wait();
     }

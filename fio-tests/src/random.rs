@@ -25,6 +25,11 @@ impl Random {
         ((u128::from(self.bits()) * u128::from(bound)) >> 64) as u64
     }
 
+    /// A number from 0 to below 1.
+    pub fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
     /// Overwrites `bytes`, whose length is a multiple of 8.
     pub fn fill(&mut self, bytes: &mut [u8]) {
         assert!(bytes.len().is_multiple_of(8), "{} bytes", bytes.len());

@@ -7,6 +7,8 @@ use serde::Serialize;
 use crate::job::{Job, PAGE};
 use crate::machine::Machine;
 use crate::runner::{Results, Sample};
+use crate::syscalls::{self, Counts};
+use crate::wanted;
 
 /// Others' CPU above this share of one core is pointed out.
 const NOISY: f64 = 0.3;
@@ -28,6 +30,8 @@ pub struct Report {
     pub targets: Vec<String>,
     /// What came of it.
     pub results: Results,
+    /// System calls, counted in runs of their own; nothing where nobody asked.
+    pub syscalls: Vec<Counts>,
 }
 
 /// Middle, least and greatest of some numbers.
@@ -61,21 +65,11 @@ impl Report {
     /// The tables that docs/performance.md shows.
     pub fn markdown(&self) -> String {
         let mut text = String::new();
-        let machine = &self.machine;
-        let _ = writeln!(
-            text,
-            "{}, {} cores, {} GiB, Linux {}, {}; load average at the start {}.",
-            machine.cpu,
-            machine.cores,
-            machine.memory_gib,
-            machine.kernel,
-            machine.file_system,
-            machine.load_average
-        );
-        let _ = writeln!(text, "{}. Seed {}.\n", machine.versions.join("; "), self.seed);
+        let _ = writeln!(text, "{}", self.machine.line());
+        let _ = writeln!(text, "Seed {}.\n", self.seed);
         text.push_str(
-            "| job | target | rate, median (min to max) | mean us | p50 us | p99 us | CPU us per I/O | of qsd | of raw |\n\
-             |---|---|---|---|---|---|---|---|---|\n",
+            "| job | target | rate, median (min to max) | mean us | p50 us | p99 us | CPU us per I/O | of qsd's | rate of qsd's | of raw's |\n\
+             |---|---|---|---|---|---|---|---|---|---|\n",
         );
         for job in &self.jobs {
             for (index, target) in self.targets.iter().enumerate() {
@@ -84,6 +78,10 @@ impl Report {
             }
         }
         self.noise(&mut text);
+        text.push_str(&wanted::table(self));
+        if !self.syscalls.is_empty() {
+            text.push_str(&syscalls::markdown(&self.syscalls, &self.jobs));
+        }
         text
     }
 
@@ -111,27 +109,38 @@ impl Report {
         );
         let _ = writeln!(
             text,
-            "| {title} | {target} | {rate} | {} | {} | {} | {} | {} | {} |",
+            "| {title} | {target} | {rate} | {} | {} | {} | {} | {} | {} | {} |",
             cell(|sample| Some(sample.mean_us)),
             cell(|sample| sample.p50_us),
             cell(|sample| sample.p99_us),
             cell(|sample| Some(sample.cpu_us_per_io)),
-            self.ratio(job.name, target, "qsd"),
-            self.ratio(job.name, target, "raw"),
+            self.ratio(job.name, target, "qsd", |sample| sample.cpu_us_per_io),
+            self.ratio(job.name, target, "qsd", |sample| sample.iops),
+            self.ratio(job.name, target, "raw", |sample| sample.iops),
         );
     }
 
-    /// The median over the repeats of the ratio of neighbours: drift of the machine cancels out.
-    fn ratio(&self, job: &str, target: &str, to: &str) -> String {
-        let ratios = self.samples(job, target).filter_map(|sample| {
-            let base = self.samples(job, to).find(|base| base.repeat == sample.repeat)?;
-            Some(sample.iops / base.iops)
-        });
-        match Spread::of(ratios) {
+    fn ratio(&self, job: &str, target: &str, to: &str, value: fn(&Sample) -> f64) -> String {
+        match self.ratio_of(job, target, to, value) {
             Some(_) if target == to => "1".to_owned(),
             Some(ratio) => format!("{:.2}", ratio.median),
             None => "-".to_owned(),
         }
+    }
+
+    /// Of the repeats, each the ratio of neighbours: drift of the machine cancels out.
+    pub(crate) fn ratio_of(
+        &self,
+        job: &str,
+        target: &str,
+        to: &str,
+        value: impl Fn(&Sample) -> f64,
+    ) -> Option<Spread> {
+        let ratios = self.samples(job, target).filter_map(|sample| {
+            let base = self.samples(job, to).find(|base| base.repeat == sample.repeat)?;
+            Some(value(sample) / value(base))
+        });
+        Spread::of(ratios.filter(|ratio| ratio.is_finite()))
     }
 
     fn noise(&self, text: &mut String) {
@@ -175,8 +184,8 @@ impl Report {
     }
 }
 
-/// Three digits are what a measurement is good for.
-fn figure(number: f64) -> String {
+/// Three digits, which is what a measurement is good for.
+pub fn figure(number: f64) -> String {
     if number >= 1000.0 {
         let digits = (number.log10().floor() as i32 - 2).max(0);
         let unit = 10f64.powi(digits);
@@ -264,10 +273,19 @@ mod tests {
                 samples,
                 background_cpu_s: vec![("qsd".to_owned(), 0.0)],
             },
+            syscalls: Vec::new(),
         };
-        assert_eq!(report.ratio("randread-d1", "weft-1", "qsd"), "2.00");
+        assert_eq!(
+            report.ratio("randread-d1", "weft-1", "qsd", |sample| sample.iops),
+            "2.00"
+        );
         let text = report.markdown();
         assert!(text.contains("| weft-1 | 110 IOPS (20.0 to 200) |"), "{text}");
         assert!(text.contains("| - |"), "{text}");
+        // Half the latency, the same CPU.
+        assert!(
+            text.contains("| qsd | at most 1 | 0.50 (0.50 to 0.50) | met |"),
+            "{text}"
+        );
     }
 }

@@ -5,12 +5,13 @@ use std::process::Command;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::client::{LoadClient, Timing};
 use crate::job::{Job, Op, Pattern, Zone};
 use crate::prepare::fully_written_file;
 use crate::process::Daemon;
+use crate::weft::{Place, Weft};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +90,7 @@ enum Body {
     },
     Served {
         daemon: Daemon,
-        client: LoadClient,
+        client: Box<LoadClient>,
     },
 }
 
@@ -216,63 +217,32 @@ fn start_qsd(setup: &Setup) -> Result<Body> {
         &log,
     )?;
     let client = daemon.wait_for(|| LoadClient::connect(&socket))?;
-    Ok(Body::Served { daemon, client })
+    Ok(Body::Served {
+        daemon,
+        client: Box::new(client),
+    })
 }
 
 /// A daemon, pool and VDI of their own for each replica count, so that CPU and disks are nobody else's.
 fn start_weft(setup: &Setup, replicas: u8) -> Result<Body> {
     let name = Kind::Weft { replicas }.name();
-    let state = setup.files.join(format!("{name}.state"));
-    let log = setup.sockets.join(format!("{name}.log"));
-    let arguments = ["--state".to_owned(), state.display().to_string()];
-    let mut daemon = Daemon::start("blockd", &setup.binaries.join("blockd"), &arguments, &log)?;
-    let rest = state.join("blockd.sock");
-    daemon.wait_for_socket(&rest)?;
-    let weft = |arguments: &[&str]| run_weft(&setup.binaries, &rest, arguments);
-    weft(&["pool", "create", "bench"])?;
+    let place = Place {
+        files: setup.files.clone(),
+        sockets: setup.sockets.clone(),
+        binaries: setup.binaries.clone(),
+    };
+    let mut weft = Weft::start(&place, &name, None)?;
+    weft.weft(&["pool", "create", "bench"])?;
     for number in 1..=replicas {
         let disk = setup.files.join(format!("{name}-disk{number}.img"));
         fully_written_file(&disk, setup.disk_bytes, u64::from(number))?;
-        weft(&["disk", "add", &disk.display().to_string()])?;
+        weft.weft(&["disk", "add", &disk.display().to_string()])?;
     }
-    let bytes = setup.span.to_string();
-    weft(&[
-        "vdi",
-        "create",
-        "bench",
-        "--size",
-        &bytes,
-        "--replicas",
-        &replicas.to_string(),
-    ])?;
-    let socket = setup.sockets.join(format!("{name}.sock"));
-    weft(&[
-        "vdi",
-        "attach",
-        "bench",
-        "--vhost-user",
-        &socket.display().to_string(),
-    ])?;
-    let client = daemon.wait_for(|| LoadClient::connect(&socket))?;
-    Ok(Body::Served { daemon, client })
-}
-
-fn run_weft(binaries: &Path, socket: &Path, arguments: &[&str]) -> Result<()> {
-    let output = Command::new(binaries.join("weft"))
-        .arg("--socket")
-        .arg(socket)
-        .args(arguments)
-        .output()
-        .with_context(|| format!("cannot start {}", binaries.join("weft").display()))?;
-    if !output.status.success() {
-        let words = String::from_utf8_lossy(&output.stderr).into_owned();
-        bail!(
-            "`weft {}` failed ({}): {words}",
-            arguments.join(" "),
-            output.status
-        );
-    }
-    Ok(())
+    let client = weft.make_vdi("bench", setup.span, replicas)?;
+    Ok(Body::Served {
+        daemon: weft.into_daemon(),
+        client: Box::new(client),
+    })
 }
 
 /// fio's queue is filled and reaped in batches as our client's is; otherwise it would be the slower of the two.
@@ -314,7 +284,8 @@ fn run_fio(
     seed: u64,
     scratch: &Path,
 ) -> Result<Figures> {
-    let output = Command::new("fio")
+    let output = Command::new("setpriv") // becomes fio, which must not outlive us
+        .args(["--pdeathsig", "KILL", "--", "fio"])
         .args(fio_arguments(file, offset, job, timing, seed))
         .arg(format!("--output={}", scratch.display())) // its notes go to standard output, and are no JSON
         .output()
