@@ -19,6 +19,10 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 use config::{Flags, LogFormat, Settings};
 use daemon::{Daemon, RestService};
 
+/// Counts what each thread asks for; a data-plane thread asks for nothing per request.
+#[global_allocator]
+static ALLOCATOR: edge::allocations::Counting = edge::allocations::Counting;
+
 fn main() {
     let flags = Flags::parse();
     if let Err(error) = run(&flags) {

@@ -5,6 +5,8 @@
 //! (features `uring`, `file` and `rocks` of this crate) and the simulated one (crate `sim`). Keep the traits as small
 //! as that: every method here is one more thing a fault can happen in.
 
+#[cfg(feature = "allocations")]
+pub mod allocations;
 mod disk;
 #[cfg(feature = "file")]
 pub mod file;

@@ -8,14 +8,13 @@
 //! bound can be tight. What they leave out (caches, system calls, the rings) is what `weft-bench` measures.
 
 mod bounds;
-mod counting;
 mod host;
 mod memory;
 
 use anyhow::{Context, Result, bail};
 
 use bounds::{BOUNDS, Workload};
-use counting::{Allocations, Counting};
+use edge::allocations::{Allocations, Counting};
 use host::Host;
 
 #[global_allocator]
@@ -48,7 +47,7 @@ fn main() -> Result<()> {
 fn run(workload: Workload, requests: u64) -> Allocations {
     let mut host = Host::new(workload.replicas, workload.settings());
     host.serve(workload.is_write, WARM_UP, workload.depth);
-    let before = Allocations::so_far();
+    let before = Allocations::of_this_thread();
     host.serve(workload.is_write, requests, workload.depth);
-    Allocations::so_far() - before
+    Allocations::of_this_thread() - before
 }

@@ -46,11 +46,11 @@ const PURE_MAY_USE: &[&str] = &["crc32c", "serde", "smallvec", "thiserror"];
 
 /// The only files that may say `unsafe`; each argues for it at its top.
 const UNSAFE_ADDRESSES: &[&str] = &[
+    "edge/src/allocations.rs",
     "edge/src/uring/pool.rs",
     "edge/src/uring/ring.rs",
     "edge/src/uring/setup.rs",
     "fio-tests/src/client.rs",
-    "request-cost/src/counting.rs",
     "vhost-blk/src/bus_guard.rs",
     "vhost-blk/tests/blkio.rs",
     "vhost-blk/tests/support/guest.rs",

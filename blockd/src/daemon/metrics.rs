@@ -8,6 +8,7 @@ use store::StoreStats;
 use types::BLOCK_BYTES;
 
 use super::Daemon;
+use crate::plane::PlaneFigures;
 
 /// Metric families under construction.
 #[derive(Default)]
@@ -184,12 +185,30 @@ impl Daemon {
                 [(String::new(), counter.load(Ordering::Relaxed))],
             );
         }
-        let queues = figures
-            .planes
-            .iter()
-            .enumerate()
-            .map(|(n, plane)| (format!("{{plane=\"{n}\"}}"), plane.guests as u64));
-        text.family("weft_guest_queues", "gauge", "Guests' queues served.", queues);
+        let of_plane = |value: fn(&PlaneFigures) -> u64| {
+            let planes = figures.planes.iter().enumerate();
+            planes
+                .map(|(n, plane)| (format!("{{plane=\"{n}\"}}"), value(plane)))
+                .collect::<Vec<_>>()
+        };
+        text.family(
+            "weft_guest_queues",
+            "gauge",
+            "Guests' queues served.",
+            of_plane(|plane| plane.guests as u64),
+        );
+        text.family(
+            "weft_plane_enters_total",
+            "counter",
+            "Times a data-plane thread entered the kernel for its ring.",
+            of_plane(|plane| plane.enters),
+        );
+        text.family(
+            "weft_plane_allocations_total",
+            "counter",
+            "Times a data-plane thread asked the heap for memory.",
+            of_plane(|plane| plane.allocations),
+        );
         // The planes share one pool: each sees the same counters.
         if let Some(plane) = figures.planes.first() {
             let served = [("pool", plane.pool.pooled), ("heap", plane.pool.heap)];
