@@ -1,6 +1,7 @@
 //! The daemon's settings: flags over the TOML file over defaults. `deploy/blockd.toml` is the commented example.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
@@ -25,6 +26,10 @@ pub struct Flags {
     /// Memory for index leaves, for each disk, for example 256MiB.
     #[arg(long, value_name = "SIZE")]
     pub cache: Option<ByteSize>,
+    /// Most microseconds that a data-plane thread looks for news before it sleeps, while a guest keeps it busy at low
+    /// depth; 0 sleeps at once.
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub poll_us: Option<u64>,
     /// What to log: error, warn, info, debug or trace; or a filter such as `info,weft_blockd=debug`.
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<String>,
@@ -32,6 +37,9 @@ pub struct Flags {
     #[arg(long, value_enum)]
     pub log_format: Option<LogFormat>,
 }
+
+/// Looking longer than this for news would be keeping a core busy, not waiting.
+const POLL_MAX: Duration = Duration::from_millis(10);
 
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
@@ -50,6 +58,7 @@ struct File {
     cores: Option<usize>,
     cache: Option<String>,
     buffers: Option<String>,
+    poll_us: Option<u64>,
     log: Option<String>,
     log_format: Option<LogFormat>,
 }
@@ -65,6 +74,8 @@ pub struct Settings {
     pub cache: ByteSize,
     /// Pooled buffers of all planes together.
     pub buffers: ByteSize,
+    /// See [`Flags::poll_us`].
+    pub poll: Duration,
     /// See [`Flags::log`].
     pub log: String,
     /// See [`Flags::log_format`].
@@ -96,6 +107,7 @@ impl Settings {
                 .or(size(&file.cache, "cache")?)
                 .unwrap_or(ByteSize(256 << 20)),
             buffers: size(&file.buffers, "buffers")?.unwrap_or(ByteSize(64 << 20)),
+            poll: Duration::from_micros(flags.poll_us.or(file.poll_us).unwrap_or(100)),
             log: flags
                 .log
                 .clone()
@@ -117,6 +129,13 @@ impl Settings {
         }
         if !(8 << 20..=64 << 30).contains(&settings.buffers.0) {
             bail!("setting 'buffers' is {}: 8MiB to 64GiB", settings.buffers);
+        }
+        if settings.poll > POLL_MAX {
+            bail!(
+                "setting 'poll_us' is {}: at most {}",
+                settings.poll.as_micros(),
+                POLL_MAX.as_micros()
+            );
         }
         if !settings.state.is_absolute() {
             let here = std::env::current_dir().context("current directory")?;
@@ -166,6 +185,7 @@ mod tests {
         for (text, word) in [
             ("coers = 1", "coers"),
             ("cores = 0", "cores"),
+            ("poll_us = 10_001", "poll_us"),
             ("cache = '1 parsec'", "cache"),
         ] {
             let error = format!("{:#}", with(text, &[]).expect_err(text));

@@ -2,6 +2,7 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use edge::uring::{Pool, PoolConfig, Ring, RingConfig, RingError, Waker};
@@ -32,7 +33,7 @@ pub fn planes(settings: &Settings, reports: &UnboundedSender<Report>) -> Result<
     let pool = Pool::new(PoolConfig::of_bytes(bytes)).context("cannot map the buffers")?;
     let mut started = Vec::new();
     for number in 0..settings.cores {
-        started.push(start(number, pool.clone(), reports.clone())?);
+        started.push(start(number, pool.clone(), reports.clone(), settings.poll)?);
     }
     let mut handles = Vec::new();
     let mut waiting = Vec::new();
@@ -59,6 +60,7 @@ fn start(
     number: usize,
     pool: Pool,
     reports: UnboundedSender<Report>,
+    poll: Duration,
 ) -> Result<(JoinHandle<()>, Waker, Sender<Rest>)> {
     let (give_waker, waker) = channel::<Result<Waker, RingError>>();
     let (give_rest, rest) = channel::<Rest>();
@@ -79,7 +81,7 @@ fn start(
             tracing::info!(number, traits = ?ring.traits(), "data-plane thread");
             let _ = give_waker.send(Ok(ring.waker()));
             if let Ok((mailbox, peers)) = rest.recv() {
-                Plane::new(number, ring, mailbox, peers, reports).run();
+                Plane::new(number, ring, mailbox, peers, reports, poll).run();
             }
         })
         .context("cannot start a data-plane thread")?;

@@ -354,9 +354,26 @@ impl Ring {
         })
     }
 
+    /// Whether the guest has made something available that was not taken yet: one load of its memory.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        let layout = &self.parts.layout;
+        !self.is_broken
+            && layout
+                .avail_index(&self.parts.memory)
+                .is_ok_and(|index| index != self.next_avail)
+    }
+
     /// Spares the guest its kicks while the ring is polled anyway. Some may still come.
     pub fn disable_kicks(&mut self) {
-        if !self.is_broken && self.parts.layout.disable_kicks(&self.parts.memory).is_err() {
+        if self.is_broken {
+            return;
+        }
+        let disabled = self
+            .parts
+            .layout
+            .disable_kicks(&self.parts.memory, self.next_avail);
+        if disabled.is_err() {
             self.break_down("the used ring is not guest memory");
         }
     }

@@ -637,6 +637,28 @@ fn the_guest_is_asked_for_kicks_only_when_it_should() {
 }
 
 #[test]
+fn a_kick_that_was_asked_for_is_taken_back() {
+    let mut rig = Rig::new(config());
+    let avail_event = GuestAddress(USED + 4 + 8 * u64::from(QUEUE_SIZE));
+    // As a driver decides (2.7.10.1): does it kick on having gone from `old` to `new`?
+    let kicks = |rig: &Rig, old: u16, new: u16| {
+        let event: u16 = rig.memory.read_obj(avail_event).unwrap();
+        new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+    };
+    for round in 0..5u16 {
+        assert!(!rig.ring.has_news());
+        assert!(!rig.ring.enable_kicks());
+        assert!(kicks(&rig, round, round + 1), "round {round}");
+        rig.ring.disable_kicks();
+        assert!(!kicks(&rig, round, round + 1), "round {round}");
+        assert!(!kicks(&rig, round, round + 8), "round {round}");
+        offer_reads(&mut rig, 1);
+        assert!(rig.ring.has_news());
+        rig.poll();
+    }
+}
+
+#[test]
 fn a_ring_that_is_not_all_memory_is_none() {
     let memory = memory();
     let inside = Layout {

@@ -123,10 +123,12 @@ impl Layout {
         Ok(self.avail_index(memory)? != next)
     }
 
-    /// Tells the guest not to kick. With EVENT_IDX there is nothing to tell: one kick, then silence until asked again.
-    pub(crate) fn disable_kicks(&self, memory: &Memory) -> Result<(), GuestMemoryError> {
+    /// Tells the guest not to kick, having taken all before position `next`. With EVENT_IDX it kicks once and is silent
+    /// until asked again; to take that one back, ask for a kick at a position that it has passed (2.7.7.2).
+    pub(crate) fn disable_kicks(&self, memory: &Memory, next: u16) -> Result<(), GuestMemoryError> {
         if self.has_event_idx {
-            return Ok(());
+            let passed = next.wrapping_sub(1);
+            return memory.store(passed.to_le(), self.avail_event_at(), Ordering::Relaxed);
         }
         memory.store(USED_FLAG_NO_NOTIFY.to_le(), self.used, Ordering::Relaxed)
     }

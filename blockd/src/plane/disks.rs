@@ -17,6 +17,9 @@ pub struct DiskActor {
     slot: DiskSlot,
     node: DiskNode<Buf, Store<Buf>>,
     index: IndexThread,
+    /// In the plane's list of disks whose batch is open.
+    is_touched: bool,
+    is_ticking: bool,
     /// Set once the daemon wants the disk gone: told when nothing is under way any more.
     leaving: Option<oneshot::Sender<Option<IndexThread>>>,
 }
@@ -37,6 +40,8 @@ impl Plane {
                 slot,
                 node,
                 index,
+                is_touched: false,
+                is_ticking: false,
                 leaving: None,
             },
         );
@@ -86,9 +91,20 @@ impl Plane {
         self.step_disk(disk, NodeEvent::Message(message));
     }
 
+    /// Closes the batch of a disk that was just taken off the list.
     pub(super) fn end_turn(&mut self, disk: DiskId) {
+        // Still marked as touched while it ends its turn: that alone is nothing to come back for.
         self.step_disk(disk, NodeEvent::TurnEnd);
-        self.touched_disks.remove(&disk);
+        if let Some(actor) = self.disks.get_mut(&disk) {
+            actor.is_touched = false;
+        }
+    }
+
+    pub(super) fn tick_disk(&mut self, disk: DiskId) {
+        if let Some(actor) = self.disks.get_mut(&disk) {
+            actor.is_ticking = false;
+            self.step_disk(disk, NodeEvent::Tick);
+        }
     }
 
     pub(super) fn step_disk(&mut self, disk: DiskId, event: NodeEvent<Buf>) {
@@ -98,9 +114,11 @@ impl Plane {
         };
         let mut effects = std::mem::take(&mut self.node_effects);
         actor.node.step(self.now, event, &mut effects);
-        self.touched_disks.insert(disk);
-        if actor.node.is_busy() {
-            self.ticking.insert(Actor::Disk(disk));
+        if !std::mem::replace(&mut actor.is_touched, true) {
+            self.touched_disks.push(disk);
+        }
+        if actor.node.is_busy() && !std::mem::replace(&mut actor.is_ticking, true) {
+            self.ticking.push(Actor::Disk(disk));
         }
         let mut letters = std::mem::take(&mut self.letters);
         for effect in effects.drain(..) {

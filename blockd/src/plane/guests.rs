@@ -9,9 +9,14 @@ use vhost_blk::{BufferSource, Polled, Ring, RingId, RingRequest, Tag};
 
 use super::{Plane, Watch};
 
-/// Requests taken from one queue in one turn, and in one look at it.
+/// Requests taken from one queue in one turn, and in one look at it. What a look brings goes to the disks at once: a
+/// device that gets 32 requests as one batch answers them as one batch, and then either it or we are idle
+/// (docs/decisions/0009).
 const BUDGET: usize = 128;
 const LOOK: usize = 8;
+
+/// With more requests of guests than this under way, a plane sleeps rather than looks for news: they come in batches.
+const LOOKED_FOR: usize = 4;
 
 /// Bytes of content that one queue may have under way before it is looked at no further. A request may be 32 MiB, so
 /// a hostile guest could otherwise name the same page in a thousand requests and fill our memory with copies of it.
@@ -98,6 +103,12 @@ impl Guests {
             guest.bytes_under_way -= to.bytes;
             guest.ring.complete(to.tag, result);
             guest.has_completed = true;
+            // The guest will likely go on at once: look for that rather than be kicked for it.
+            if !guest.is_polled {
+                guest.ring.disable_kicks();
+                guest.is_polled = true;
+            }
+            guest.has_more = true;
         }
     }
 
@@ -113,6 +124,24 @@ impl Guests {
     /// Whether some queue had more than its budget.
     pub fn want_poll(&self) -> bool {
         self.slots.iter().flatten().any(Guest::wants_poll)
+    }
+
+    /// Whether so little is under way that each answer is waited for.
+    pub fn are_shallow(&self) -> bool {
+        let depths = self.slots.iter().flatten().map(|guest| guest.ring.in_flight());
+        self.count() > 0 && depths.sum::<usize>() <= LOOKED_FOR
+    }
+
+    /// Whether a queue that is looked at without kicks has something new, which the next look will take.
+    pub fn have_news(&mut self) -> bool {
+        let mut have = false;
+        for guest in self.slots.iter_mut().flatten() {
+            if guest.is_polled && guest.stop_at.is_none() && !guest.is_full() && guest.ring.has_news() {
+                guest.has_more = true;
+                have = true;
+            }
+        }
+        have
     }
 
     /// Arms the kicks of all queues; `false` if a request slipped in meanwhile: look again first.
@@ -166,11 +195,23 @@ impl Plane {
         self.guests.slots[slot] = Some(guest);
     }
 
+    /// Hands letters over, shows guests what is done, and takes what they ask meanwhile.
+    pub(super) fn serve_guests(&mut self) {
+        self.deliver();
+        self.publish_guests();
+        self.poll_guests();
+    }
+
     /// Takes new requests from every queue that is being polled.
-    pub(super) fn poll_guests(&mut self) {
+    fn poll_guests(&mut self) {
         for slot in 0..self.guests.slots.len() {
             for _ in 0..BUDGET / LOOK {
-                if !self.look_at_guest(slot) {
+                let has_more = self.look_at_guest(slot);
+                self.deliver();
+                if self.ring.waiting() >= LOOK {
+                    self.ring.flush();
+                }
+                if !has_more {
                     break;
                 }
             }

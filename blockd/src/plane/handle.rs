@@ -111,6 +111,10 @@ pub struct PlaneFigures {
     pub guests: usize,
     /// Its buffers.
     pub pool: PoolCounters,
+    /// Times its thread asked for memory.
+    pub allocations: u64,
+    /// Times it entered the kernel for its ring.
+    pub enters: u64,
 }
 
 /// The way to a plane from any thread.

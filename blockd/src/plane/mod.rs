@@ -12,9 +12,10 @@
 mod disks;
 mod guests;
 mod handle;
+mod patience;
 mod vdis;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
@@ -27,10 +28,14 @@ use types::{DiskId, Instant, VdiId};
 use disks::DiskActor;
 use guests::Guests;
 pub use handle::{Command, NodeFigures, PlaneFigures, PlaneHandle, Report, VdiFigures};
+use patience::Patience;
 use vdis::VdiActor;
 
 /// How often cores that say they are busy get a Tick.
 const TICK: Duration = Duration::from_millis(50);
+
+/// Completions handled before guests hear of them: they go on while we do.
+const STRIDE: usize = 8;
 
 /// Commands taken from the mailbox in one turn: guests and disks must not starve behind it.
 const COMMANDS_PER_TURN: usize = 256;
@@ -42,7 +47,7 @@ enum Letter {
 }
 
 /// Who wants Ticks.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy)]
 enum Actor {
     Disk(DiskId),
     Vdi(VdiId),
@@ -68,22 +73,26 @@ pub struct Plane {
     vdi_effects: Vec<vdi::Effect<Buf>>,
     node_effects: Vec<replication::NodeEffect<Buf>>,
     letters: Vec<Letter>,
-    touched_disks: BTreeSet<DiskId>,
-    ticking: BTreeSet<Actor>,
+    /// Disks whose batch is open, and cores that want the next Tick; each is in its list once, and says so itself.
+    touched_disks: Vec<DiskId>,
+    ticking: Vec<Actor>,
+    was_ticking: Vec<Actor>,
     next_tick: Option<Instant>,
     /// The mailbox may hold commands.
     has_mail: bool,
+    patience: Patience,
     is_stopping: bool,
 }
 
 impl Plane {
-    /// On the thread that is to run it: `ring` stays there.
+    /// On the thread that is to run it: `ring` stays there. `poll` bounds how long it looks for news before it sleeps.
     pub fn new(
         number: usize,
         ring: Ring,
         mailbox: Receiver<Command>,
         peers: Vec<PlaneHandle>,
         reports: UnboundedSender<Report>,
+        poll: Duration,
     ) -> Plane {
         let clock = MonotonicClock;
         Plane {
@@ -103,10 +112,12 @@ impl Plane {
             vdi_effects: Vec::new(),
             node_effects: Vec::new(),
             letters: Vec::new(),
-            touched_disks: BTreeSet::new(),
-            ticking: BTreeSet::new(),
+            touched_disks: Vec::new(),
+            ticking: Vec::new(),
+            was_ticking: Vec::new(),
             next_tick: None,
             has_mail: true,
+            patience: Patience::new(poll),
             is_stopping: false,
         }
     }
@@ -115,10 +126,11 @@ impl Plane {
     pub fn run(mut self) {
         let mut events = Vec::with_capacity(256);
         while !self.is_stopping {
-            let wait = self.wait();
-            self.ring.turn(wait, &mut events);
-            self.now = self.clock.now();
-            for event in events.drain(..) {
+            self.turn_ring(&mut events);
+            for (number, event) in events.drain(..).enumerate() {
+                if number > 0 && number.is_multiple_of(STRIDE) {
+                    self.serve_guests();
+                }
                 match event {
                     RingEvent::Disk(slot, completion) => self.disk_completed(slot, completion),
                     RingEvent::Ready(Watch(slot)) => self.guests.kicked(slot as usize),
@@ -126,21 +138,45 @@ impl Plane {
                 }
             }
             self.take_commands();
-            self.poll_guests();
+            self.serve_guests();
             self.settle();
             self.publish_guests();
             self.tick();
         }
     }
 
-    /// Nothing to do: sleep until a disk, a guest or the mailbox has something. Busy cores want Ticks.
-    fn wait(&mut self) -> Wait {
-        if self.guests.want_poll() || !self.guests.may_sleep() || self.has_mail {
-            return Wait::No;
+    /// Submits and reaps. With nothing to do it sleeps until a disk, a guest or the mailbox has something, or a core
+    /// that is busy wants its Tick.
+    fn turn_ring(&mut self, events: &mut Vec<RingEvent>) {
+        let has_work = self.guests.want_poll() || self.has_mail;
+        if has_work || self.look_out() || !self.guests.may_sleep() {
+            self.ring.turn(Wait::No, events);
+            self.now = self.clock.now();
+            return;
         }
-        match self.next_tick {
-            Some(at) => Wait::Until(at),
-            None => Wait::Forever,
+        let wait = self.next_tick.map_or(Wait::Forever, Wait::Until);
+        let before = self.clock.now();
+        self.ring.turn(wait, events);
+        self.now = self.clock.now();
+        self.patience.slept(self.now.since(before));
+    }
+
+    /// Looks for news where a sleep would likely be short; whether there are any.
+    fn look_out(&mut self) -> bool {
+        let budget = self.patience.budget();
+        if budget.is_zero() || !self.guests.are_shallow() {
+            return false;
+        }
+        self.ring.flush();
+        let start = self.clock.now();
+        loop {
+            if self.ring.has_news() || self.guests.have_news() {
+                return true;
+            }
+            if self.clock.now().since(start) >= budget {
+                return false;
+            }
+            std::hint::spin_loop();
         }
     }
 
@@ -208,19 +244,24 @@ impl Plane {
         }
     }
 
+    /// Hands letters over; batches stay open.
+    fn deliver(&mut self) {
+        while let Some(letter) = self.inbox.pop_front() {
+            match letter {
+                Letter::ToDisk(disk, message) => self.message_to_disk(disk, message),
+                Letter::ToVdi(message) => {
+                    let vdi = message.shard.vdi;
+                    self.step_vdi(vdi, vdi::Event::Replica(message));
+                }
+            }
+        }
+    }
+
     /// Hands letters over and closes batches until no core has anything more to say.
     fn settle(&mut self) {
         loop {
-            while let Some(letter) = self.inbox.pop_front() {
-                match letter {
-                    Letter::ToDisk(disk, message) => self.message_to_disk(disk, message),
-                    Letter::ToVdi(message) => {
-                        let vdi = message.shard.vdi;
-                        self.step_vdi(vdi, vdi::Event::Replica(message));
-                    }
-                }
-            }
-            let Some(disk) = self.touched_disks.pop_first() else {
+            self.deliver();
+            let Some(disk) = self.touched_disks.pop() else {
                 return;
             };
             self.end_turn(disk);
@@ -237,12 +278,15 @@ impl Plane {
         if self.now < at {
             return;
         }
-        for actor in std::mem::take(&mut self.ticking) {
+        // Two lists in turn: a core that stays busy enters the other one while this one is emptied.
+        let mut due = std::mem::replace(&mut self.ticking, std::mem::take(&mut self.was_ticking));
+        for actor in due.drain(..) {
             match actor {
-                Actor::Disk(disk) => self.step_disk(disk, replication::NodeEvent::Tick),
-                Actor::Vdi(vdi) => self.step_vdi(vdi, vdi::Event::Tick),
+                Actor::Disk(disk) => self.tick_disk(disk),
+                Actor::Vdi(vdi) => self.tick_vdi(vdi),
             }
         }
+        self.was_ticking = due;
         self.settle();
         self.publish_guests();
         self.next_tick = if self.ticking.is_empty() {

@@ -46,6 +46,7 @@ impl Requests {
 pub struct VdiActor {
     core: Vdi<Buf>,
     requests: Requests,
+    is_ticking: bool,
 }
 
 impl Plane {
@@ -60,9 +61,10 @@ impl Plane {
         let actor = VdiActor {
             core: Vdi::new(spec, records, incarnation, up),
             requests: Requests::default(),
+            is_ticking: true,
         };
         assert!(self.vdis.insert(id, actor).is_none(), "VDI {id} is open already");
-        self.ticking.insert(Actor::Vdi(id));
+        self.ticking.push(Actor::Vdi(id));
     }
 
     /// Forgets a VDI; whoever still waits for an answer of it gets an error.
@@ -115,6 +117,13 @@ impl Plane {
         }
     }
 
+    pub(super) fn tick_vdi(&mut self, vdi: VdiId) {
+        if let Some(actor) = self.vdis.get_mut(&vdi) {
+            actor.is_ticking = false;
+            self.step_vdi(vdi, Event::Tick);
+        }
+    }
+
     pub(super) fn step_vdi(&mut self, vdi: VdiId, event: Event<Buf>) {
         // Answers to a VDI that was closed meanwhile have nobody to go to.
         let Some(actor) = self.vdis.get_mut(&vdi) else {
@@ -122,8 +131,8 @@ impl Plane {
         };
         let mut effects = std::mem::take(&mut self.vdi_effects);
         actor.core.step(self.now, event, &mut effects);
-        if actor.core.is_busy() {
-            self.ticking.insert(Actor::Vdi(vdi));
+        if actor.core.is_busy() && !std::mem::replace(&mut actor.is_ticking, true) {
+            self.ticking.push(Actor::Vdi(vdi));
         }
         let mut letters = std::mem::take(&mut self.letters);
         for effect in effects.drain(..) {
@@ -159,6 +168,8 @@ impl Plane {
             vdis: vdis.collect(),
             guests: self.guests.count(),
             pool: self.pool.counters(),
+            allocations: edge::allocations::Allocations::of_this_thread().calls,
+            enters: self.ring.enters(),
         }
     }
 }

@@ -119,6 +119,7 @@ pub struct Ring {
     disk_in_kernel: usize,
     /// Entries of any kind whose completion will name the slab.
     in_kernel: usize,
+    enters: u64,
     waker: Waker,
     stays_on_its_thread: PhantomData<*const ()>,
 }
@@ -189,6 +190,7 @@ impl Ring {
             watches: BTreeMap::new(),
             disk_in_kernel: 0,
             in_kernel: 0,
+            enters: 0,
             waker: waker.clone(),
             stays_on_its_thread: PhantomData,
         };
@@ -206,6 +208,12 @@ impl Ring {
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// System calls made so far to submit, wait and run completions.
+    #[must_use]
+    pub fn enters(&self) -> u64 {
+        self.enters
     }
 
     /// Wakes this ring from other threads.
@@ -335,6 +343,25 @@ impl Ring {
         }
     }
 
+    /// Whether a [`Ring::turn`] would bring something now: two loads, no system call.
+    #[must_use]
+    pub fn has_news(&mut self) -> bool {
+        self.uring.submission().taskrun() || !self.uring.completion().is_empty()
+    }
+
+    /// Disk operations that wait for the next [`Ring::flush`] or [`Ring::turn`].
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Hands everything queued to the kernel now; what completes shows in the next turn.
+    pub fn flush(&mut self) {
+        self.queue_polls();
+        self.queue_operations();
+        self.enter(Wait::No);
+    }
+
     /// Submits everything queued, sleeps as `wait` says if nothing has completed, and appends what happened.
     pub fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) {
         let before = events.len();
@@ -351,7 +378,9 @@ impl Ring {
             let entry = opcode::PollRemove::new(key as u64).build().user_data(IGNORED);
             self.push(&entry);
         }
-        for key in std::mem::take(&mut self.unarmed) {
+        // Put back below: arming a poll once per kick is to allocate nothing.
+        let mut unarmed = std::mem::take(&mut self.unarmed);
+        for key in unarmed.drain(..) {
             let UnderWay::Poll(poll) = &mut self.slab[key] else {
                 panic!("arming something else than a poll")
             };
@@ -363,6 +392,8 @@ impl Ring {
             self.in_kernel += 1;
             self.push(&entry);
         }
+        // Pushing may have entered the kernel, but only a reap adds to the list.
+        self.unarmed = unarmed;
     }
 
     fn queue_operations(&mut self) {
@@ -404,8 +435,11 @@ impl Ring {
             (is_idle, !self.uring.completion().is_empty())
         };
         let wait = if has_completions { Wait::No } else { wait };
+        if wait == Wait::No && is_idle {
+            return;
+        }
+        self.enters += 1;
         let entered = match wait {
-            Wait::No if is_idle => return,
             Wait::No => self.uring.submit(),
             Wait::Forever => self.uring.submit_and_wait(1),
             Wait::Until(deadline) => {
