@@ -1,0 +1,287 @@
+//! A whole pool in one process: a guest, an open VDI, the control store, links, and disks with the real log
+//! store and replica role on them.
+//!
+//! ```text
+//!  Guest ─▶ Vdi ─▶ SimNetwork ─▶ Host (DiskNode, Store, SimDisk, SimKv)    3 or 4 of them
+//!            └──▶ control: records by compare-and-swap, survives everything
+//! ```
+//! A seed picks the replica count and one profile of faults, which is what the design promises to survive:
+//!
+//! | profile | what happens |
+//! |---|---|
+//! | Calm | kills and power losses of everything at once |
+//! | Links | and links that break, disks whose process is killed alone, disks that are cut off for long |
+//! | DiskPower | and one disk that loses power alone |
+//! | DiskFails | and one disk that fails a write or a sync, is reopened, or replaced by another |
+//! | Rot | and one disk whose content rots, while a scrub runs now and then |
+//! | Noise | and one disk that is overwritten with noise here and there |
+//! | Takeover | and a second daemon that takes the VDI over while the first lives on and writes, not knowing it |
+//!
+//! A disk that loses what it had acknowledged (its own power loss, a failed sync, noise over the log's headers)
+//! is one fault; the loss of everybody's power on top of it before it was repaired is a second one, which nobody
+//! promises to survive. The world therefore waits for the pool to be whole before and after such a fault.
+
+mod daemon;
+mod misfortune;
+mod summary;
+mod whole;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use edge::Network;
+use replication::{FromReplica, ShardRecord, ToReplica};
+use store::StoreSettings;
+use types::{DiskId, HeapBlock, Instant, LayerId, ShardId, ShardNo, VdiId};
+use vdi::{Event, Vdi, VdiSpec};
+
+use crate::guest::Guest;
+use crate::host::Host;
+use crate::trace::tell;
+use crate::{Rng, SimDisk, SimNetwork};
+
+use daemon::short_answer;
+pub use summary::VdiSummary;
+
+const SEGMENT_BYTES: u64 = 512 << 10;
+const SHARD_BYTES: u64 = 1 << 20;
+const HEAD: LayerId = LayerId(1);
+const ID: VdiId = VdiId(5);
+/// Turns after which something that should have happened has not.
+const PATIENCE: u32 = 60_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Profile {
+    Calm,
+    Links,
+    DiskPower,
+    DiskFails,
+    Rot,
+    Noise,
+    Takeover,
+}
+
+/// An endpoint of a link: the writer of an incarnation, or the disk with this index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Writer(u64),
+    Disk(usize),
+}
+
+#[derive(Clone, Debug)]
+enum Message {
+    To(ToReplica<HeapBlock>),
+    From(FromReplica<HeapBlock>),
+}
+
+struct World {
+    rng: Rng,
+    profile: Profile,
+    now: Instant,
+    net: SimNetwork<Place, Message>,
+    hosts: Vec<Host>,
+    /// Whether the writer holds the disk for reachable.
+    is_linked: Vec<bool>,
+    /// Turns until a disk that is away may come back.
+    away: Vec<u32>,
+    vdi: Option<Vdi<HeapBlock>>,
+    /// A daemon that was taken over and does not know: its incarnation too.
+    zombie: Option<(u64, Vdi<HeapBlock>)>,
+    spec: VdiSpec,
+    incarnation: u64,
+    records: BTreeMap<ShardNo, ShardRecord>,
+    /// Under way to the control store, and from which incarnation.
+    saves: VecDeque<(u64, ShardRecord)>,
+    guest: Guest,
+    settings: StoreSettings,
+    disk_bytes: u64,
+    next_disk: u128,
+    replicas: usize,
+    /// The one disk that bad things happen to.
+    victim: usize,
+    /// A fault that lost acknowledged data is not repaired yet.
+    is_wounded: bool,
+    last_scrub: Option<(u64, u64)>,
+    turns: u64,
+    summary: VdiSummary,
+}
+
+/// Runs the world of `seed` for `ops` guest requests; panics when a promise is broken.
+pub fn run(seed: u64, ops: u64) -> VdiSummary {
+    let mut world = World::new(seed);
+    let mut left = ops;
+    while left > 0 {
+        let burst = world.rng.between(1, 60).min(left);
+        left -= burst;
+        world.live(burst);
+        world.misfortune();
+    }
+    world.end();
+    world.summary.answers = world.guest.answers;
+    world.summary
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let mut rng = Rng::new(seed);
+        let replicas = rng.pick(&[1, 2, 2, 3, 3, 3]);
+        let profile = match replicas {
+            1 => rng.pick(&[Profile::Calm, Profile::Links, Profile::Takeover]),
+            _ => rng.pick(&[
+                Profile::Calm,
+                Profile::Links,
+                Profile::Links,
+                Profile::DiskPower,
+                Profile::DiskFails,
+                Profile::DiskFails,
+                Profile::Rot,
+                Profile::Noise,
+                Profile::Takeover,
+                Profile::Takeover,
+            ]),
+        };
+        let settings = StoreSettings {
+            cache_bytes: rng.pick(&[64 << 10, 4 << 20]),
+            appends_in_flight: rng.between(1, 8) as usize,
+            checkpoint_bytes: rng.pick(&[256 << 10, 2 << 20]),
+            segments_reserved: 3,
+            clean_below_free: 8,
+        };
+        let disk_bytes = (1 << 20) + 40 * SEGMENT_BYTES;
+        let count = rng.between(
+            replicas as u64 + u64::from(replicas > 1),
+            4.max(replicas as u64 + 1),
+        ) as usize;
+        let hosts: Vec<Host> = (0..count)
+            .map(|i| {
+                let mut disk = SimDisk::new(disk_bytes, rng.draw());
+                disk.set_slowness(rng.pick(&[1, 2, 2, 4, 30]));
+                Host::new(DiskId(i as u128 + 1), disk, SEGMENT_BYTES, settings, rng.draw())
+            })
+            .collect();
+        let sector_bytes = rng.pick(&[512, 512, 4096]);
+        let shards = rng.between(1, 3);
+        let bytes = shards * SHARD_BYTES - rng.below(40) * u64::from(sector_bytes);
+        let spec = VdiSpec {
+            id: ID,
+            bytes,
+            sector_bytes,
+            shard_bytes: SHARD_BYTES,
+            head: HEAD,
+        };
+        tell(|| {
+            format!("seed {seed}: {profile:?}, {replicas} replicas on {count} disks, {spec:?}, {settings:?}")
+        });
+        let mut world = World {
+            net: SimNetwork::new(rng.draw(), Duration::from_micros(rng.pick(&[1, 500, 3000]))),
+            is_linked: vec![false; count],
+            away: vec![0; count],
+            hosts,
+            profile,
+            now: Instant::default(),
+            vdi: None,
+            zombie: None,
+            incarnation: 0,
+            records: BTreeMap::new(),
+            saves: VecDeque::new(),
+            guest: Guest::new(rng.draw(), bytes, u64::from(sector_bytes), SHARD_BYTES),
+            settings,
+            disk_bytes,
+            next_disk: 100,
+            replicas,
+            victim: rng.index(count),
+            is_wounded: false,
+            last_scrub: None,
+            turns: 0,
+            summary: VdiSummary::default(),
+            spec,
+            rng,
+        };
+        for no in 0..shards {
+            world.place_shard(ShardNo(no as u32));
+        }
+        world.open();
+        world
+    }
+
+    fn place_shard(&mut self, no: ShardNo) -> ShardRecord {
+        let mut disks: Vec<DiskId> = self.hosts.iter().map(|host| host.id).collect();
+        self.rng.shuffle(&mut disks);
+        disks.truncate(self.replicas);
+        let record = ShardRecord::new(ShardId { vdi: ID, no }, disks);
+        self.records.insert(no, record.clone());
+        record
+    }
+
+    fn turn(&mut self) {
+        self.turns += 1;
+        let micros = self.rng.between(20, 1000);
+        self.now = self.now + Duration::from_micros(micros);
+        self.net.advance_to(self.now);
+        self.come_back();
+        let mut arrived = Vec::new();
+        self.net.poll(&mut arrived);
+        for (_, to, message) in arrived {
+            match (to, message) {
+                (Place::Disk(at), Message::To(message)) => self.hosts[at].receive(self.now, message),
+                (Place::Writer(to), Message::From(message)) if to == self.incarnation => {
+                    self.step(Event::Replica(message));
+                }
+                (Place::Writer(_), Message::From(message)) => self.step_zombie(Event::Replica(message)),
+                (to, message) => panic!("{message:?} arrived at {to:?}"),
+            }
+        }
+        for at in 0..self.hosts.len() {
+            let is_tick = self.rng.chance(1, 10);
+            self.hosts[at].turn(self.now, is_tick);
+            for answer in self.hosts[at].take_answers() {
+                tell(|| format!("    from {}: {}", answer.disk, short_answer(&answer)));
+                if self.is_linked[at] {
+                    let to = Place::Writer(answer.token.incarnation.0);
+                    self.net.send(Place::Disk(at), to, Message::From(answer));
+                }
+            }
+            if self.hosts[at].has_failed {
+                self.disk_failed(at);
+            }
+        }
+        if self.rng.chance(1, 6)
+            && let Some((to, record)) = self.save_one()
+        {
+            let shard = record.shard.no;
+            let event = Event::RecordSaved { shard, record };
+            if to == self.incarnation {
+                self.step(event);
+            } else {
+                self.step_zombie(event);
+            }
+        }
+        if self.turns.is_multiple_of(40) {
+            // A few times a second; the time between is made up for here.
+            self.now = self.now + Duration::from_millis(150);
+            self.step(Event::Tick);
+            self.step_zombie(Event::Tick);
+        }
+        if self.zombie.is_some() {
+            self.zombie_lives();
+        }
+    }
+
+    fn live(&mut self, requests: u64) {
+        let mut left = requests;
+        let mut patience = PATIENCE;
+        while left > 0 && patience > 0 {
+            patience -= 1;
+            for _ in 0..self.rng.below(4).min(left) {
+                if self.guest.wants_more() {
+                    let (id, op) = self.guest.ask();
+                    self.step(Event::Request(id, op));
+                    left -= 1;
+                }
+            }
+            self.turn();
+            self.small_misfortune();
+        }
+        assert!(patience > 0, "no silent stop: {}", self.state());
+    }
+}
