@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod layers;
+mod mutants;
 mod packages;
 mod run;
 mod tests;
@@ -22,7 +23,7 @@ struct Arguments {
 enum Task {
     /// Everything that must hold before a change lands: lints, unit tests, simulator, real clients.
     Test {
-        /// The soak as well: many more seeds, minutes to hours.
+        /// The soak as well: many more seeds, and every mutant; an hour or more.
         #[arg(long)]
         long: bool,
     },
@@ -41,6 +42,11 @@ enum Task {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Deliberate bugs in a copy of the tree, each of which a test must catch.
+    Mutants {
+        /// Only the one of this name.
+        name: Option<String>,
+    },
     /// Formatting, clippy with warnings denied, who may import whom, licences and sources of crates.
     Lint,
     /// Install the Debian packages that building and testing need.
@@ -52,6 +58,7 @@ fn main() -> Result<()> {
         Task::Test { long } => tests::test(long),
         Task::Demo { keep } => demo::demo(keep),
         Task::Bench { quick, arguments } => bench::bench(quick, &arguments),
+        Task::Mutants { name } => mutants::mutants(name.as_deref()),
         Task::Lint => tests::lint(),
         Task::Install => packages::install(packages::BUILD_AND_TEST),
     }

@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use crate::layers;
+use crate::mutants;
 use crate::packages;
 use crate::run::{cargo, output, run};
 
@@ -12,7 +13,11 @@ pub fn test(long: bool) -> Result<()> {
     lint()?;
     run(&mut cargo(&["test", "--workspace", "--locked", "--quiet"]))?;
     request_cost()?;
-    simulate(if long { 20_000 } else { 1_000 })
+    simulate(if long { 20_000 } else { 1_000 })?;
+    if long {
+        mutants::mutants(None)?;
+    }
+    Ok(())
 }
 
 /// Formatting, clippy, layers, licences.

@@ -1,0 +1,343 @@
+//! The deliberate bugs. Add one for each promise that a new test holds; `docs/faults.md` shows the last full run.
+
+use std::fmt;
+
+/// What must notice a mutant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Net {
+    /// Tests of a package whose names contain the second text.
+    Tests(&'static str, &'static str),
+    /// The first so many seeds of a simulated world.
+    World(&'static str, u32),
+}
+
+impl Net {
+    /// What cargo is to do to build it, or to run it.
+    pub fn arguments(self, is_build: bool) -> Vec<String> {
+        let words = match (self, is_build) {
+            (Net::Tests(package, _), true) => format!("test --package {package} --no-run"),
+            (Net::Tests(package, filter), false) => format!("test --quiet --package {package} {filter}"),
+            (Net::World(..), true) => "build --package weft-sim --bin weft-sim".into(),
+            (Net::World(world, seeds), false) => {
+                format!("run --quiet --package weft-sim -- {world} --seeds 0..{seeds}")
+            }
+        };
+        words.split_whitespace().map(str::to_owned).collect()
+    }
+}
+
+impl fmt::Display for Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Net::Tests(package, "") => write!(f, "tests of {package}"),
+            Net::Tests(package, filter) => write!(f, "{package} `{filter}`"),
+            Net::World(world, seeds) => write!(f, "world `{world}`, {seeds} seeds"),
+        }
+    }
+}
+
+/// A deliberate bug.
+pub struct Mutant {
+    /// In words.
+    pub name: &'static str,
+    /// File it is in, from the top of the tree.
+    pub file: &'static str,
+    /// Text to replace; there exactly once.
+    pub find: &'static str,
+    /// What to put there.
+    pub put: &'static str,
+    /// What must notice.
+    pub net: Net,
+}
+
+const STORE: Net = Net::World("store", 60);
+const FULL: Net = Net::World("store-full", 60);
+const VDI: Net = Net::World("vdi", 120);
+const MODEL: Net = Net::Tests("weft-replication", "faults_lose_nothing");
+
+/// All of them, by crate.
+pub const MUTANTS: &[Mutant] = &[
+    // ---- store ----
+    Mutant {
+        name: "a read does not check its blocks",
+        file: "store/src/read.rs",
+        find: "(types::bind(key, types::crc32c(bytes)).0 != sum).then_some(index)",
+        put: "(types::bind(key, types::crc32c(bytes)).0 != sum && false).then_some(index)",
+        net: STORE,
+    },
+    Mutant {
+        name: "a checksum is not bound to its write",
+        file: "types/src/checksum.rs",
+        find: "bytes[16..24].copy_from_slice(&key.seq.0.to_le_bytes());",
+        put: "bytes[16..24].copy_from_slice(&(key.seq.0 & 0).to_le_bytes());",
+        net: Net::Tests("weft-types", "each_part_of_the_identity"),
+    },
+    Mutant {
+        name: "a torn batch is whole",
+        file: "store/src/scan.rs",
+        find: "data.is_empty() || (self.disk",
+        put: "!data.is_empty() || data.is_empty() || (self.disk",
+        net: STORE,
+    },
+    Mutant {
+        name: "a batch behind a gap is adopted",
+        file: "store/src/recover.rs",
+        find: "if first_missing > self.plan.durable {",
+        put: "if first_missing > self.plan.durable && is_first {",
+        net: STORE,
+    },
+    Mutant {
+        name: "an index that was rolled back is adopted",
+        file: "store/src/recover.rs",
+        find: "if self.logged_checkpoint.max(superblock.checkpoint) > self.meta.id {",
+        put: "if self.logged_checkpoint.max(superblock.checkpoint) > u64::MAX - self.meta.id {",
+        net: STORE,
+    },
+    Mutant {
+        name: "a segment of the index's table is not checked",
+        file: "store/src/segment.rs",
+        find: "if u32::from_le_bytes(*crc) != crc32c::crc32c(content) {\n            return None;\n        }\n        let mut fields = Reader::new(content);\n        if fields.u8()? != VERSION as u8 {\n            return None;\n        }\n        let first = row",
+        put: "if content.is_empty() {\n            return None;\n        }\n        let mut fields = Reader::new(content);\n        if fields.u8()? != VERSION as u8 {\n            return None;\n        }\n        let first = row",
+        net: STORE,
+    },
+    Mutant {
+        name: "a sync is said to cover what is still on its way",
+        file: "store/src/flush.rs",
+        find: "syncs.covers = self.applied;",
+        put: "syncs.covers = self.number;",
+        net: STORE,
+    },
+    Mutant {
+        name: "a flush does not wait for the batches before it",
+        file: "store/src/flush.rs",
+        find: "if waiter.upto > applied {",
+        put: "if waiter.upto > applied + 1 {",
+        net: STORE,
+    },
+    Mutant {
+        name: "a flush needs no sync",
+        file: "store/src/flush.rs",
+        find: "if waiter.upto <= *durable {",
+        put: "if waiter.upto <= applied {",
+        net: STORE,
+    },
+    Mutant {
+        name: "a record is answered before it is durable",
+        file: "store/src/append.rs",
+        find: "draft.waiters.extend(id.map(|id| Waiter { id, is_durable: true }));",
+        put: "draft.waiters.extend(id.map(|id| Waiter { id, is_durable: false }));",
+        net: STORE,
+    },
+    Mutant {
+        name: "the checkpoint does not wait for the log",
+        file: "store/src/checkpoint.rs",
+        find: "Phase::Syncing { ticket, batch } if self.syncs.is_done(*ticket) => {",
+        put: "Phase::Syncing { ticket, batch } if *ticket > 0 => {",
+        net: STORE,
+    },
+    Mutant {
+        name: "emptied segments are free before the log says so",
+        file: "store/src/checkpoint.rs",
+        find: "Some(ticket) if !self.syncs.is_done(*ticket) => {}",
+        put: "Some(ticket) if *ticket == u64::MAX => {}",
+        net: STORE,
+    },
+    Mutant {
+        name: "nothing is reserved for cleaning",
+        file: "store/src/append.rs",
+        find: "self.free_segments() > reserved && self.used_blocks(draft) < self.ledger.capacity_blocks(reserved)",
+        put: "self.free_segments() > 0 && (self.used_blocks(draft) > 0 || reserved > 0)",
+        net: FULL,
+    },
+    Mutant {
+        name: "a write that waits for space is passed by a later one",
+        file: "store/src/append.rs",
+        find: "let must_wait = is_behind || (is_data",
+        put: "let must_wait = (is_data",
+        net: FULL,
+    },
+    Mutant {
+        name: "a repair beats the running stream",
+        file: "store/src/append.rs",
+        find: "if present.state != State::Absent && present.seq >= live_from.0 {",
+        put: "if present.state != State::Absent && live_from.0 == 0 {",
+        net: Net::Tests("weft-store", "repair_does_not_replace_the_running_stream"),
+    },
+    Mutant {
+        name: "a clear forgets its seq",
+        file: "store/src/ledger.rs",
+        find: "            seq: entry.seq,\n            birth: entry.birth,\n            ..Slot::default()",
+        put: "            seq: if entry.kind == Kind::Data { entry.seq } else { 0 },\n            birth: entry.birth,\n            ..Slot::default()",
+        net: STORE,
+    },
+    Mutant {
+        name: "an older write beats a newer one in the replay",
+        file: "store/src/ledger.rs",
+        find: "if leaf.birth(at) > entry.birth {",
+        put: "if leaf.birth(at) > entry.birth && index > 0 {",
+        net: STORE,
+    },
+    Mutant {
+        name: "a drop is forgotten",
+        file: "store/src/ledger.rs",
+        find: "if entry.birth > shard.record_birth.max(shard.drop_birth) {",
+        put: "if entry.birth > shard.record_birth {",
+        net: STORE,
+    },
+    Mutant {
+        name: "one superblock is never read",
+        file: "store/src/superblock.rs",
+        find: ".max_by_key(|superblock| superblock.generation);",
+        put: ".min_by_key(|superblock| superblock.generation);",
+        net: STORE,
+    },
+    // ---- replication ----
+    Mutant {
+        name: "a replica does not check the writer's token",
+        file: "replication/src/node.rs",
+        find: "Some(promise) if token < promise.promised => Some(Refusal::Stale {",
+        put: "Some(promise) if token < promise.promised && is_drop => Some(Refusal::Stale {",
+        net: VDI,
+    },
+    Mutant {
+        name: "a fence is answered with earlier writes under way",
+        file: "replication/src/node.rs",
+        find: ".position(|fence| finished >= fence.after)",
+        put: ".position(|fence| finished <= fence.after || finished >= fence.after)",
+        net: MODEL,
+    },
+    Mutant {
+        name: "a damaged log is not told to the writers",
+        file: "replication/src/node.rs",
+        find: "for promise in self.shards.values_mut() {\n            promise.good_until = Some(Seq(0));",
+        put: "for promise in self.shards.values_mut() {\n            promise.good_until = promise.good_until.or(None);",
+        net: VDI,
+    },
+    Mutant {
+        name: "an unfinished resync is forgotten",
+        file: "replication/src/node.rs",
+        find: "promise.good_until = Some(promise.good_until.map_or(since, |good| good.min(since)));",
+        put: "promise.resyncs += u64::from(since == Seq(u64::MAX));",
+        net: MODEL,
+    },
+    Mutant {
+        name: "a write completes at its first answer",
+        file: "replication/src/writer/stream.rs",
+        find: "acked.get(record.write_quorum() - 1).copied()",
+        put: "acked.first().copied()",
+        net: VDI,
+    },
+    Mutant {
+        name: "a flush completes at its first answer",
+        file: "replication/src/writer/stream.rs",
+        find: "counted.count() >= record.write_quorum()",
+        put: "counted.count() >= record.write_quorum().min(1)",
+        net: VDI,
+    },
+    Mutant {
+        name: "a change of the record under way is not waited for",
+        file: "replication/src/writer/stream.rs",
+        find: "Some(other) => end = end.min(other),",
+        put: "Some(other) => end = end.max(other),",
+        net: MODEL,
+    },
+    Mutant {
+        name: "the past ends where the replica furthest behind is",
+        file: "replication/src/writer/fence.rs",
+        find: ".max_by_key(|(_, report)| (report.good(), report.is_whole(), report.end))",
+        put: ".min_by_key(|(_, report)| (report.good(), report.is_whole(), report.end))",
+        net: VDI,
+    },
+    Mutant {
+        name: "seqs of a new life go on where the old one's end",
+        file: "replication/src/writer/fence.rs",
+        find: "Seq((((chosen.0 >> LIFE_BITS) + 1 + lives) << LIFE_BITS) + 1)",
+        put: "Seq(chosen.0 + 1 + (lives >> LIFE_BITS))",
+        net: MODEL,
+    },
+    Mutant {
+        name: "a resync does not compare",
+        file: "replication/src/writer/resync.rs",
+        find: "let Some(leaf) = sync.leaves.pop_front() else {",
+        put: "sync.leaves.clear();\n            let Some(leaf) = sync.leaves.pop_front() else {",
+        net: VDI,
+    },
+    Mutant {
+        name: "a read goes to a replica that lags",
+        file: "replication/src/writer/read.rs",
+        find: ".filter(|member| member.is_current() && member.acked >= self.completed)",
+        put: ".filter(|member| member.is_current())",
+        net: VDI,
+    },
+    Mutant {
+        name: "a bad copy is not read elsewhere",
+        file: "replication/src/writer/read.rs",
+        find: "let is_exhausted = !read.tried.is_empty() && !may_come;",
+        put: "let (is_exhausted, next) = (!read.tried.is_empty(), next.filter(|_| read.tried.is_empty() || may_come));",
+        net: VDI,
+    },
+    Mutant {
+        name: "a member joins before it holds what flushes promised",
+        file: "replication/src/writer/plan.rs",
+        find: ".is_some_and(|member| member.durable >= self.flushed)",
+        put: ".is_some_and(|member| member.durable <= self.flushed || member.durable >= self.flushed)",
+        net: MODEL,
+    },
+    // ---- vdi ----
+    Mutant {
+        name: "overlapping requests do not wait",
+        file: "vdi/src/conflict.rs",
+        find: "(claim, blockers == 0)",
+        put: "{\n            if let Some(held) = self.claims.get_mut(&claim) {\n                held.blockers = 0;\n            }\n            (claim, true)\n        }",
+        net: VDI,
+    },
+    Mutant {
+        name: "a write claims only its whole blocks",
+        file: "vdi/src/requests.rs",
+        find: "Work::Write { span, .. } => (span.touched(), true),",
+        put: "Work::Write { span, .. } => (span.whole(u64::MAX), true),",
+        net: VDI,
+    },
+    Mutant {
+        name: "a part of a block is written over zeros",
+        file: "vdi/src/partial.rs",
+        find: "block.overlay(edge.start, &patch)",
+        put: "{\n                let _ = block;\n                B::zeroed(BLOCK).overlay(edge.start, &patch)\n            }",
+        net: VDI,
+    },
+    Mutant {
+        name: "a write does not make its shard dirty",
+        file: "vdi/src/flush.rs",
+        find: "if !shard.is_dirty {\n            shard.is_dirty = true;",
+        put: "if !shard.is_dirty && shard.flush_number == 0 {\n            shard.is_dirty = true;",
+        net: VDI,
+    },
+    Mutant {
+        name: "a flush joins one that was sent before the write",
+        file: "vdi/src/flush.rs",
+        find: "let shard = &mut self.shards[no.0 as usize];\n        if !shard.is_dirty {\n            if let",
+        put: "let shard = &mut self.shards[no.0 as usize];\n        if !shard.is_dirty || !shard.flushes.is_empty() {\n            if let",
+        net: VDI,
+    },
+    Mutant {
+        name: "the first flush after a start asks nobody",
+        file: "vdi/src/vdi.rs",
+        find: "vdi.add_shards(records, true);",
+        put: "vdi.add_shards(records, false);",
+        net: VDI,
+    },
+    Mutant {
+        name: "a write with FUA is not flushed",
+        file: "vdi/src/requests.rs",
+        find: "span, is_fua: true, ..\n            } => Some(span.touched()),",
+        put: "span, is_fua: true, ..\n            } => Some(span.touched()).filter(|blocks| blocks.first == u64::MAX),",
+        net: VDI,
+    },
+    Mutant {
+        name: "a discard clears the blocks at its edges whole",
+        file: "vdi/src/run.rs",
+        find: "let whole = span.whole(self.spec.bytes);\n                let work = Work::Clear {\n                    kind: ClearKind::Trim,",
+        put: "let whole = span.touched();\n                let work = Work::Clear {\n                    kind: ClearKind::Trim,",
+        net: VDI,
+    },
+];
