@@ -33,6 +33,8 @@ pub struct Faults {
     pub lost_write_ppm: u32,
     /// Writes that are acknowledged and land somewhere else.
     pub misdirected_write_ppm: u32,
+    /// Syncs that say all is well and make nothing durable.
+    pub lying_sync_ppm: u32,
 }
 
 /// What silently went wrong with the content of the disk.
@@ -50,6 +52,8 @@ pub enum Damage {
         /// Its length.
         bytes: u64,
     },
+    /// A sync that was acknowledged was not done: harmless unless power is lost before the next.
+    NotSynced,
     /// An acknowledged write of `bytes` for `offset` was done at `landed` instead.
     Misdirected {
         /// Where it should have gone.
@@ -90,6 +94,10 @@ struct State {
     faults: Faults,
     damages: Vec<Damage>,
     is_dead: bool,
+    /// Blocking writes and syncs until power is cut in the midst of one.
+    cut_after: Option<u32>,
+    /// It was cut.
+    is_cut: bool,
     /// One in this many polls completes a given operation.
     slowness: u64,
 }
@@ -119,6 +127,8 @@ impl SimDisk {
                 faults: Faults::default(),
                 damages: Vec::new(),
                 is_dead: false,
+                cut_after: None,
+                is_cut: false,
                 slowness: 2,
             }),
         }
@@ -132,6 +142,14 @@ impl SimDisk {
     /// A dead disk answers every operation with EIO and keeps its content for when it lives again.
     pub fn set_dead(&mut self, is_dead: bool) {
         self.state.get_mut().is_dead = is_dead;
+    }
+
+    /// Power is cut in the midst of the blocking write or sync after `operations` more: it is torn, and it and
+    /// everything after it fails until the disk [loses power](SimDisk::lose_power) or is told otherwise.
+    pub fn set_cut_after(&mut self, operations: Option<u32>) {
+        let state = self.state.get_mut();
+        state.cut_after = operations;
+        state.is_cut = false;
     }
 
     /// One poll in `slowness` completes a given operation; 1 completes all at once.
@@ -168,6 +186,8 @@ impl SimDisk {
     pub fn lose_power(&mut self) {
         let state = self.state.get_mut();
         state.late.clear();
+        state.cut_after = None;
+        state.is_cut = false;
         state.ids.clear();
         let mut under_way = std::mem::take(&mut state.under_way);
         state.rng.shuffle(&mut under_way);
@@ -296,6 +316,18 @@ impl State {
         strikes
     }
 
+    /// Counts a blocking operation; whether it is the one in which power is cut.
+    fn is_cut_now(&mut self) -> bool {
+        match &mut self.cut_after {
+            Some(0) => !std::mem::replace(&mut self.is_cut, true),
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+            None => false,
+        }
+    }
+
     fn let_late_writes_happen(&mut self) {
         let mut at = 0;
         while at < self.late.len() {
@@ -309,7 +341,7 @@ impl State {
     }
 
     fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
-        if self.is_dead || self.strikes(self.faults.read_error_ppm) {
+        if self.is_dead || self.is_cut || self.strikes(self.faults.read_error_ppm) {
             return Err(eio("read", offset, buffer.len() as u64));
         }
         self.medium.read(offset, buffer);
@@ -318,7 +350,7 @@ impl State {
 
     fn write(&mut self, capacity: u64, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
         let length = bytes.len() as u64;
-        if self.is_dead {
+        if self.is_dead || self.is_cut {
             return Err(eio("write", offset, length));
         }
         if self.strikes(self.faults.write_error_ppm) {
@@ -347,8 +379,12 @@ impl State {
     }
 
     fn sync(&mut self, mark: u64) -> Result<(), DiskError> {
-        if self.is_dead {
+        if self.is_dead || self.is_cut {
             return Err(eio("sync", 0, 0));
+        }
+        if self.strikes(self.faults.lying_sync_ppm) {
+            self.damages.push(Damage::NotSynced);
+            return Ok(());
         }
         if self.strikes(self.faults.failed_sync_ppm) {
             self.medium.lose_power(&mut self.rng);
@@ -442,11 +478,21 @@ impl BlockFile for SimDisk {
         for block in covered {
             state.data.remove(&block);
         }
+        if state.is_cut_now() {
+            let sectors = state.rng.draw();
+            state
+                .medium
+                .write(offset, buffer, |i| sectors >> (i % 64) & 1 == 1);
+            return Err(eio("write", offset, buffer.len() as u64));
+        }
         state.write(capacity, offset, buffer)
     }
 
     fn sync(&mut self) -> Result<(), DiskError> {
         let state = self.state.get_mut();
+        if state.is_cut_now() {
+            return Err(eio("sync", 0, 0));
+        }
         let mark = state.medium.mark();
         state.sync(mark)
     }

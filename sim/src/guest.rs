@@ -32,6 +32,10 @@ pub(crate) struct Guest {
     zombies: BTreeMap<u64, Waiting>,
     next_request: u64,
     next_version: u64,
+    /// Where each version was written: what must not be seen in parts.
+    written: BTreeMap<u64, std::ops::Range<u64>>,
+    /// Everything in the same few blocks, as when several queues fight over one.
+    is_crowded: bool,
     /// Whether an unreadable block may be reported: only while the world keeps the last good copy away.
     pub may_see_errors: bool,
     pub answers: u64,
@@ -52,10 +56,17 @@ impl Guest {
             zombies: BTreeMap::new(),
             next_request: 1,
             next_version: 1,
+            written: BTreeMap::new(),
+            is_crowded: false,
             may_see_errors: false,
             answers: 0,
             errors: 0,
         }
+    }
+
+    /// From now on requests fight over the same few blocks.
+    pub fn crowd(&mut self) {
+        self.is_crowded = true;
     }
 
     pub fn resized(&mut self, bytes: u64) {
@@ -173,6 +184,17 @@ impl Guest {
         self.register(op)
     }
 
+    /// A write of `length` bytes.
+    pub fn ask_long_write(&mut self, offset: u64, length: u64) -> (RequestId, Op<HeapBlock>) {
+        let op = self.write_to(offset, length);
+        self.register(op)
+    }
+
+    /// The disk was deleted: nobody answers any more.
+    pub fn forget(&mut self) {
+        self.waiting.clear();
+    }
+
     /// A flush.
     pub fn ask_flush(&mut self) -> (RequestId, Op<HeapBlock>) {
         self.register(Op::Flush)
@@ -204,7 +226,9 @@ impl Guest {
     fn write_to(&mut self, offset: u64, length: u64) -> Op<HeapBlock> {
         let version = self.next_version;
         self.next_version += 1;
-        let data = content::sectors(offset / SECTOR_BYTES, length / SECTOR_BYTES, version);
+        let first = offset / SECTOR_BYTES;
+        let data = content::sectors(first, length / SECTOR_BYTES, version);
+        self.written.insert(version, first..first + length / SECTOR_BYTES);
         let fua = self.rng.chance(1, 8);
         Op::Write { offset, data, fua }
     }
@@ -213,6 +237,12 @@ impl Guest {
     fn range(&mut self, most: u64) -> (u64, u64) {
         let sectors = self.bytes / self.sector_bytes;
         let most = (most / self.sector_bytes).min(sectors);
+        if self.is_crowded && self.rng.chance(7, 8) {
+            let few = (4 * 4096 / self.sector_bytes).min(sectors);
+            let count = self.rng.between(1, few.min(most));
+            let first = self.rng.below(few - count + 1);
+            return (first * self.sector_bytes, count * self.sector_bytes);
+        }
         let count = match self.rng.below(12) {
             0..=5 => self.rng.between(1, 8),
             6..=9 => self.rng.between(1, 64),
@@ -309,10 +339,14 @@ impl Guest {
             length,
             "guest {id}: length of a read at {offset}"
         );
+        let mut seen = Vec::new();
         for (i, got) in bytes.chunks(SECTOR_BYTES as usize).enumerate() {
             let sector = offset / SECTOR_BYTES + i as u64;
             let result = match content::sector_version(sector, got) {
-                Some(version) => self.oracle.read(sector, version, issued, has_quorum),
+                Some(version) => {
+                    seen.push((sector, version));
+                    self.oracle.read(sector, version, issued, has_quorum)
+                }
                 None => Err(format!(
                     "sector {sector} holds what nobody wrote there: {:02x?}",
                     &got[..16]
@@ -320,6 +354,29 @@ impl Guest {
             };
             if let Err(why) = result {
                 panic!("guest {id}: a read of {length} B at {offset} lied: {why}");
+            }
+        }
+        for block in seen.chunk_by(|a, b| a.0 / 8 == b.0 / 8) {
+            self.check_block(id, block);
+        }
+    }
+
+    /// A write changes a block at once, and a read sees a block at one moment: where two writes cover the same two
+    /// sectors of a block, a read never sees the one in this sector and the other in that.
+    fn check_block(&self, id: RequestId, block: &[(u64, u64)]) {
+        for (at, version) in block {
+            for (other_at, other) in block {
+                let covers = |version: &u64, sector: &u64| {
+                    self.written
+                        .get(version)
+                        .is_some_and(|range| range.contains(sector))
+                };
+                let is_torn = version < other && covers(version, other_at) && covers(other, at);
+                assert!(
+                    !is_torn,
+                    "guest {id}: block {} is torn between versions {version} and {other}: {block:?}",
+                    at / 8
+                );
             }
         }
     }

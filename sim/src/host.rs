@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use edge::{Disk, KvStore};
 use replication::{DiskNode, FromReplica, NodeEffect, NodeEvent, ToReplica};
-use store::{IndexRequest, IndexResponse, LeafKey, RebuildReason, Store, StoreSettings};
+use store::{IndexRequest, IndexResponse, LeafKey, RebuildReason, Store, StoreError, StoreSettings};
 use types::{DiskId, HeapBlock, Instant, RequestId, ShardId, Token};
 
 use crate::trace::tell;
@@ -22,6 +22,15 @@ pub(crate) struct Host {
     pub node: Option<Node>,
     /// The store said that the disk failed.
     pub has_failed: bool,
+    /// It went down with the power, and may do so again while it is opened; after a kill that would be a fault more.
+    lost_power: bool,
+    /// The store said that it was the index that failed.
+    has_bad_index: bool,
+    /// Guests' writes wait for space.
+    pub is_full: bool,
+    /// Its index as it was some time ago, and its superblocks.
+    old_index: SimKv,
+    old_superblocks: Option<[[u8; 4096]; 2]>,
     settings: StoreSettings,
     rng: Rng,
     loads: Vec<(LeafKey, Vec<u8>)>,
@@ -51,6 +60,11 @@ impl Host {
             kv,
             node: None,
             has_failed: false,
+            has_bad_index: false,
+            lost_power: false,
+            is_full: false,
+            old_index: SimKv::new(),
+            old_superblocks: None,
             settings,
             rng,
             loads: Vec::new(),
@@ -65,6 +79,13 @@ impl Host {
     /// Recovers the store and serves again.
     pub fn start(&mut self) {
         assert!(self.node.is_none(), "disk {} is served already", self.id);
+        if std::mem::take(&mut self.has_bad_index) {
+            // What the error tells its reader to do.
+            self.kv.delete();
+        }
+        if self.rng.chance(1, 6) {
+            crate::boot::fail_to_recover(&mut self.rng, &mut self.disk, &mut self.kv, self.lost_power);
+        }
         let (store, report) =
             crate::boot::recover(&mut self.rng, &mut self.disk, &mut self.kv, self.settings);
         let mut node = DiskNode::new(self.id, store);
@@ -74,12 +95,18 @@ impl Host {
         }
         self.node = Some(node);
         self.has_failed = false;
+        if self.old_superblocks.is_none() || self.rng.chance(1, 4) {
+            self.old_superblocks = Some(crate::boot::copy_superblocks(&self.disk));
+        }
     }
 
     /// The process is gone; what it had under way ends as `fate` says.
     pub fn stop(&mut self, is_power_loss: bool) {
         self.node = None;
         self.loads.clear();
+        self.is_full = false;
+        self.has_failed = false;
+        self.lost_power = is_power_loss;
         self.kv.crash(&mut self.rng);
         if is_power_loss {
             self.disk.lose_power();
@@ -87,6 +114,28 @@ impl Host {
             self.disk.kill(LateWrites::Never);
         }
         self.hang_up();
+    }
+
+    /// While the process is down somebody deletes the index or brings an old copy of it back, or an old pair of
+    /// superblocks; nothing of it may change what the disk holds.
+    pub fn meddle(&mut self) {
+        assert!(self.node.is_none(), "disk {} is in use", self.id);
+        match self.rng.below(3) {
+            0 => self.kv.delete(),
+            1 => {
+                let old = self.old_index.clone();
+                self.kv.roll_back_to(&old);
+            }
+            _ => {
+                let old = self.old_superblocks.expect("it was started once");
+                crate::boot::restore_superblocks(&mut self.disk, &old);
+            }
+        }
+    }
+
+    /// A bit of the index flips. It is noticed, at the next start or when it is read.
+    pub fn spoil_index(&mut self) {
+        self.kv.damage(&mut self.rng);
     }
 
     /// The writer's connection is gone: no answer to anything asked so far.
@@ -125,6 +174,9 @@ impl Host {
         {
             let result = Ok(());
             self.step(now, NodeEvent::Index(IndexResponse::Checkpointed { id, result }));
+            if self.rng.chance(1, 4) {
+                self.old_index = self.kv.clone();
+            }
         }
         if is_tick {
             self.step(now, NodeEvent::Tick);
@@ -155,8 +207,12 @@ impl Host {
                 NodeEffect::Failed(error) => {
                     tell(|| format!("    disk {} failed: {error}", self.id));
                     self.has_failed = true;
+                    self.has_bad_index = matches!(error, StoreError::IndexFailed(_));
                 }
-                NodeEffect::Full(is_full) => tell(|| format!("    disk {} full: {is_full}", self.id)),
+                NodeEffect::Full(is_full) => {
+                    tell(|| format!("    disk {} full: {is_full}", self.id));
+                    self.is_full = is_full;
+                }
             }
         }
     }

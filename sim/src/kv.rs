@@ -58,6 +58,18 @@ impl SimKv {
         self.under_way.clear();
     }
 
+    /// A bit of some value flips, unnoticed by whoever stores it. `None` if there is nothing to spoil.
+    pub fn damage(&mut self, rng: &mut Rng) -> Option<Vec<u8>> {
+        if self.map.is_empty() {
+            return None;
+        }
+        let at = rng.index(self.map.len());
+        let (key, value) = self.map.iter_mut().nth(at).expect("below its length");
+        let byte = rng.index(value.len().max(1));
+        *value.get_mut(byte)? ^= 1 << rng.below(8);
+        Some(key.clone())
+    }
+
     /// Number of keys.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -5,16 +5,13 @@ use replication::{FromReplica, ShardRecord, ToReplica};
 use types::{DiskId, HeapBlock, Incarnation, ShardNo};
 use vdi::{Effect, Event, Notice, Vdi};
 
-use super::{Message, Place, World};
+use super::{Ballast, ID, Message, Place, Profile, World};
 use crate::trace::tell;
 
 impl World {
     pub(super) fn open(&mut self) {
         self.incarnation += 1;
-        let up: Vec<DiskId> = (0..self.hosts.len())
-            .filter(|i| self.is_linked[*i])
-            .map(|i| self.hosts[i].id)
-            .collect();
+        let up = self.up();
         let records = self.records.values().cloned().collect();
         tell(|| format!("open, incarnation {}, up {up:?}", self.incarnation));
         self.vdi = Some(Vdi::new(
@@ -26,6 +23,12 @@ impl World {
         for (id, op) in self.guest.replay() {
             self.step(Event::Request(id, op));
         }
+        self.open_ballast();
+    }
+
+    pub(super) fn up(&self) -> Vec<DiskId> {
+        let up = (0..self.hosts.len()).filter(|i| self.is_linked[*i]);
+        up.map(|i| self.hosts[i].id).collect()
     }
 
     pub(super) fn vdi(&self) -> &Vdi<HeapBlock> {
@@ -87,7 +90,7 @@ impl World {
         match notice {
             Notice::Repaired { blocks, disk, .. } => {
                 assert!(
-                    self.summary.rotten > 0,
+                    self.summary.rotten > 0 || self.profile == Profile::Lying,
                     "{blocks} blocks of disk {disk} were repaired and nothing was damaged"
                 );
                 self.summary.repaired += blocks;
@@ -118,16 +121,21 @@ impl World {
     pub(super) fn is_somebody_away(&self, shard: ShardNo) -> bool {
         let replicas = &self.records[&shard].replicas;
         let is_away = |at: usize| !self.is_linked[at] && replicas.contains(&self.hosts[at].id);
-        self.summary.rotten > 0 && (0..self.hosts.len()).any(|at| at != self.victim && is_away(at))
+        let may_be = self.summary.rotten > 0 || self.profile == Profile::Lying;
+        may_be && (0..self.hosts.len()).any(|at| at != self.victim && is_away(at))
     }
 
     /// The control store takes or refuses the oldest record that was sent.
     pub(super) fn save_one(&mut self) -> Option<(u64, ShardRecord)> {
         let (from, sent) = self.saves.pop_front()?;
-        let held = self
-            .records
-            .get_mut(&sent.shard.no)
-            .expect("a record of every shard");
+        let records = if sent.shard.vdi == ID {
+            &mut self.records
+        } else {
+            // What was asked for a VDI that is deleted by now is nobody's.
+            let is_its = |ballast: &&mut Ballast| ballast.id() == sent.shard.vdi;
+            &mut self.ballast.as_mut().filter(is_its)?.records
+        };
+        let held = records.get_mut(&sent.shard.no).expect("a record of every shard");
         if held.epoch.0 + 1 == sent.epoch.0 {
             *held = sent;
         }

@@ -28,6 +28,8 @@ impl World {
             tell(|| format!("  disk {disk} is up"));
             self.step(Event::DiskState { disk, is_up: true });
             self.step_zombie(Event::DiskState { disk, is_up: true });
+            self.step_ballast(Event::DiskState { disk, is_up: true });
+            self.drop_leftovers(at);
         }
     }
 
@@ -41,6 +43,7 @@ impl World {
             self.summary.disks_away += 1;
             self.step(Event::DiskState { disk, is_up: false });
             self.step_zombie(Event::DiskState { disk, is_up: false });
+            self.step_ballast(Event::DiskState { disk, is_up: false });
         }
     }
 
@@ -56,6 +59,21 @@ impl World {
         self.unlink(at, turns);
         if self.hosts[at].node.is_some() {
             self.hosts[at].stop(is_power_loss);
+            self.meddle(at);
+        }
+    }
+
+    /// The process of a disk is down: a chance for whoever should not touch its files.
+    pub(super) fn meddle(&mut self, at: usize) {
+        if self.profile != Profile::Index || self.rng.chance(1, 2) {
+            return;
+        }
+        self.summary.meddled += 1;
+        if at == self.victim && self.rng.chance(1, 2) {
+            tell(|| "  a bit of the victim's index flips".into());
+            self.hosts[at].spoil_index();
+        } else {
+            self.hosts[at].meddle();
         }
     }
 
@@ -69,10 +87,12 @@ impl World {
 
     /// Things that happen in the midst of everything.
     pub(super) fn small_misfortune(&mut self) {
-        if self.profile != Profile::Calm && self.profile != Profile::Noise && self.rng.chance(1, 400) {
+        // Where every disk is full and slow it must be there for long enough to get something done.
+        let seldom = if self.profile == Profile::Full { 2000 } else { 400 };
+        if self.profile != Profile::Calm && self.profile != Profile::Noise && self.rng.chance(1, seldom) {
             // Where one disk may lose or spoil what it holds, the others stay in reach.
             let at = match self.profile {
-                Profile::Rot | Profile::DiskFails | Profile::DiskPower => self.victim,
+                Profile::Rot | Profile::DiskFails | Profile::DiskPower | Profile::Lying => self.victim,
                 _ => self.rng.index(self.hosts.len()),
             };
             let turns = self.rng.pick(&[0, 5, 200, 3000]);
@@ -101,6 +121,8 @@ impl World {
             }
             Profile::DiskFails if self.rng.chance(1, 3) => self.fail_victim(),
             Profile::Noise if self.rng.chance(1, 3) => self.noise(),
+            Profile::Lying if self.rng.chance(1, 2) => self.lie(),
+            Profile::Full if self.rng.chance(1, 3) => self.delete_and_lay(),
             Profile::Takeover if self.rng.chance(1, 2) => self.take_over(),
             Profile::Rot if self.rng.chance(1, 2) => self.rot(),
             _ => {
@@ -233,6 +255,49 @@ impl World {
         self.replace_victim();
     }
 
+    /// The victim acknowledges and does not do, for a while, alone; then it is found out and given up.
+    pub(super) fn lie(&mut self) {
+        self.become_whole();
+        self.is_wounded = true;
+        tell(|| "  the victim lies".into());
+        self.hosts[self.victim].disk.set_faults(Faults {
+            budget: self.rng.between(1, 4) as u32,
+            lost_write_ppm: 60_000,
+            misdirected_write_ppm: 30_000,
+            lying_sync_ppm: 300_000,
+            ..Faults::default()
+        });
+        self.live_on(80);
+        if self.rng.chance(1, 3) {
+            let turns = self.rng.pick(&[0, 50, 2000]);
+            let is_power_loss = self.rng.chance(1, 2);
+            self.stop_host(self.victim, is_power_loss, turns);
+            self.live_on(30);
+        }
+        self.hosts[self.victim].disk.set_faults(Faults::default());
+        self.summary.lies += self.hosts[self.victim].disk.damages().len() as u64;
+        self.become_whole();
+        self.is_wounded = true;
+        self.scrub();
+        tell(|| "  the disk that lied is given up".into());
+        self.replace_victim();
+    }
+
+    /// A VDI is deleted, perhaps with a crash in the midst of it, and another one made.
+    pub(super) fn delete_and_lay(&mut self) {
+        self.delete_ballast();
+        if self.rng.chance(1, 2) {
+            self.live_on(6);
+        }
+        if self.rng.chance(2, 3) {
+            self.crash_everything();
+        }
+        if self.rng.chance(1, 2) {
+            self.live_on(20);
+        }
+        self.lay_ballast();
+    }
+
     pub(super) fn grow(&mut self) {
         self.end_zombie();
         let bytes = self.spec.bytes + self.rng.between(1, 3000) * u64::from(self.spec.sector_bytes);
@@ -246,6 +311,10 @@ impl World {
         tell(|| format!("  grown to {bytes}"));
         self.spec.bytes = bytes;
         self.guest.resized(bytes);
+        if !self.is_wounded && self.rng.chance(1, 4) {
+            // The control store knows, the daemon died before it heard.
+            return self.crash_everything();
+        }
         self.step(Event::Resized { bytes, added });
     }
 
@@ -259,6 +328,9 @@ impl World {
         });
         self.end_zombie();
         self.vdi = None;
+        if let Some(ballast) = &mut self.ballast {
+            ballast.crash(is_power_loss);
+        }
         for _ in 0..self.rng.index(self.saves.len() + 1) {
             self.save_one();
         }
@@ -269,6 +341,7 @@ impl World {
             self.away[at] = self.rng.pick(&[0, 0, 10, 300]);
             if self.hosts[at].node.is_some() {
                 self.hosts[at].stop(is_power_loss);
+                self.meddle(at);
             } else if is_power_loss {
                 self.hosts[at].disk.lose_power();
             }

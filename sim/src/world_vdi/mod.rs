@@ -15,12 +15,19 @@
 //! | DiskFails | and one disk that fails a write or a sync, is reopened, or replaced by another |
 //! | Rot | and one disk whose content rots, while a scrub runs now and then |
 //! | Noise | and one disk that is overwritten with noise here and there |
+//! | Lying | and one disk of three that loses or misplaces writes it acknowledged, and whose syncs lie |
+//! | Index | and index directories that are deleted, rolled back or spoiled, and old superblocks that come back |
+//! | Full | and a second VDI that fills small disks: writes wait until it is deleted |
 //! | Takeover | and a second daemon that takes the VDI over while the first lives on and writes, not knowing it |
+//!
+//! Under every profile disks lose power in the midst of being opened, the VDI grows, also while the daemon dies, and
+//! every fourth guest fights with itself over a few blocks from all its queues.
 //!
 //! A disk that loses what it had acknowledged (its own power loss, a failed sync, noise over the log's headers)
 //! is one fault; the loss of everybody's power on top of it before it was repaired is a second one, which nobody
 //! promises to survive. The world therefore waits for the pool to be whole before and after such a fault.
 
+mod ballast;
 mod daemon;
 mod misfortune;
 mod summary;
@@ -40,6 +47,7 @@ use crate::host::Host;
 use crate::trace::tell;
 use crate::{Rng, SimDisk, SimNetwork};
 
+use ballast::Ballast;
 use daemon::short_answer;
 pub use summary::VdiSummary;
 
@@ -58,6 +66,9 @@ enum Profile {
     DiskFails,
     Rot,
     Noise,
+    Lying,
+    Index,
+    Full,
     Takeover,
 }
 
@@ -97,6 +108,11 @@ struct World {
     disk_bytes: u64,
     next_disk: u128,
     replicas: usize,
+    /// A VDI beside the guest's, where disks are to be full.
+    ballast: Option<Ballast>,
+    next_vdi: u32,
+    /// For how many turns some disk has been full.
+    full_turns: u32,
     /// The one disk that bad things happen to.
     victim: usize,
     /// A fault that lost acknowledged data is not repaired yet.
@@ -126,11 +142,20 @@ impl World {
         let mut rng = Rng::new(seed);
         let replicas = rng.pick(&[1, 2, 2, 3, 3, 3]);
         let profile = match replicas {
-            1 => rng.pick(&[Profile::Calm, Profile::Links, Profile::Takeover]),
+            1 => rng.pick(&[
+                Profile::Calm,
+                Profile::Links,
+                Profile::Takeover,
+                Profile::Index,
+                Profile::Full,
+            ]),
             _ => rng.pick(&[
                 Profile::Calm,
                 Profile::Links,
                 Profile::Links,
+                Profile::Index,
+                Profile::Full,
+                Profile::Lying,
                 Profile::DiskPower,
                 Profile::DiskFails,
                 Profile::DiskFails,
@@ -140,6 +165,11 @@ impl World {
                 Profile::Takeover,
             ]),
         };
+        // With two replicas a disk that lies and any other fault are two, and nobody can tell who is right.
+        let profile = match profile {
+            Profile::Lying if replicas < 3 => Profile::Noise,
+            other => other,
+        };
         let settings = StoreSettings {
             cache_bytes: rng.pick(&[64 << 10, 4 << 20]),
             appends_in_flight: rng.between(1, 8) as usize,
@@ -147,11 +177,13 @@ impl World {
             segments_reserved: 3,
             clean_below_free: 8,
         };
-        let disk_bytes = (1 << 20) + 40 * SEGMENT_BYTES;
+        let is_full = profile == Profile::Full;
+        let disk_bytes = (1 << 20) + if is_full { 24 } else { 40 } * SEGMENT_BYTES;
         let count = rng.between(
             replicas as u64 + u64::from(replicas > 1),
             4.max(replicas as u64 + 1),
         ) as usize;
+        let count = if is_full { replicas } else { count };
         let hosts: Vec<Host> = (0..count)
             .map(|i| {
                 let mut disk = SimDisk::new(disk_bytes, rng.draw());
@@ -188,6 +220,9 @@ impl World {
             settings,
             disk_bytes,
             next_disk: 100,
+            ballast: None,
+            next_vdi: 1000,
+            full_turns: 0,
             replicas,
             victim: rng.index(count),
             is_wounded: false,
@@ -200,17 +235,25 @@ impl World {
         for no in 0..shards {
             world.place_shard(ShardNo(no as u32));
         }
+        if world.rng.chance(1, 4) {
+            world.guest.crowd();
+        }
         world.open();
+        world.lay_ballast();
         world
     }
 
     fn place_shard(&mut self, no: ShardNo) -> ShardRecord {
+        let record = self.chosen_record(ShardId { vdi: ID, no });
+        self.records.insert(no, record.clone());
+        record
+    }
+
+    fn chosen_record(&mut self, shard: ShardId) -> ShardRecord {
         let mut disks: Vec<DiskId> = self.hosts.iter().map(|host| host.id).collect();
         self.rng.shuffle(&mut disks);
         disks.truncate(self.replicas);
-        let record = ShardRecord::new(ShardId { vdi: ID, no }, disks);
-        self.records.insert(no, record.clone());
-        record
+        ShardRecord::new(shard, disks)
     }
 
     fn turn(&mut self) {
@@ -225,7 +268,11 @@ impl World {
             match (to, message) {
                 (Place::Disk(at), Message::To(message)) => self.hosts[at].receive(self.now, message),
                 (Place::Writer(to), Message::From(message)) if to == self.incarnation => {
-                    self.step(Event::Replica(message));
+                    if message.shard.vdi == ID {
+                        self.step(Event::Replica(message));
+                    } else if self.record_of(message.shard).is_some() {
+                        self.step_ballast(Event::Replica(message));
+                    }
                 }
                 (Place::Writer(_), Message::From(message)) => self.step_zombie(Event::Replica(message)),
                 (to, message) => panic!("{message:?} arrived at {to:?}"),
@@ -248,9 +295,12 @@ impl World {
         if self.rng.chance(1, 6)
             && let Some((to, record)) = self.save_one()
         {
+            let is_ballast = record.shard.vdi != ID;
             let shard = record.shard.no;
             let event = Event::RecordSaved { shard, record };
-            if to == self.incarnation {
+            if is_ballast {
+                self.step_ballast(event);
+            } else if to == self.incarnation {
                 self.step(event);
             } else {
                 self.step_zombie(event);
@@ -261,7 +311,9 @@ impl World {
             self.now = self.now + Duration::from_millis(150);
             self.step(Event::Tick);
             self.step_zombie(Event::Tick);
+            self.step_ballast(Event::Tick);
         }
+        self.watch_space();
         if self.zombie.is_some() {
             self.zombie_lives();
         }
@@ -278,6 +330,9 @@ impl World {
                     self.step(Event::Request(id, op));
                     left -= 1;
                 }
+            }
+            if self.rng.chance(1, 3) {
+                self.ballast_asks();
             }
             self.turn();
             self.small_misfortune();

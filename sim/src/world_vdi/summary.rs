@@ -25,6 +25,14 @@ pub struct VdiSummary {
     pub scrubs: u64,
     /// Daemons that were taken over and lived on.
     pub takeovers: u64,
+    /// Writes and syncs that a disk said it had done.
+    pub lies: u64,
+    /// Indexes and superblocks that were deleted, spoiled or replaced by older ones.
+    pub meddled: u64,
+    /// Turns in which some disk was full.
+    pub full_turns: u64,
+    /// VDIs deleted.
+    pub deletions: u64,
 }
 
 impl VdiSummary {
@@ -43,6 +51,10 @@ impl VdiSummary {
             ("times degraded", self.degraded),
             ("scrubs", self.scrubs),
             ("takeovers", self.takeovers),
+            ("lies", self.lies),
+            ("meddled with", self.meddled),
+            ("full turns", self.full_turns),
+            ("deletions", self.deletions),
         ]
     }
 }

@@ -5,7 +5,7 @@ use store::ReadPart;
 use types::{BlockNo, DiskId, Payload, RequestId, ShardId};
 use vdi::Event;
 
-use super::{HEAD, PATIENCE, Profile, SHARD_BYTES, World};
+use super::{Ballast, HEAD, PATIENCE, Profile, SHARD_BYTES, World};
 
 impl World {
     /// Lets the pool heal: the guest's requests end, every disk returns, every shard gets in sync everywhere.
@@ -32,6 +32,10 @@ impl World {
             && status.shards_whole == status.shards
             && self.is_linked.iter().all(|linked| *linked)
             && self.records.values().all(|record| self.is_converged(record))
+            && self.ballast.as_ref().is_none_or(|ballast| {
+                ballast.is_at_rest() && ballast.records.values().all(|record| self.is_converged(record))
+            })
+            && self.is_without_leftovers()
     }
 
     /// Whether every replica says that it holds the same stream to the same end.
@@ -74,9 +78,10 @@ impl World {
             })
             .collect();
         format!(
-            "guest waits for {} (oldest {}), saves {}, {status:?}\n  records {:?}\n  {}",
+            "guest waits for {} (oldest {}), ballast {:?}, saves {}, {status:?}\n  records {:?}\n  {}",
             self.guest.waits(),
             self.guest.oldest(),
+            self.ballast.as_ref().map(Ballast::oldest),
             self.saves.len(),
             self.records,
             disks.join("\n  ")
@@ -120,7 +125,8 @@ impl World {
             offset += length;
         }
         self.become_whole();
-        for record in self.records.values().cloned().collect::<Vec<_>>() {
+        let ballast = self.ballast.iter().flat_map(|ballast| ballast.records.values());
+        for record in self.records.values().chain(ballast).cloned().collect::<Vec<_>>() {
             self.compare_replicas(&record);
         }
     }
