@@ -498,8 +498,12 @@ impl<B: Payload> Writer<B> {
         };
         if is_up {
             let was_up = std::mem::replace(&mut member.is_up, true);
-            if !was_up && matches!(self.phase, WriterPhase::Opening | WriterPhase::Open) {
-                self.came_up(disk, effects);
+            match self.phase {
+                _ if was_up => {}
+                WriterPhase::Opening | WriterPhase::Open => self.came_up(disk, effects),
+                // It was away when the shard was to go, or went before it had answered: what it holds is nobody's.
+                WriterPhase::Closed => self.send(disk, Purpose::Drop, ReplicaRequest::Drop, effects),
+                WriterPhase::Idle | WriterPhase::Fenced => {}
             }
         } else {
             member.is_up = false;

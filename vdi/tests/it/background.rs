@@ -175,7 +175,15 @@ fn deletion_drops_every_shard_and_closes() {
         world.step(Event::Delete);
         let late = world.ask(Op::Flush);
         assert!(!world.is_waiting(late));
+        let comes_back = seed % 4 == 3;
+        if comes_back {
+            for _ in 0..world.random.below(20) {
+                world.turn();
+            }
+            world.set_disk(DiskId(2), true);
+        }
         world.run_dry();
+        assert!(!comes_back || world.shards_on(DiskId(2)) == 0);
         assert_eq!(world.notices.iter().filter(|n| **n == Notice::Dropped).count(), 1);
         assert!(world.errors.iter().all(|error| *error == VdiError::Closed));
         assert_eq!(world.shards_on(DiskId(1)), 0);
