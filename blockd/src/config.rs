@@ -23,7 +23,7 @@ pub struct Flags {
     /// Data-plane threads, each pinned to a core.
     #[arg(long, value_name = "N")]
     pub cores: Option<usize>,
-    /// Memory for index leaves, for each disk, for example 256MiB.
+    /// Memory for the index of each disk, for example 256MiB.
     #[arg(long, value_name = "SIZE")]
     pub cache: Option<ByteSize>,
     /// Most microseconds that a data-plane thread looks for news before it sleeps, while a guest keeps it busy at low

@@ -314,7 +314,7 @@ pub struct StoreStats {
 /// What an operator may choose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreSettings {
-    /// Hard limit of memory for index leaves, bytes.
+    /// Memory for index leaves and the checkpoints of them, bytes.
     pub cache_bytes: u64,
     /// Appends under way at once.
     pub appends_in_flight: usize,

@@ -769,9 +769,16 @@ impl<B: Payload> Store<B> {
         present
     }
 
+    /// Whether no further leaf may be changed now: appends under way hold many, or the next checkpoint would be larger
+    /// than there is memory for. Both end without anything new being appended.
+    pub(crate) fn must_wait_for_leaves(&self) -> bool {
+        let is_pinned = self.cache.is_half_pinned() && !self.flights.is_empty();
+        is_pinned || (self.cache.is_save_full() && self.checkpoint.is_saving())
+    }
+
     /// Brings the leaves of a data entry to memory and holds them there until it is applied.
     fn hold_leaves(&mut self, entry: &Entry, draft: &mut Draft<B>, effects: &mut Vec<Effect<B>>) -> bool {
-        if self.cache.is_half_pinned() && !self.flights.is_empty() {
+        if self.must_wait_for_leaves() {
             return false;
         }
         let held_before = draft.leaves.len();

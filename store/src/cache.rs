@@ -1,5 +1,11 @@
 //! The leaves in memory, bounded.
 //!
+//! The setting covers what checkpoints take too. One holds what it captured three times over before it is through: the
+//! values themselves, RocksDB's batch of them, RocksDB's table in memory. A value whose blocks were all written by
+//! themselves takes up to 5.6 KiB, so that a captured leaf costs more than twice what a cached one does. Half of the
+//! memory is for leaves; the other half is enough for checkpoints of at most two fifths of them: a fifth that is dirty
+//! starts one, and while one is being saved, writes wait when two fifths are dirty again.
+//!
 //! A leaf leaves memory only when it is clean, saved and nobody holds it; second chance by a clock hand. When
 //! nothing can leave, the caller waits and starts a checkpoint, which makes dirty leaves clean.
 
@@ -78,8 +84,7 @@ pub(crate) struct Cache {
 
 impl Cache {
     pub(crate) fn new(bytes: u64) -> Cache {
-        // A checkpoint under way holds the encoded form of up to half of the leaves: a third is left for it.
-        let leaves = bytes / 3 * 2 / LEAF_COST;
+        let leaves = bytes / 2 / LEAF_COST;
         Cache {
             slots: Vec::new(),
             map: FastMap::default(),
@@ -99,9 +104,14 @@ impl Cache {
         self.map.len() as u64 * LEAF_COST
     }
 
-    /// Half of the cache is dirty: time for a checkpoint.
-    pub(crate) fn is_half_dirty(&self) -> bool {
-        self.dirty.len() >= self.leaves_max / 2
+    /// Enough is dirty for a checkpoint to be worth its while.
+    pub(crate) fn is_save_due(&self) -> bool {
+        self.dirty.len() >= self.leaves_max / 5
+    }
+
+    /// As much is dirty as the next checkpoint may capture.
+    pub(crate) fn is_save_full(&self) -> bool {
+        self.dirty.len() >= self.leaves_max / 5 * 2
     }
 
     /// Appends under way hold half of the cache: let them finish first.

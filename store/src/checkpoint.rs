@@ -59,6 +59,11 @@ impl Checkpoint {
         !matches!(self.phase, Phase::Idle)
     }
 
+    /// Until the index has it, another cannot be captured. Ends whatever guests do.
+    pub(crate) fn is_saving(&self) -> bool {
+        matches!(self.phase, Phase::Syncing { .. } | Phase::Saving)
+    }
+
     /// Segments that are free when this checkpoint is through.
     pub(crate) fn emptied_count(&self) -> u32 {
         self.emptied.len() as u32
@@ -99,7 +104,7 @@ impl<B: Payload> Store<B> {
         let is_space_short = self.free_segments() <= self.settings.clean_below_free;
         let checkpoint = &mut self.checkpoint;
         checkpoint.log_bytes >= self.settings.checkpoint_bytes
-            || self.cache.is_half_dirty()
+            || self.cache.is_save_due()
             || (std::mem::take(&mut checkpoint.is_memory_wanted) && self.cache.has_dirty())
             || (is_space_short && self.ledger.segments.emptied() > 0)
             || std::mem::take(&mut checkpoint.is_due)

@@ -378,7 +378,7 @@ impl<B: Payload> Store<B> {
             if limit > 1 && is_paced && self.flights.len() + 1 >= limit {
                 return;
             }
-            if self.cache.is_half_pinned() && !self.flights.is_empty() {
+            if self.must_wait_for_leaves() {
                 return;
             }
             let Some(mut draft) = self.draft(effects) else {
