@@ -13,8 +13,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::cpu;
 use crate::interrupt::{Undo, undo_later};
 
-/// How long a daemon may take to listen.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a daemon may take to listen, recovery of a large disk included.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Between two looks at a socket.
 const LOOK: Duration = Duration::from_millis(5);

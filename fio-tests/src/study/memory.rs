@@ -1,9 +1,11 @@
 //! Does the memory setting hold?
 //!
 //! The blocks of a VDI are written in random order, so that the index is as large and as cold as it can be: every
-//! leaf is touched again and again, and the cache holds a fraction of them. Then some are overwritten, and read.
+//! leaf is touched again and again, and the cache holds a fraction of them. Then some are overwritten, and read; and
+//! overwritten once more by a daemon that was killed and has recovered.
 
 use std::fmt::Write;
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Args;
@@ -13,9 +15,10 @@ use types::ByteSize;
 use super::bed::{Bed, Until, Wanted, disk_for};
 use super::watch::{Sample, Watch};
 use super::{Common, Scene, mib};
-use crate::client::Next;
+use crate::client::{LoadClient, Next};
 use crate::job::{Op, PAGE};
 use crate::random::Random;
+use crate::weft::{Memory, memory};
 
 /// What deploy/blockd.toml says the daemon takes beside its settings.
 const BESIDE: u64 = 64 << 20;
@@ -123,6 +126,18 @@ pub fn run(options: &Options) -> Result<()> {
             scene.seed + 1,
         )
     })?);
+    // Recovery has memory of its own, and what it gave back the allocator may keep.
+    phases.push(restart(&mut bed)?);
+    phases.push(watched(&mut bed, "random overwrite", again, |bed| {
+        random_blocks(
+            bed,
+            "memory: after SIGKILL",
+            Op::Write,
+            blocks,
+            again,
+            scene.seed + 2,
+        )
+    })?);
     let figures = Figures {
         span: options.span.0,
         written: blocks * PAGE,
@@ -148,6 +163,32 @@ fn watched(
         name,
         ios,
         samples: samples?,
+    })
+}
+
+/// SIGKILL and start; looks at the memory until a client can connect.
+fn restart(bed: &mut Bed) -> Result<Phase> {
+    bed.weft.kill();
+    let begin = Instant::now();
+    bed.weft.start_again(&[])?;
+    let (pid, socket) = (bed.weft.pid(), bed.weft.guest_socket("study"));
+    let mut most = Memory::default();
+    bed.client = bed.weft.daemon().wait_for(|| {
+        let now = memory(pid)?;
+        if now.anonymous > most.anonymous {
+            most = now;
+        }
+        LoadClient::connect(&socket)
+    })?;
+    Ok(Phase {
+        name: "SIGKILL and start",
+        ios: 0,
+        samples: vec![Sample {
+            at: begin.elapsed().as_secs_f64(),
+            memory: most,
+            anonymous_max: most.anonymous,
+            ..Sample::default()
+        }],
     })
 }
 
