@@ -54,8 +54,14 @@ pub enum DiskOp<B> {
 /// What an operation brought.
 #[derive(Clone, Debug)]
 pub enum DiskOutcome<B> {
-    /// All of a [`DiskOp::Write`] is on the device (perhaps in its volatile cache).
-    Written,
+    /// All of a [`DiskOp::Write`] is on the device (perhaps in its volatile cache). What it was made of comes back,
+    /// to be used again.
+    Written {
+        /// As it was submitted.
+        header: Box<AlignedBlock>,
+        /// As it was submitted.
+        data: Vec<B>,
+    },
     /// All of a [`DiskOp::Read`].
     Read(B),
     /// A [`DiskOp::Sync`] finished.

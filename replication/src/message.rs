@@ -3,8 +3,8 @@
 //! Between one writer and one replica messages arrive in the order sent or not at all; when a link breaks, both
 //! ends are told and the writer fences anew. A replica therefore always holds a prefix of the stream.
 
-use store::{BlockVersion, ClearKind, ReadPart, StoreError};
-use types::{BlockNo, DiskId, LayerId, LeafNo, RequestId, Seq, ShardId, Token};
+use store::{BlockVersion, ClearKind, ReadParts, StoreError};
+use types::{BlockCrcs, BlockNo, DiskId, LayerId, LeafNo, RequestId, Seq, ShardId, Token};
 
 /// From the writer of a shard to one of its replicas.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ pub enum ReplicaRequest<B> {
         /// Whole blocks, at most 256.
         data: B,
         /// crc32c of each block's bytes.
-        crcs: Vec<u32>,
+        crcs: BlockCrcs,
     },
     /// A guest's discard or write of zeros, in stream order.
     Clear {
@@ -113,7 +113,7 @@ pub enum ReplicaRequest<B> {
 #[derive(Clone, Debug)]
 pub enum RepairContent<B> {
     /// Whole blocks, at most 256, with the crc32c of each.
-    Data(B, Vec<u32>),
+    Data(B, BlockCrcs),
     /// This many blocks read as zeros.
     Clear(u32, ClearKind),
 }
@@ -148,7 +148,7 @@ pub enum ReplicaReply<B> {
     /// Done; for writes and clears: on the device; for flush, end and resync marks: on stable media.
     Done,
     /// Content; the parts add up to the blocks asked for.
-    Read(Vec<ReadPart<B>>),
+    Read(ReadParts<B>),
     /// See [`store::Reply::Leaves`].
     Leaves(Vec<LeafNo>),
     /// See [`store::Reply::Versions`].

@@ -18,7 +18,7 @@ use store::{
     Effect as StoreEffect, Event as StoreEvent, IndexRequest, IndexResponse, Origin, Reply, Request,
     ShardSummary, StoreError, StoreStats,
 };
-use types::{DiskId, Instant, Payload, RequestId, Seq, ShardId, Token};
+use types::{DiskId, InFlight, Instant, Payload, RequestId, Seq, ShardId, Token};
 
 use crate::ShardRecord;
 use crate::message::{FromReplica, Refusal, RepairContent, ReplicaReply, ReplicaRequest, ToReplica};
@@ -147,8 +147,8 @@ pub struct DiskNode<B, S = store::Store<B>> {
     disk: DiskId,
     store: S,
     shards: BTreeMap<ShardId, Promise>,
-    pending: BTreeMap<RequestId, Pending>,
-    next_id: u64,
+    /// What the store was asked, by the id it was asked under.
+    pending: InFlight<Pending>,
     next_life: u64,
     /// Reused between steps.
     store_effects: Vec<StoreEffect<B>>,
@@ -186,8 +186,7 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
             store,
             next_life: shards.len() as u64,
             shards,
-            pending: BTreeMap::new(),
-            next_id: 0,
+            pending: InFlight::default(),
             store_effects: Vec::new(),
         }
     }
@@ -450,18 +449,13 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
             // The next fence begins a new life; the store sees the drop before it.
             self.shards.remove(&shard);
         }
-        let store_id = RequestId(self.next_id);
-        self.next_id += 1;
-        self.pending.insert(
-            store_id,
-            Pending {
-                shard,
-                life,
-                token,
-                id,
-                kind,
-            },
-        );
+        let store_id = RequestId(self.pending.insert(Pending {
+            shard,
+            life,
+            token,
+            id,
+            kind,
+        }));
         self.store_step(now, StoreEvent::Request(store_id, request), effects);
     }
 
@@ -497,7 +491,7 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
             kind,
         } = self
             .pending
-            .remove(&store_id)
+            .remove(store_id.0)
             .expect("the store answers what it was asked, once");
         let mut answer = match result {
             Ok(Reply::Done) => Ok(ReplicaReply::Done),
@@ -783,7 +777,7 @@ mod tests {
             block: BlockNo(0),
             seq: Seq(seq),
             data: HeapBlock::zeroed(4096),
-            crcs: vec![0],
+            crcs: [0].into_iter().collect(),
         }
     }
 

@@ -70,13 +70,13 @@ const fn bound(workload: Workload, instructions: u64, allocations_per_1000: u64)
 /// Measured, and a tenth more for instructions. With checkpoints: one for every thousand writes over 64 leaves, which is
 /// what random writes over 16 GiB come to with the default settings.
 pub const BOUNDS: &[Bound] = &[
-    bound(reads("read-d1-r1", 1, 1), 12_850, 5_000),
-    bound(reads("read-d32-r1", 32, 1), 16_700, 5_700),
-    bound(reads("read-d32-r3", 32, 3), 16_500, 5_600),
-    bound(writes("write-d1-r1", 1, 1), 22_300, 8_010),
-    bound(writes("write-d32-r1", 32, 1), 13_200, 3_100),
-    bound(writes("write-d1-r3", 1, 3), 57_900, 22_010),
-    bound(writes("write-d32-r3", 32, 3), 28_300, 7_100),
+    bound(reads("read-d1-r1", 1, 1), 9_900, 0),
+    bound(reads("read-d32-r1", 32, 1), 8_900, 0),
+    bound(reads("read-d32-r3", 32, 3), 9_150, 0),
+    bound(writes("write-d1-r1", 1, 1), 14_600, 0),
+    bound(writes("write-d32-r1", 32, 1), 9_600, 0),
+    bound(writes("write-d1-r3", 1, 3), 34_700, 0),
+    bound(writes("write-d32-r3", 32, 3), 19_650, 0),
     bound(
         Workload {
             checkpoint_bytes: Some(4 << 20),

@@ -16,6 +16,8 @@ use crate::memory::{MemoryDisk, MemoryIndex};
 
 /// The guest's disk: one shard, 64 leaves, all of which stay in memory.
 const VDI_BLOCKS: u64 = 16 << 10;
+/// Blocks of one write while the guest's disk is filled.
+const FILL_BLOCKS: u64 = 256;
 /// Room for a log that needs no cleaning while we count.
 const DISK_BYTES: u64 = 1 << 30;
 /// Contents that guests write; made once, so that only the cores are counted.
@@ -72,7 +74,9 @@ impl Host {
         let mut host = Host {
             vdi: Vdi::new(spec, vec![record], Incarnation(1), ids.clone()),
             disks: ids.iter().map(|id| Disk::new(*id, &pool, settings)).collect(),
-            contents: (0..CONTENTS).map(|seed| content(&pool, seed)).collect(),
+            contents: (0..CONTENTS)
+                .map(|seed| content(&pool, seed, BLOCK_BYTES))
+                .collect(),
             random: 1,
             now: Instant(0),
             next_request: 0,
@@ -82,11 +86,10 @@ impl Host {
             node_effects: Vec::new(),
             operations: Vec::new(),
         };
-        for block in 0..VDI_BLOCKS {
-            host.write(block);
-            if block % 256 == 255 {
-                host.turn();
-            }
+        let filling = content(&pool, 0, FILL_BLOCKS * BLOCK_BYTES);
+        for block in (0..VDI_BLOCKS).step_by(FILL_BLOCKS as usize) {
+            host.write(block, filling.clone());
+            host.turn();
         }
         host
     }
@@ -96,7 +99,8 @@ impl Host {
         for request in 0..requests {
             let block = self.draw() % VDI_BLOCKS;
             if is_write {
-                self.write(block);
+                let choice = self.draw() % CONTENTS;
+                self.write(block, self.contents[choice as usize].clone());
             } else {
                 let (offset, length) = (block * BLOCK_BYTES, BLOCK_BYTES);
                 self.request(Op::Read { offset, length });
@@ -108,9 +112,7 @@ impl Host {
         self.turn();
     }
 
-    fn write(&mut self, block: u64) {
-        let choice = self.draw() % CONTENTS;
-        let data = self.contents[choice as usize].clone();
+    fn write(&mut self, block: u64, data: Buf) {
         self.request(Op::Write {
             offset: block * BLOCK_BYTES,
             data,
@@ -246,8 +248,8 @@ impl Disk {
     }
 }
 
-fn content(pool: &Pool, seed: u64) -> Buf {
-    let mut buffer = pool.take(BLOCK_BYTES as usize);
+fn content(pool: &Pool, seed: u64, bytes: u64) -> Buf {
+    let mut buffer = pool.take(bytes as usize);
     for (at, byte) in buffer.iter_mut().enumerate() {
         *byte = (at as u64).wrapping_mul(seed + 3) as u8;
     }

@@ -25,9 +25,13 @@ impl MemoryDisk {
     /// Performs an operation. Batch headers are let go: nothing recovers from this disk once it runs.
     pub fn perform(&mut self, operation: DiskOp<Buf>) -> DiskOutcome<Buf> {
         match operation {
-            DiskOp::Write { offset, data, .. } => {
+            DiskOp::Write {
+                offset,
+                header,
+                mut data,
+            } => {
                 let mut at = (offset / BLOCK_BYTES) as usize + 1;
-                for part in data {
+                for part in data.drain(..) {
                     let count = part.length() / BLOCK;
                     if count == 1 {
                         self.blocks[at] = Some(part);
@@ -38,7 +42,7 @@ impl MemoryDisk {
                     }
                     at += count;
                 }
-                DiskOutcome::Written
+                DiskOutcome::Written { header, data }
             }
             DiskOp::Read { offset, bytes } => {
                 let at = (offset / BLOCK_BYTES) as usize;

@@ -402,7 +402,7 @@ impl State {
                 let after = (offset + BLOCK_BYTES..offset + bytes.len() as u64).step_by(BLOCK_BYTES as usize);
                 self.data.extend(after);
                 self.write(capacity, offset, &bytes)
-                    .map(|()| DiskOutcome::Written)
+                    .map(|()| DiskOutcome::Written { header, data })
             }
             DiskOp::Read { offset, bytes } => {
                 let mut buffer = vec![0; bytes as usize];

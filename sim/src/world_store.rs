@@ -1045,7 +1045,7 @@ fn summary_of(operation: &DiskOp<HeapBlock>) -> String {
 
 fn outcome_of(completion: &edge::Completion<HeapBlock>) -> String {
     match &completion.result {
-        Ok(edge::DiskOutcome::Written) => "written".into(),
+        Ok(edge::DiskOutcome::Written { .. }) => "written".into(),
         Ok(edge::DiskOutcome::Read(_)) => "read".into(),
         Ok(edge::DiskOutcome::Synced) => "synced".into(),
         Err(error) => format!("failed: {error}"),

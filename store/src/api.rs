@@ -7,7 +7,8 @@
 //! ```
 
 use edge::{Completion, DiskError, DiskOp, IoId, KvBatch, KvError};
-use types::{BlockNo, LayerId, LeafNo, RequestId, Seq, ShardId};
+use smallvec::SmallVec;
+use types::{BlockCrcs, BlockNo, LayerId, LeafNo, RequestId, Seq, ShardId};
 
 /// Where a write came from; decides whether it may replace what the index holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +48,7 @@ pub enum Request<B> {
         /// The content, a positive whole number of blocks, at most 256 (1 MiB).
         data: B,
         /// crc32c of each block's bytes, computed once where the data entered Weft.
-        crcs: Vec<u32>,
+        crcs: BlockCrcs,
         /// Stream or repair.
         origin: Origin,
     },
@@ -154,6 +155,9 @@ pub enum ReadPart<B> {
     Zeros(u32),
 }
 
+/// A read's content, in order. Most are one run.
+pub type ReadParts<B> = SmallVec<[ReadPart<B>; 1]>;
+
 /// What this disk holds of one shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardSummary {
@@ -195,7 +199,7 @@ pub enum Reply<B> {
     /// Write, clear, flush, record or drop is done.
     Done,
     /// A read's content; the parts add up to the blocks asked for.
-    Read(Vec<ReadPart<B>>),
+    Read(ReadParts<B>),
     /// For [`Request::ChangedLeaves`]; fewer than 1024 means there are no more.
     Leaves(Vec<LeafNo>),
     /// For [`Request::LeafVersions`]: 256 of them.

@@ -8,13 +8,13 @@ use std::collections::VecDeque;
 
 use edge::DiskOp;
 use smallvec::SmallVec;
-use types::{BLOCK_BYTES, BlockNo, LayerId, Payload, RequestId, Seq, ShardId};
+use types::{BLOCK_BYTES, BlockCrcs, BlockNo, LayerId, Payload, RequestId, Seq, ShardId};
 
 use crate::batch::{BATCH_BLOCKS_MAX, Entry, FLAG_NO_END, FLAG_RELOCATED, Header, Kind, birth, header_bytes};
 use crate::cache::CacheAt;
 use crate::leaf::{Slot, State, pieces};
-use crate::read::{Lookup, Want};
 use crate::recover::fence_entries;
+use crate::spares::Lists;
 use crate::store::{Io, LeafPlace, Store};
 use crate::{ClearKind, Effect, LeafKey, Origin, REQUEST_BLOCKS_MAX, Request, StoreError};
 
@@ -48,15 +48,15 @@ struct Blocks<B> {
     seq: u64,
     kind: Kind,
     /// With the crc of each block; `None` for a clear.
-    data: Option<(B, Vec<u32>)>,
+    data: Option<(B, BlockCrcs)>,
     origin: Origin,
     /// Blocks already dealt with.
     taken: u32,
 }
 
 impl<B: Payload> Op<B> {
-    /// What is to be appended, or a lookup.
-    pub(crate) fn new(id: RequestId, request: Request<B>) -> Result<Op<B>, Box<Lookup<B>>> {
+    /// What is to be appended; `request` is none of those that only look something up.
+    pub(crate) fn new(id: RequestId, request: Request<B>) -> Op<B> {
         let kind = match request {
             Request::Write {
                 shard,
@@ -118,33 +118,8 @@ impl<B: Payload> Op<B> {
             }
             Request::DropShard { shard } => OpKind::Drop { shard },
             Request::SetEnd { shard, end } => OpKind::SetEnd { shard, end: end.0 },
-            Request::Read {
-                shard,
-                layer,
-                block,
-                count,
-            } => {
-                assert!(
-                    (1..=REQUEST_BLOCKS_MAX).contains(&count),
-                    "read of {count} blocks"
-                );
-                return Err(Box::new(Lookup::new(id, shard, layer, Want::read(block, count))));
-            }
-            Request::ChangedLeaves {
-                shard,
-                layer,
-                newer_than,
-                from,
-            } => {
-                return Err(Box::new(Lookup::new(
-                    id,
-                    shard,
-                    layer,
-                    Want::changed(newer_than, from),
-                )));
-            }
-            Request::LeafVersions { shard, layer, leaf } => {
-                return Err(Box::new(Lookup::new(id, shard, layer, Want::Versions(leaf))));
+            Request::Read { .. } | Request::ChangedLeaves { .. } | Request::LeafVersions { .. } => {
+                unreachable!("looked up, not appended")
             }
         };
         if let OpKind::Blocks(blocks) = &kind {
@@ -156,7 +131,7 @@ impl<B: Payload> Op<B> {
                 blocks.count
             );
         }
-        Ok(Op { id: Some(id), kind })
+        Op { id: Some(id), kind }
     }
 
     pub(crate) fn checkpoint() -> Op<B> {
@@ -206,13 +181,20 @@ pub(crate) struct Progress {
 pub(crate) struct Draft<B> {
     pub(crate) number: u64,
     pub(crate) entries: Vec<Entry>,
-    sums: Vec<u32>,
-    inline: Vec<u8>,
-    data: Vec<B>,
-    waiters: Vec<Waiter>,
-    leaves: Vec<CacheAt>,
+    pub(crate) sums: Vec<u32>,
+    pub(crate) inline: Vec<u8>,
+    pub(crate) data: Vec<B>,
+    pub(crate) waiters: Vec<Waiter>,
+    pub(crate) leaves: Vec<CacheAt>,
     /// Data blocks that fit the open segment.
     blocks_max: usize,
+}
+
+impl Flight {
+    /// Bytes of its header that are in use.
+    pub(crate) fn header_bytes(&self) -> usize {
+        header_bytes(self.entries.len(), self.sums.len(), self.inline.len())
+    }
 }
 
 impl<B: Payload> Draft<B> {
@@ -298,14 +280,21 @@ impl<B: Payload> Store<B> {
             return None;
         }
         let room = (segment_blocks - self.open.next - 1 - self.kept_blocks()) as usize;
+        let Lists {
+            entries,
+            sums,
+            inline,
+            waiters,
+            leaves,
+        } = self.spares.take_lists();
         Some(Draft {
             number: self.number + 1,
-            entries: Vec::new(),
-            sums: Vec::new(),
-            inline: Vec::new(),
-            data: Vec::new(),
-            waiters: Vec::new(),
-            leaves: Vec::new(),
+            entries,
+            sums,
+            inline,
+            data: self.spares.take_data(),
+            waiters,
+            leaves,
             blocks_max: room.min(BATCH_BLOCKS_MAX),
         })
     }
@@ -334,6 +323,7 @@ impl<B: Payload> Store<B> {
             };
             is_stopped = self.fill(&mut draft, &mut held, &mut kept, effects);
             if draft.is_empty() {
+                self.spares.keep_draft(draft);
                 if !is_stopped && self.is_rest_given_up() {
                     continue;
                 }
@@ -421,7 +411,9 @@ impl<B: Payload> Store<B> {
             return Taken::Rest(Op::checkpoint());
         }
         let (id, floor) = (self.checkpoint.id(), self.checkpoint.floor());
-        draft.entries = fence_entries(&self.ledger, draft.number, id, floor);
+        draft
+            .entries
+            .extend(fence_entries(&self.ledger, draft.number, id, floor));
         self.checkpoint.logged(draft.number);
         Taken::All
     }
@@ -832,7 +824,7 @@ impl<B: Payload> Store<B> {
         self.ledger.segments.pin(segment);
         self.checkpoint.log_bytes += u64::from(header.blocks()) * BLOCK_BYTES;
         self.stats.batches += 1;
-        let block = header.encode();
+        let block = self.spares.encode(&header);
         self.flights.push_back(Flight {
             number,
             segment,

@@ -1,6 +1,7 @@
 //! What a written batch does to the index: strictly in the order of batch numbers, then its requests are
 //! answered.
 
+use edge::AlignedBlock;
 use types::{LayerId, Payload};
 
 use crate::Effect;
@@ -13,12 +14,20 @@ use crate::store::{LeafPlace, Store, done};
 const CLEAR_AHEAD: usize = 8;
 
 impl<B: Payload> Store<B> {
-    /// The disk has written batch `number`; batches before it may still be on their way.
-    pub(crate) fn appended(&mut self, number: u64, effects: &mut Vec<Effect<B>>) {
+    /// The disk has written batch `number`, and gives back what it was made of; batches before it may still be on
+    /// their way.
+    pub(crate) fn appended(
+        &mut self,
+        number: u64,
+        header: Box<AlignedBlock>,
+        data: Vec<B>,
+        effects: &mut Vec<Effect<B>>,
+    ) {
         let first = self.flights.front().expect("a batch under way").number;
         let flight = &mut self.flights[(number - first) as usize];
         assert_eq!(flight.number, number, "flights are numbered without a gap");
         flight.is_written = true;
+        self.spares.keep_buffers(header, flight.header_bytes(), data);
         self.apply_written(effects);
     }
 
@@ -33,13 +42,14 @@ impl<B: Payload> Store<B> {
             self.ledger.segments.unpin(flight.segment);
             self.applied = flight.number;
             self.applied_generation = flight.generation;
-            for waiter in flight.waiters {
+            for waiter in &flight.waiters {
                 if waiter.is_durable {
                     self.syncs.flush(waiter.id, flight.number);
                 } else {
                     effects.push(done(waiter.id));
                 }
             }
+            self.spares.keep_flight(flight);
         }
     }
 

@@ -17,6 +17,8 @@ pub(crate) const FIXED_BYTES: usize = 96;
 pub(crate) const ENTRY_BYTES: usize = 40;
 /// The most data blocks in a batch (2 MiB).
 pub(crate) const BATCH_BLOCKS_MAX: usize = 512;
+/// The most entries in a batch.
+pub(crate) const ENTRIES_MAX: usize = (BLOCK_BYTES as usize - FIXED_BYTES) / ENTRY_BYTES;
 /// Entries of a batch are numbered by the low bits of a birth.
 const BIRTH_SHIFT: u32 = 10;
 
@@ -170,10 +172,24 @@ impl Header {
         1 + self.sums.len() as u32
     }
 
+    /// Bytes of the block that are in use; the rest is zeros.
+    pub(crate) fn used_bytes(&self) -> usize {
+        header_bytes(self.entries.len(), self.sums.len(), self.inline.len())
+    }
+
     pub(crate) fn encode(&self) -> Box<AlignedBlock> {
-        let bytes = header_bytes(self.entries.len(), self.sums.len(), self.inline.len());
-        assert!(bytes as u64 <= BLOCK_BYTES, "batch header of {bytes} B");
         let mut block = AlignedBlock::zeroed();
+        self.encode_over(&mut block, 0);
+        block
+    }
+
+    /// Encodes into a block that held another header, of which `old_bytes` were in use.
+    pub(crate) fn encode_over(&self, block: &mut AlignedBlock, old_bytes: usize) {
+        let bytes = self.used_bytes();
+        assert!(bytes as u64 <= BLOCK_BYTES, "batch header of {bytes} B");
+        if let Some(rest) = block.0.get_mut(bytes..old_bytes) {
+            rest.fill(0);
+        }
         let mut out = Writer::new(&mut block.0);
         out.u32(MAGIC);
         out.u16(VERSION);
@@ -204,7 +220,6 @@ impl Header {
         out.put(&self.inline);
         let crc = crc_without(&block.0, CRC_AT);
         block.0[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
-        block
     }
 
     /// `None` for anything that is not a whole header of this segment's.

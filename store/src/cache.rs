@@ -134,6 +134,11 @@ impl Cache {
         self.slots[at.0 as usize].as_ref().expect("a cached leaf")
     }
 
+    /// The content of a leaf that is here.
+    pub(crate) fn leaf(&self, at: CacheAt) -> &Leaf {
+        self.get(at).leaf.as_deref().expect("a leaf that is here")
+    }
+
     fn change<R>(&mut self, at: CacheAt, change: impl FnOnce(&mut Cached) -> R) -> R {
         let slot = self.slots[at.0 as usize].as_mut().expect("a cached leaf");
         let before = (slot.may_leave(), slot.pins > 0);

@@ -394,6 +394,8 @@ impl<B: Payload> Store<B> {
                 };
                 moving.last_number = draft.number;
                 self.launch(draft, effects);
+            } else {
+                self.spares.keep_draft(draft);
             }
             match pause {
                 Pause::Full => {}

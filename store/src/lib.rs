@@ -21,12 +21,14 @@ mod read;
 mod recover;
 mod scan;
 mod segment;
+mod spares;
 mod store;
 mod superblock;
 
 pub use api::{
     BlockState, BlockVersion, ClearKind, Effect, Event, IndexRequest, IndexResponse, LeafKey, Origin,
-    REQUEST_BLOCKS_MAX, ReadPart, Reply, Request, ShardSummary, StoreError, StoreSettings, StoreStats,
+    REQUEST_BLOCKS_MAX, ReadPart, ReadParts, Reply, Request, ShardSummary, StoreError, StoreSettings,
+    StoreStats,
 };
 pub use format::{FormatError, FormatParams, format};
 pub use fsck::{BadPlace, FsckError, FsckReport, Inspection, SegmentInfo, fsck, inspect};

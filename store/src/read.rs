@@ -5,10 +5,12 @@
 //! and then reported, never passed on.
 
 use edge::DiskOp;
+use smallvec::SmallVec;
 use types::{BLOCK_BYTES, BlockNo, LayerId, LeafNo, Payload, RequestId, Seq, ShardId, SumKey};
 
 use crate::batch::Kind;
-use crate::leaf::{Leaf, Slot, State, pieces};
+use crate::cache::CacheAt;
+use crate::leaf::{Slot, State, pieces};
 use crate::store::{Io, LeafPlace, Store};
 use crate::{
     BlockState, BlockVersion, ClearKind, Effect, LeafKey, REQUEST_BLOCKS_MAX, ReadPart, Reply, StoreError,
@@ -40,9 +42,9 @@ pub(crate) struct Read<B> {
     count: u32,
     /// Blocks whose place is known.
     resolved: u32,
-    parts: Vec<Part<B>>,
+    parts: SmallVec<[Part<B>; 1]>,
     /// Seq and sum of each block with data, by position in the request.
-    checks: Vec<(u64, u32)>,
+    checks: SmallVec<[(u64, u32); 1]>,
     under_way: usize,
     /// Position of the first bad block.
     bad: Option<u32>,
@@ -59,14 +61,20 @@ enum Part<B> {
     },
 }
 
+impl<B> Part<B> {
+    fn is_data(&self) -> bool {
+        matches!(self, Part::Data { .. })
+    }
+}
+
 impl<B> Want<B> {
     pub(crate) fn read(block: BlockNo, count: u32) -> Want<B> {
         Want::Read(Read {
             block: block.0,
             count,
             resolved: 0,
-            parts: Vec::new(),
-            checks: Vec::new(),
+            parts: SmallVec::new(),
+            checks: SmallVec::new(),
             under_way: 0,
             bad: None,
         })
@@ -111,47 +119,62 @@ enum Step<B> {
 
 impl<B: Payload> Store<B> {
     pub(crate) fn start_lookup(&mut self, lookup: Lookup<B>, effects: &mut Vec<Effect<B>>) {
-        let number = self.next_lookup;
-        self.next_lookup += 1;
-        self.drive(number, lookup, effects);
-    }
-
-    pub(crate) fn continue_lookup(&mut self, number: u64, effects: &mut Vec<Effect<B>>) {
-        let lookup = self.lookups.remove(&number).expect("a waiting lookup");
-        self.drive(number, lookup, effects);
+        if let Want::Read(read) = &lookup.want {
+            assert!(
+                (1..=REQUEST_BLOCKS_MAX).contains(&read.count),
+                "read of {} blocks",
+                read.count
+            );
+        }
+        let number = self.lookups.insert(lookup);
+        self.drive(number, effects);
     }
 
     pub(crate) fn resume_parked(&mut self, effects: &mut Vec<Effect<B>>) {
         for number in std::mem::take(&mut self.parked) {
-            self.continue_lookup(number, effects);
+            self.drive(number, effects);
         }
     }
 
-    fn drive(&mut self, number: u64, mut lookup: Lookup<B>, effects: &mut Vec<Effect<B>>) {
-        let step = match &lookup.want {
-            Want::Read(_) => self.drive_read(number, &mut lookup, effects),
-            Want::Versions(leaf) => self.drive_versions(number, &lookup, *leaf, effects),
-            Want::Changed { .. } => self.drive_changed(number, &mut lookup, effects),
+    /// Goes on with a lookup: from its beginning, with the leaves that are here now.
+    pub(crate) fn drive(&mut self, number: u64, effects: &mut Vec<Effect<B>>) {
+        let lookup = self.lookups.get(number).expect("a lookup under way");
+        let step = match lookup.want {
+            Want::Read(_) => self.drive_read(number, effects),
+            Want::Versions(leaf) => self.drive_versions(number, lookup.key(leaf), effects),
+            Want::Changed { .. } => self.drive_changed(number, effects),
         };
         match step {
-            Step::Answer(answer) => effects.push(Effect::Reply(lookup.id, answer)),
-            Step::Wait => drop(self.lookups.insert(number, lookup)),
-            Step::Park => {
-                self.lookups.insert(number, lookup);
-                self.parked.push_back(number);
-            }
+            Step::Answer(answer) => self.answer(number, answer, effects),
+            Step::Wait => {}
+            Step::Park => self.parked.push_back(number),
         }
     }
 
-    /// The leaf of `key` if it is here. Otherwise the lookup waits for it.
+    fn answer(&mut self, number: u64, answer: Result<Reply<B>, StoreError>, effects: &mut Vec<Effect<B>>) {
+        let lookup = self.lookups.remove(number).expect("a lookup under way");
+        effects.push(Effect::Reply(lookup.id, answer));
+    }
+
+    fn read_mut(&mut self, number: u64) -> &mut Read<B> {
+        match self.lookups.get_mut(number) {
+            Some(Lookup {
+                want: Want::Read(read),
+                ..
+            }) => read,
+            _ => panic!("no read under way is called {number}"),
+        }
+    }
+
+    /// Where the leaf of `key` is, if it is here; `None` if it does not exist. Otherwise the lookup waits for it.
     fn leaf_for(
         &mut self,
         number: u64,
         key: LeafKey,
         effects: &mut Vec<Effect<B>>,
-    ) -> Result<Option<&Leaf>, Step<B>> {
+    ) -> Result<Option<CacheAt>, Step<B>> {
         match self.locate(key, 0, effects) {
-            LeafPlace::Ready(at) => Ok(Some(self.cache.get(at).leaf.as_ref().expect("ready"))),
+            LeafPlace::Ready(at) => Ok(Some(at)),
             LeafPlace::Nowhere => Ok(None),
             LeafPlace::Loading(at) => {
                 self.cache.wait(at, number);
@@ -161,16 +184,27 @@ impl<B: Payload> Store<B> {
         }
     }
 
-    fn drive_read(&mut self, number: u64, lookup: &mut Lookup<B>, effects: &mut Vec<Effect<B>>) -> Step<B> {
+    fn drive_read(&mut self, number: u64, effects: &mut Vec<Effect<B>>) -> Step<B> {
+        let lookup = self.lookups.get(number).expect("a lookup under way");
         let (shard, layer) = (lookup.shard, lookup.layer);
-        let Want::Read(read) = &mut lookup.want else {
+        let Want::Read(Read { block, count, .. }) = lookup.want else {
             unreachable!("called for reads")
         };
-        let (block, count) = (read.block + read.resolved, read.count - read.resolved);
         for piece in pieces(shard, layer, block, count) {
-            match self.leaf_for(number, piece.key, effects) {
+            let leaf = self.leaf_for(number, piece.key, effects);
+            let Some(Lookup {
+                want: Want::Read(read),
+                ..
+            }) = self.lookups.get_mut(number)
+            else {
+                unreachable!("seen above")
+            };
+            match leaf {
                 Ok(None) => (0..piece.count).for_each(|_| read.add(Slot::default())),
-                Ok(Some(leaf)) => (0..piece.count).for_each(|at| read.add(leaf.get(piece.slot + at))),
+                Ok(Some(at)) => {
+                    let leaf = self.cache.leaf(at);
+                    (0..piece.count).for_each(|at| read.add(leaf.get(piece.slot + at)));
+                }
                 Err(step) => {
                     // Resolve it all at once later: what is known now may have moved by then.
                     read.forget();
@@ -178,21 +212,22 @@ impl<B: Payload> Store<B> {
                 }
             }
         }
+        let read = self.read_mut(number);
         if let Some(index) = read.bad {
+            let error = read.corrupt(shard, index);
             self.stats.corrupt_blocks += 1;
-            return Step::Answer(Err(read.corrupt(shard, index)));
+            return Step::Answer(Err(error));
         }
-        for (at, part) in read.parts.iter().enumerate() {
-            if let Part::Data { address, count, .. } = part {
-                read.under_way += 1;
-                self.read_part(number, at, *address, *count, effects);
+        read.under_way = read.parts.iter().filter(|part| part.is_data()).count();
+        if read.under_way == 0 {
+            return Step::Answer(Ok(read.reply()));
+        }
+        for at in 0..read.parts.len() {
+            if let Part::Data { address, count, .. } = self.read_mut(number).parts[at] {
+                self.read_part(number, at, address, count, effects);
             }
         }
-        if read.under_way == 0 {
-            Step::Answer(Ok(read.reply()))
-        } else {
-            Step::Wait
-        }
+        Step::Wait
     }
 
     fn read_part(
@@ -224,9 +259,9 @@ impl<B: Payload> Store<B> {
         data: Option<B>,
         effects: &mut Vec<Effect<B>>,
     ) {
-        let mut lookup = self
+        let lookup = self
             .lookups
-            .remove(&number)
+            .get_mut(number)
             .expect("a lookup with a read under way");
         let (shard, layer) = (lookup.shard, lookup.layer);
         let Want::Read(read) = &mut lookup.want else {
@@ -265,16 +300,22 @@ impl<B: Payload> Store<B> {
                 })
             }
         };
-        if bad.is_some() && !std::mem::replace(is_second_try, true) {
-            // The first read still holds the segment; the second takes over from it.
-            self.read_part(number, at, address, count, effects);
-        } else {
+        let is_tried_again = bad.is_some() && !std::mem::replace(is_second_try, true);
+        if !is_tried_again {
             *content = data;
             read.under_way -= 1;
             if let Some(bad) = bad {
                 self.stats.corrupt_blocks += 1;
                 read.bad = Some(read.bad.map_or(bad, |other| other.min(bad)));
             }
+        }
+        let answer = (read.under_way == 0).then(|| match read.bad {
+            Some(index) => Err(read.corrupt(shard, index)),
+            None => Ok(read.reply()),
+        });
+        if is_tried_again {
+            // The first read still holds the segment; the second takes over from it.
+            self.read_part(number, at, address, count, effects);
         }
         let segment = self
             .ledger
@@ -283,26 +324,15 @@ impl<B: Payload> Store<B> {
             .find(address)
             .expect("a block of a segment");
         self.ledger.segments.unpin(segment);
-        if read.under_way > 0 {
-            self.lookups.insert(number, lookup);
-            return;
+        if let Some(answer) = answer {
+            self.answer(number, answer, effects);
         }
-        let answer = match read.bad {
-            Some(index) => Err(read.corrupt(shard, index)),
-            None => Ok(read.reply()),
-        };
-        effects.push(Effect::Reply(lookup.id, answer));
     }
 
-    fn drive_versions(
-        &mut self,
-        number: u64,
-        lookup: &Lookup<B>,
-        leaf: LeafNo,
-        effects: &mut Vec<Effect<B>>,
-    ) -> Step<B> {
-        match self.leaf_for(number, lookup.key(leaf), effects) {
-            Ok(leaf) => {
+    fn drive_versions(&mut self, number: u64, key: LeafKey, effects: &mut Vec<Effect<B>>) -> Step<B> {
+        match self.leaf_for(number, key, effects) {
+            Ok(at) => {
+                let leaf = at.map(|at| self.cache.leaf(at));
                 let slot = |at| leaf.map_or(Slot::default(), |leaf| leaf.get(at));
                 let versions = (0..crate::leaf::SLOTS).map(|at| version(slot(at))).collect();
                 Step::Answer(Ok(Reply::Versions(versions)))
@@ -311,44 +341,42 @@ impl<B: Payload> Store<B> {
         }
     }
 
-    fn drive_changed(
-        &mut self,
-        number: u64,
-        lookup: &mut Lookup<B>,
-        effects: &mut Vec<Effect<B>>,
-    ) -> Step<B> {
-        let (shard, layer) = (lookup.shard, lookup.layer);
-        let Want::Changed {
-            newer_than,
-            next,
-            found,
-        } = &mut lookup.want
-        else {
-            unreachable!("called for changes")
-        };
-        while found.len() < CHANGED_MAX {
-            let leaves = self
-                .ledger
-                .shards
-                .get(&shard)
-                .and_then(|shard| shard.layers.get(&layer));
-            let Some(leaf) = leaves.and_then(|leaves| leaves.next(*next)) else {
-                break;
+    fn drive_changed(&mut self, number: u64, effects: &mut Vec<Effect<B>>) -> Step<B> {
+        loop {
+            let lookup = self.lookups.get_mut(number).expect("a lookup under way");
+            let (shard, layer) = (lookup.shard, lookup.layer);
+            let Want::Changed {
+                newer_than,
+                next,
+                found,
+            } = &mut lookup.want
+            else {
+                unreachable!("called for changes")
             };
-            let is_newer = if *newer_than == Seq(0) {
-                true
-            } else {
-                match self.leaf_for(number, LeafKey { shard, layer, leaf }, effects) {
-                    Ok(content) => content.is_some_and(|leaf| leaf.max_seq() > newer_than.0),
+            let newer_than = *newer_than;
+            let shards = &self.ledger.shards;
+            let leaves = shards.get(&shard).and_then(|shard| shard.layers.get(&layer));
+            let leaf = leaves.and_then(|leaves| leaves.next(*next));
+            let Some(leaf) = leaf.filter(|_| found.len() < CHANGED_MAX) else {
+                return Step::Answer(Ok(Reply::Leaves(std::mem::take(found))));
+            };
+            let is_newer = newer_than == Seq(0)
+                || match self.leaf_for(number, LeafKey { shard, layer, leaf }, effects) {
+                    Ok(at) => at.is_some_and(|at| self.cache.leaf(at).max_seq() > newer_than.0),
                     Err(step) => return step,
-                }
+                };
+            let Some(Lookup {
+                want: Want::Changed { next, found, .. },
+                ..
+            }) = self.lookups.get_mut(number)
+            else {
+                unreachable!("seen above")
             };
             if is_newer {
                 found.push(leaf);
             }
             *next = LeafNo(leaf.0 + 1);
         }
-        Step::Answer(Ok(Reply::Leaves(std::mem::take(found))))
     }
 }
 

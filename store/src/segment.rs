@@ -34,6 +34,12 @@ pub(crate) struct SegmentHeader {
 impl SegmentHeader {
     pub(crate) fn encode(&self) -> Box<AlignedBlock> {
         let mut block = AlignedBlock::zeroed();
+        self.encode_into(&mut block);
+        block
+    }
+
+    /// Encodes into a block of zeros.
+    pub(crate) fn encode_into(&self, block: &mut AlignedBlock) {
         let mut out = Writer::new(&mut block.0);
         out.u64(MAGIC);
         out.u16(VERSION);
@@ -47,7 +53,6 @@ impl SegmentHeader {
         out.u64(self.checkpoint);
         let crc = crc_without(&block.0, CRC_AT);
         block.0[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
-        block
     }
 
     pub(crate) fn decode(block: &[u8]) -> Option<SegmentHeader> {

@@ -12,22 +12,23 @@
 //! * The index in RocksDB is never ahead of what is durable in the log.
 //! * A segment is used again only when a checkpoint without it is durable in the index *and* in the log.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
-use edge::{Completion, DiskError, DiskOp, IoId};
-use types::{BLOCK_BYTES, Instant, Payload, RequestId, ShardId};
+use edge::{Completion, DiskError, DiskOp, DiskOutcome, IoId};
+use types::{BLOCK_BYTES, InFlight, Instant, Payload, RequestId, ShardId};
 
 use crate::append::{Flight, Op};
 use crate::batch::SegmentKey;
-use crate::cache::{Cache, CacheAt, FastMap};
+use crate::cache::{Cache, CacheAt};
 use crate::checkpoint::Checkpoint;
 use crate::clean::Cleaner;
 use crate::flush::Syncs;
 use crate::leaf::{Leaf, encode_key};
 use crate::ledger::{Ledger, Shard};
-use crate::read::Lookup;
+use crate::read::{Lookup, Want};
 use crate::recover::{OpenSegment, Recovered};
 use crate::segment::{SegmentHeader, Stage, secret};
+use crate::spares::Spares;
 use crate::superblock::Superblock;
 use crate::{
     Effect, Event, IndexRequest, IndexResponse, LeafKey, Reply, Request, ShardSummary, StoreError,
@@ -89,11 +90,10 @@ pub struct Store<B: Payload> {
     pub(crate) open: OpenSegment,
     pub(crate) next: Option<NextSegment>,
     generation: u64,
-    pub(crate) io: FastMap<u64, Io>,
-    next_io: u64,
+    io: InFlight<Io>,
+    pub(crate) spares: Spares<B>,
     pub(crate) syncs: Syncs,
-    pub(crate) lookups: BTreeMap<u64, Lookup<B>>,
-    pub(crate) next_lookup: u64,
+    pub(crate) lookups: InFlight<Lookup<B>>,
     /// Lookups that wait for memory.
     pub(crate) parked: VecDeque<u64>,
     pub(crate) checkpoint: Checkpoint,
@@ -137,11 +137,10 @@ impl<B: Payload> Store<B> {
             open,
             next: None,
             generation,
-            io: FastMap::default(),
-            next_io: 0,
+            io: InFlight::default(),
+            spares: Spares::default(),
             syncs: Syncs::new(number),
-            lookups: BTreeMap::new(),
-            next_lookup: 0,
+            lookups: InFlight::default(),
             parked: VecDeque::new(),
             checkpoint: Checkpoint::new(checkpoint_id),
             cleaner: Cleaner::default(),
@@ -255,25 +254,44 @@ impl<B: Payload> Store<B> {
             shard.drops_coming += 1;
             shard.will_be_known = false;
         }
-        match Op::new(id, request) {
-            Ok(op) => self.queue.push_back(op),
-            Err(lookup) => self.start_lookup(*lookup, effects),
-        }
+        let lookup = match request {
+            Request::Read {
+                shard,
+                layer,
+                block,
+                count,
+            } => Lookup::new(id, shard, layer, Want::read(block, count)),
+            Request::ChangedLeaves {
+                shard,
+                layer,
+                newer_than,
+                from,
+            } => Lookup::new(id, shard, layer, Want::changed(newer_than, from)),
+            Request::LeafVersions { shard, layer, leaf } => {
+                Lookup::new(id, shard, layer, Want::Versions(leaf))
+            }
+            append => return self.queue.push_back(Op::new(id, append)),
+        };
+        self.start_lookup(lookup, effects);
     }
 
     fn disk_done(&mut self, completion: Completion<B>, effects: &mut Vec<Effect<B>>) {
         let io = self
             .io
-            .remove(&completion.id.0)
+            .remove(completion.id.0)
             .expect("a completion of an operation under way");
         let result = completion.result;
         match io {
             Io::Append(number) => match result {
-                Ok(_) => self.appended(number, effects),
+                Ok(DiskOutcome::Written { header, data }) => self.appended(number, header, data, effects),
+                Ok(_) => panic!("a write ended as something else"),
                 Err(error) => self.fail(StoreError::DiskFailed(error)),
             },
             Io::SegmentHeader => match result {
-                Ok(_) => {
+                Ok(outcome) => {
+                    if let DiskOutcome::Written { header, data } = outcome {
+                        self.spares.keep_buffers(header, BLOCK_BYTES as usize, data);
+                    }
                     let ticket = self.syncs.want();
                     self.next.as_mut().expect("a segment is being prepared").readiness =
                         Readiness::Syncing(ticket);
@@ -320,9 +338,7 @@ impl<B: Payload> Store<B> {
     }
 
     pub(crate) fn submit(&mut self, io: Io, operation: DiskOp<B>, effects: &mut Vec<Effect<B>>) {
-        let id = self.next_io;
-        self.next_io += 1;
-        self.io.insert(id, io);
+        let id = self.io.insert(io);
         effects.push(Effect::Disk(IoId(id), operation));
     }
 
@@ -346,28 +362,21 @@ impl<B: Payload> Store<B> {
             secret: secret(self.superblock.secret_base, self.entropy, generation),
             generation,
         };
-        let header = SegmentHeader {
+        let (mut header, data) = self.spares.blank();
+        SegmentHeader {
             disk: self.superblock.disk,
             index,
             key,
             checkpoint: self.checkpoint.saved(),
         }
-        .encode();
+        .encode_into(&mut header);
         let offset = self.ledger.segments.geometry.start(index) * BLOCK_BYTES;
         self.next = Some(NextSegment {
             index,
             key,
             readiness: Readiness::Writing,
         });
-        self.submit(
-            Io::SegmentHeader,
-            DiskOp::Write {
-                offset,
-                header,
-                data: Vec::new(),
-            },
-            effects,
-        );
+        self.submit(Io::SegmentHeader, DiskOp::Write { offset, header, data }, effects);
     }
 
     /// Goes over to the prepared segment; false while it is not ready.
@@ -459,7 +468,7 @@ impl<B: Payload> Store<B> {
         let ledger = &mut self.ledger;
         self.cache.update(at, |leaf| ledger.purge(key.shard, leaf));
         for lookup in self.cache.take_waiters(at) {
-            self.continue_lookup(lookup, effects);
+            self.drive(lookup, effects);
         }
         self.apply_written(effects);
         self.cache.unpin(at);
@@ -534,11 +543,7 @@ impl<B: Payload> Store<B> {
         }
         waiting.extend(self.queue.drain(..).filter_map(|op| op.id));
         waiting.extend(self.syncs.waiting());
-        waiting.extend(
-            std::mem::take(&mut self.lookups)
-                .into_values()
-                .map(|lookup| lookup.id),
-        );
+        waiting.extend(self.lookups.take_all().into_iter().map(|lookup| lookup.id));
         for id in waiting {
             effects.push(Effect::Reply(id, Err(error.clone())));
         }
@@ -553,9 +558,9 @@ impl<B: Payload> Store<B> {
     }
 }
 
-fn data_of<B>(result: Result<edge::DiskOutcome<B>, DiskError>) -> Option<B> {
+fn data_of<B>(result: Result<DiskOutcome<B>, DiskError>) -> Option<B> {
     match result {
-        Ok(edge::DiskOutcome::Read(data)) => Some(data),
+        Ok(DiskOutcome::Read(data)) => Some(data),
         Ok(_) => panic!("a read ended as something else"),
         Err(_) => None,
     }

@@ -31,7 +31,7 @@ fn write(block: u32, seq: u64) -> Request<HeapBlock> {
         layer: LayerId(0),
         block: BlockNo(block),
         seq: Seq(seq),
-        crcs: vec![crc32c(&bytes)],
+        crcs: [crc32c(&bytes)].into_iter().collect(),
         data: HeapBlock::new(&bytes),
         origin: Origin::Live,
     }

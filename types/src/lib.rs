@@ -4,8 +4,10 @@
 //! confused with another integer is a type of its own; arithmetic between units has a name.
 
 mod block;
+mod block_crcs;
 mod checksum;
 mod id;
+mod in_flight;
 mod payload;
 mod size;
 mod time;
@@ -14,10 +16,12 @@ pub use block::{
     BLOCK_BYTES, BlockNo, LEAF_BLOCKS, LeafNo, SHARD_BLOCKS_MAX, SHARD_BYTES_DEFAULT, block_count,
     is_block_aligned,
 };
+pub use block_crcs::BlockCrcs;
 pub use checksum::{BlockSum, SumKey, bind, crc32c};
 pub use id::{
     DiskId, Epoch, Incarnation, LayerId, ParseIdError, PoolId, RequestId, Seq, ShardId, ShardNo, Token, VdiId,
 };
+pub use in_flight::InFlight;
 pub use payload::{HeapBlock, Payload};
 pub use size::{ByteSize, ParseSizeError};
 pub use time::Instant;

@@ -7,6 +7,7 @@
 //! ```
 
 use replication::{FromReplica, ShardRecord, ToReplica};
+use smallvec::SmallVec;
 use types::{DiskId, LayerId, RequestId, ShardNo, VdiId};
 
 /// What does not change while a VDI is open, and the size it opens with.
@@ -83,6 +84,9 @@ pub enum ReadPart<B> {
     Zeros(u64),
 }
 
+/// A read's answer, in order. Most are one run.
+pub type ReadParts<B> = SmallVec<[ReadPart<B>; 1]>;
+
 /// A run of bytes of the same allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
@@ -98,7 +102,7 @@ pub enum Outcome<B> {
     /// Write, flush, discard or zeroes: done.
     Done,
     /// The parts add up to the length asked for.
-    Read(Vec<ReadPart<B>>),
+    Read(ReadParts<B>),
     /// Adjacent from the offset asked for.
     Extents(Vec<Extent>),
 }

@@ -26,6 +26,8 @@ mod split;
 mod status;
 mod vdi;
 
-pub use api::{Effect, Event, Extent, Notice, Op, Outcome, ReadPart, VdiError, VdiSpec, VdiStatus};
+pub use api::{
+    Effect, Event, Extent, Notice, Op, Outcome, ReadPart, ReadParts, VdiError, VdiSpec, VdiStatus,
+};
 pub use split::REQUEST_BYTES_MAX;
 pub use vdi::{ADMITTED_MAX, Vdi};

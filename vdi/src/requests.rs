@@ -1,7 +1,7 @@
 //! Requests under way: what each still has to ask of its writers.
 
 use smallvec::SmallVec;
-use store::{BlockVersion, ClearKind, ReadPart as BlockPart};
+use store::{BlockVersion, ClearKind, ReadParts as BlockParts};
 use types::{RequestId, ShardNo};
 
 use crate::VdiError;
@@ -53,7 +53,7 @@ pub(crate) enum Work<B> {
         span: Span,
         touched: Blocks,
         /// Content by piece.
-        parts: SmallVec<[Vec<BlockPart<B>>; 1]>,
+        parts: SmallVec<[BlockParts<B>; 1]>,
     },
     Write {
         span: Span,

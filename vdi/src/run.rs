@@ -308,10 +308,10 @@ impl<B: Payload> Vdi<B> {
 }
 
 /// Puts the answer of piece `number` in its place; answers come in any order.
-fn put<T>(places: &mut SmallVec<[Vec<T>; 1]>, number: u32, answer: Vec<T>) {
+fn put<T: Default>(places: &mut SmallVec<[T; 1]>, number: u32, answer: T) {
     let at = number as usize;
     if places.len() <= at {
-        places.resize_with(at + 1, Vec::new);
+        places.resize_with(at + 1, T::default);
     }
     places[at] = answer;
 }

@@ -87,10 +87,10 @@ pub(crate) fn ring_over(
 /// What a disk of zeros answers.
 pub(crate) fn answer(op: &Op<HeapBlock>) -> Outcome<HeapBlock> {
     match op {
-        Op::Read { length, .. } => Outcome::Read(vec![
-            ReadPart::Data(HeapBlock::new(&vec![0xdd; 512])),
-            ReadPart::Zeros(length - 512),
-        ]),
+        Op::Read { length, .. } => {
+            let first = ReadPart::Data(HeapBlock::new(&vec![0xdd; 512]));
+            Outcome::Read([first, ReadPart::Zeros(length - 512)].into_iter().collect())
+        }
         _ => Outcome::Done,
     }
 }

@@ -526,7 +526,7 @@ fn offer_reads(rig: &mut Rig, count: u16) {
 }
 
 fn zeros() -> Result<Outcome<HeapBlock>, vdi::VdiError> {
-    Ok(Outcome::Read(vec![ReadPart::Zeros(512)]))
+    Ok(Outcome::Read([ReadPart::Zeros(512)].into()))
 }
 
 #[test]

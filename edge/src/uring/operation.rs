@@ -165,10 +165,10 @@ impl Operation {
         }))
     }
 
-    /// The completion; frees what a write held.
+    /// The completion, with the buffers.
     pub(super) fn finish(self, result: Result<(), DiskError>) -> Completion<Buf> {
         let outcome = |()| match self.kind {
-            Kind::Write { .. } => DiskOutcome::Written,
+            Kind::Write { header, data, .. } => DiskOutcome::Written { header, data },
             Kind::Read(buffer) => {
                 DiskOutcome::Read(buffer.expect("a read that finished had a buffer").freeze())
             }

@@ -1,7 +1,7 @@
 //! What a writer is told and what it answers.
 
-use store::{BlockVersion, ClearKind, ReadPart};
-use types::{BlockNo, DiskId, LeafNo, RequestId, Seq, Token};
+use store::{BlockVersion, ClearKind, ReadParts};
+use types::{BlockCrcs, BlockNo, DiskId, LeafNo, RequestId, Seq, Token};
 
 use crate::{FromReplica, ShardRecord, ToReplica};
 
@@ -23,7 +23,7 @@ pub enum ShardOp<B> {
         /// The content.
         data: B,
         /// crc32c of each block's bytes.
-        crcs: Vec<u32>,
+        crcs: BlockCrcs,
     },
     /// Make a range read as zeros.
     Clear {
@@ -56,7 +56,7 @@ pub enum ShardReply<B> {
     /// Write, clear or flush is done.
     Done,
     /// Verified content; the parts add up to the blocks asked for.
-    Read(Vec<ReadPart<B>>),
+    Read(ReadParts<B>),
     /// 256 of them.
     Versions(Vec<BlockVersion>),
 }

@@ -33,7 +33,7 @@ mod stream;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use types::{DiskId, Incarnation, Instant, LayerId, Payload, RequestId, Seq, ShardId, Token};
+use types::{DiskId, InFlight, Incarnation, Instant, LayerId, Payload, RequestId, Seq, ShardId, Token};
 
 use crate::message::{FromReplica, Refusal, ReplicaReply, ReplicaRequest, ToReplica};
 use crate::record::ShardRecord;
@@ -200,8 +200,8 @@ pub struct Writer<B> {
     saving: Option<Saving>,
     replaces: Vec<Replace>,
     members: Vec<Member>,
-    pending: BTreeMap<RequestId, (DiskId, Purpose)>,
-    next_id: u64,
+    /// Messages without an answer, by their id.
+    pending: InFlight<(DiskId, Purpose)>,
     started_at: Instant,
 
     /// Where the past ends and the first seq of this life; `None` until the fence round has a quorum.
@@ -227,10 +227,12 @@ pub struct Writer<B> {
     waiting: VecDeque<(RequestId, ShardOp<B>)>,
     is_waiting: bool,
 
-    reads: BTreeMap<u64, ReadOp<B>>,
+    reads: InFlight<ReadOp<B>>,
+    /// Of those, how many wait for somebody to ask.
+    parked_reads: usize,
     repairs: BTreeMap<u64, RepairJob>,
     scrub: Option<Scrub>,
-    /// Names reads, repairs, flushes and resyncs.
+    /// Names repairs, flushes and resyncs.
     next_no: u64,
 }
 
@@ -269,8 +271,7 @@ impl<B: Payload> Writer<B> {
             saving: None,
             replaces: Vec::new(),
             members,
-            pending: BTreeMap::new(),
-            next_id: 0,
+            pending: InFlight::default(),
             started_at: Instant(0),
             chosen: None,
             fork: None,
@@ -285,7 +286,8 @@ impl<B: Payload> Writer<B> {
             flushes: Vec::new(),
             waiting: VecDeque::new(),
             is_waiting: false,
-            reads: BTreeMap::new(),
+            reads: InFlight::default(),
+            parked_reads: 0,
             repairs: BTreeMap::new(),
             scrub: None,
             next_no: 0,
@@ -386,7 +388,7 @@ impl<B: Payload> Writer<B> {
             && self.replaces.is_empty()
             && self.scrub.as_ref().is_none_or(Scrub::has_begun)
             && self.waiting.is_empty()
-            && self.reads.values().all(|read| !read.is_parked())
+            && self.parked_reads == 0
             && self.record.in_sync.len() == self.members.len()
             && self.members.iter().all(Member::is_current)
     }
@@ -431,11 +433,11 @@ impl<B: Payload> Writer<B> {
         if shard != self.shard || token.incarnation != self.incarnation {
             return;
         }
-        match self.pending.get(&id) {
+        match self.pending.get(id.0) {
             Some((asked, _)) if *asked == disk => {}
             _ => return,
         }
-        let (_, purpose) = self.pending.remove(&id).expect("just seen");
+        let (_, purpose) = self.pending.remove(id.0).expect("just seen");
         if matches!(self.phase, WriterPhase::Fenced) {
             return;
         }
@@ -491,7 +493,7 @@ impl<B: Payload> Writer<B> {
         let Some(member) = self.member_mut(disk) else {
             if !is_up {
                 // A disk that was replaced: its answer to the drop will not come.
-                self.pending.retain(|_, (asked, _)| *asked != disk);
+                self.forget_messages(disk);
                 self.dropped(effects);
             }
             return;
@@ -522,16 +524,7 @@ impl<B: Payload> Writer<B> {
 
     /// Nothing that was asked of this disk will be answered; what depended on it starts again elsewhere.
     fn lose(&mut self, disk: DiskId, effects: &mut Effects<B>) {
-        let lost: Vec<RequestId> = self
-            .pending
-            .iter()
-            .filter(|(_, (asked, _))| *asked == disk)
-            .map(|(id, _)| *id)
-            .collect();
-        let lost: Vec<Purpose> = lost
-            .into_iter()
-            .filter_map(|id| self.pending.remove(&id).map(|(_, purpose)| purpose))
-            .collect();
+        let lost = self.forget_messages(disk);
         self.set_away(disk);
         let repairs: Vec<u64> = self
             .repairs
@@ -565,6 +558,13 @@ impl<B: Payload> Writer<B> {
                 self.start_fence(target, effects);
             }
         }
+    }
+
+    /// The purposes of what this disk was asked, oldest first; an answer finds nothing any more.
+    fn forget_messages(&mut self, disk: DiskId) -> Vec<Purpose> {
+        let asked = self.pending.numbers(|(asked, _)| *asked == disk);
+        let purpose = |id| self.pending.remove(id).map(|(_, purpose)| purpose);
+        asked.into_iter().filter_map(purpose).collect()
     }
 
     fn set_away(&mut self, disk: DiskId) {
@@ -603,9 +603,10 @@ impl<B: Payload> Writer<B> {
         for id in waiting.chain(writes).chain(flushes) {
             effects.push(WriterEffect::Reply(id, Err(error)));
         }
-        for (_, read) in std::mem::take(&mut self.reads) {
+        for read in self.reads.take_all() {
             effects.push(WriterEffect::Reply(read.id, Err(error)));
         }
+        self.parked_reads = 0;
         self.window_bytes = 0;
         self.saving = None;
         self.replaces.clear();
@@ -644,9 +645,7 @@ impl<B: Payload> Writer<B> {
     }
 
     fn send(&mut self, disk: DiskId, purpose: Purpose, request: ReplicaRequest<B>, effects: &mut Effects<B>) {
-        let id = RequestId(self.next_id);
-        self.next_id += 1;
-        self.pending.insert(id, (disk, purpose));
+        let id = RequestId(self.pending.insert((disk, purpose)));
         effects.push(WriterEffect::Send(
             disk,
             ToReplica {

@@ -3,7 +3,7 @@
 use smallvec::SmallVec;
 use types::{BlockNo, DiskId, LEAF_BLOCKS, LeafNo, Payload, RequestId};
 
-use store::{REQUEST_BLOCKS_MAX, ReadPart, StoreError};
+use store::{REQUEST_BLOCKS_MAX, ReadParts, StoreError};
 
 use super::repair::BadRange;
 use super::{
@@ -24,7 +24,7 @@ pub(super) struct ReadOp<B> {
     /// Nobody can be asked now.
     is_parked: bool,
     /// No replica could read it all, so it is put together block by block.
-    pieces: Option<Vec<ReadPart<B>>>,
+    pieces: Option<ReadParts<B>>,
     pieces_done: u32,
 }
 
@@ -35,10 +35,6 @@ enum What {
 }
 
 impl<B> ReadOp<B> {
-    pub(super) fn is_parked(&self) -> bool {
-        self.is_parked
-    }
-
     /// The blocks to ask for next.
     fn piece(&self) -> (BlockNo, u32) {
         match (self.what, &self.pieces) {
@@ -61,19 +57,15 @@ impl<B: Payload> Writer<B> {
     }
 
     fn start_read(&mut self, id: RequestId, what: What, effects: &mut Effects<B>) {
-        let no = self.new_no();
-        self.reads.insert(
-            no,
-            ReadOp {
-                id,
-                what,
-                tried: SmallVec::new(),
-                bad: SmallVec::new(),
-                is_parked: false,
-                pieces: None,
-                pieces_done: 0,
-            },
-        );
+        let no = self.reads.insert(ReadOp {
+            id,
+            what,
+            tried: SmallVec::new(),
+            bad: SmallVec::new(),
+            is_parked: false,
+            pieces: None,
+            pieces_done: 0,
+        });
         self.ask(no, effects);
     }
 
@@ -106,7 +98,7 @@ impl<B: Payload> Writer<B> {
     }
 
     fn ask(&mut self, no: u64, effects: &mut Effects<B>) {
-        let read = self.reads.get(&no).expect("asked for a read that is under way");
+        let read = self.reads.get(no).expect("asked for a read that is under way");
         let (block, count) = read.piece();
         let next = self
             .readable(block)
@@ -123,30 +115,39 @@ impl<B: Payload> Writer<B> {
             What::Blocks { .. } => ReplicaRequest::Read { layer, block, count },
             What::Versions(leaf) => ReplicaRequest::LeafVersions { layer, leaf },
         };
-        let read = self.reads.get_mut(&no).expect("seen above");
-        read.is_parked = false;
+        self.set_parked(no, next.is_none() && !is_exhausted);
         match next {
             Some(disk) => self.send(disk, Purpose::Read(no), request, effects),
             None if is_exhausted => self.read_exhausted(no, effects),
-            None => read.is_parked = true,
+            None => {}
         }
     }
 
+    fn set_parked(&mut self, no: u64, is_parked: bool) {
+        let read = self.reads.get_mut(no).expect("a read under way");
+        let was_parked = std::mem::replace(&mut read.is_parked, is_parked);
+        self.parked_reads = self.parked_reads + usize::from(is_parked) - usize::from(was_parked);
+    }
+
+    /// Ends a read; one that waits for somebody to ask is not at its end.
+    fn end_read(&mut self, no: u64) -> ReadOp<B> {
+        let read = self.reads.remove(no).expect("a read under way");
+        assert!(!read.is_parked, "a read ends that nobody was asked for");
+        read
+    }
+
     pub(super) fn retry_parked(&mut self, effects: &mut Effects<B>) {
-        let parked: Vec<u64> = self
-            .reads
-            .iter()
-            .filter(|(_, read)| read.is_parked)
-            .map(|(no, _)| *no)
-            .collect();
-        for no in parked {
+        if self.parked_reads == 0 {
+            return;
+        }
+        for no in self.reads.numbers(|read| read.is_parked) {
             self.ask(no, effects);
         }
     }
 
     /// The replica that was asked is gone.
     pub(super) fn read_lost(&mut self, no: u64, effects: &mut Effects<B>) {
-        if self.reads.contains_key(&no) {
+        if self.reads.get(no).is_some() {
             self.ask(no, effects);
         }
     }
@@ -158,14 +159,14 @@ impl<B: Payload> Writer<B> {
         result: Result<ReplicaReply<B>, Refusal>,
         effects: &mut Effects<B>,
     ) {
-        let Some(read) = self.reads.get_mut(&no) else {
+        let Some(read) = self.reads.get_mut(no) else {
             return;
         };
         let parts = match result {
             Ok(ReplicaReply::Read(parts)) => parts,
             Ok(ReplicaReply::Versions(versions)) => {
                 let id = read.id;
-                self.reads.remove(&no);
+                self.end_read(no);
                 effects.push(WriterEffect::Reply(id, Ok(ShardReply::Versions(versions))));
                 return;
             }
@@ -199,7 +200,7 @@ impl<B: Payload> Writer<B> {
             }
         };
         if is_done {
-            let read = self.reads.remove(&no).expect("seen above");
+            let read = self.end_read(no);
             self.repair_after(&read, effects);
         } else {
             self.ask(no, effects);
@@ -225,17 +226,17 @@ impl<B: Payload> Writer<B> {
     fn read_exhausted(&mut self, no: u64, effects: &mut Effects<B>) {
         let read = self
             .reads
-            .get_mut(&no)
+            .get_mut(no)
             .expect("asked for a read that is under way");
         let is_whole = read.pieces.is_none();
         if is_whole && matches!(read.what, What::Blocks { count, .. } if count > 1) {
-            read.pieces = Some(Vec::new());
+            read.pieces = Some(ReadParts::new());
             read.tried.clear();
             self.ask(no, effects);
             return;
         }
         let (block, _) = read.piece();
-        let read = self.reads.remove(&no).expect("seen above");
+        let read = self.end_read(no);
         effects.push(WriterEffect::Notice(WriterNotice::Unreadable { block }));
         self.fail(read.id, ShardError::Unreadable { block }, effects);
     }

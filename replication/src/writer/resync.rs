@@ -15,9 +15,9 @@
 use std::collections::VecDeque;
 
 use smallvec::SmallVec;
-use types::{BLOCK_BYTES, BlockNo, DiskId, LEAF_BLOCKS, LeafNo, Payload, Seq};
+use types::{BLOCK_BYTES, BlockCrcs, BlockNo, DiskId, LEAF_BLOCKS, LeafNo, Payload, Seq};
 
-use store::{BlockState, BlockVersion, ClearKind, ReadPart, StoreError};
+use store::{BlockState, BlockVersion, ClearKind, ReadPart, ReadParts, StoreError};
 
 use super::repair::{block_at, clear_kind, is_same, repair_seq};
 use super::{Effects, MemberState, Purpose, Writer, WriterEffect, WriterNotice, WriterPhase};
@@ -403,7 +403,7 @@ impl<B: Payload> Writer<B> {
         }
     }
 
-    fn move_run(&mut self, target: DiskId, leaf: LeafNo, parts: Vec<ReadPart<B>>, effects: &mut Effects<B>) {
+    fn move_run(&mut self, target: DiskId, leaf: LeafNo, parts: ReadParts<B>, effects: &mut Effects<B>) {
         let layer = self.layer;
         let Some(sync) = self.sync_mut(target) else {
             return;
@@ -416,7 +416,7 @@ impl<B: Payload> Writer<B> {
         // The store may answer in several parts; each is one repair, the rest of the run waits its turn.
         let (count, content) = match parts.into_iter().next() {
             Some(ReadPart::Data(data)) => {
-                let crcs: Vec<u32> = data
+                let crcs: BlockCrcs = data
                     .bytes()
                     .chunks(BLOCK_BYTES as usize)
                     .map(types::crc32c)
@@ -513,7 +513,7 @@ impl<B: Payload> Writer<B> {
             layer: self.layer,
             block: run.block,
             seq: run.seq,
-            content: RepairContent::Data(zeros, vec![wrong]),
+            content: RepairContent::Data(zeros, [wrong].into_iter().collect()),
             live_from,
         };
         self.send_sync(target, target, SyncPart::Moved(leaf), request, effects);

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use smallvec::SmallVec;
-use types::{BLOCK_BYTES, BlockNo, DiskId, Payload, RequestId, Seq};
+use types::{BLOCK_BYTES, BlockCrcs, BlockNo, DiskId, Payload, RequestId, Seq};
 
 use store::{ClearKind, REQUEST_BLOCKS_MAX};
 
@@ -25,7 +25,7 @@ pub(super) struct Entry<B> {
 
 #[derive(Debug)]
 enum Content<B> {
-    Data(B, Vec<u32>),
+    Data(B, BlockCrcs),
     Clear(u32, ClearKind),
 }
 

@@ -201,7 +201,7 @@ impl MapStore {
                 _ => parts.push(ReadPart::Zeros(1)),
             }
         }
-        Ok(Reply::Read(parts))
+        Ok(Reply::Read(parts.into()))
     }
 }
 

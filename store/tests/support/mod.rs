@@ -335,7 +335,7 @@ impl World {
         let result = match operation {
             DiskOp::Write { offset, header, data } => {
                 self.disk.apply(offset, &joined(&header.0, &data));
-                Ok(DiskOutcome::Written)
+                Ok(DiskOutcome::Written { header, data })
             }
             DiskOp::Read { offset, bytes } => {
                 let mut buffer = vec![0; bytes as usize];

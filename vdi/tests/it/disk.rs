@@ -153,7 +153,7 @@ impl Disk {
                         block: BlockNo(bad),
                     }));
                 }
-                return Ok(ReplicaReply::Read(replica.read(block, count)));
+                return Ok(ReplicaReply::Read(replica.read(block, count).into()));
             }
             ReplicaRequest::Repair {
                 block,

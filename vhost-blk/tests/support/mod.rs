@@ -58,7 +58,7 @@ impl Disk {
                         parts.push(ReadPart::Data(HeapBlock::new(piece)));
                     }
                 }
-                return Outcome::Read(parts);
+                return Outcome::Read(parts.into());
             }
             Op::Write { offset, data, fua } => {
                 self.fua_writes += u64::from(*fua);

@@ -287,8 +287,8 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "overlapping requests do not wait",
         file: "vdi/src/conflict.rs",
-        find: "(claim, blockers == 0)",
-        put: "{\n            if let Some(held) = self.claims.get_mut(&claim) {\n                held.blockers = 0;\n            }\n            (claim, true)\n        }",
+        find: "(Claim(place), blockers == 0)",
+        put: "{\n            if let Some(held) = &mut self.places[place as usize] {\n                held.blockers = 0;\n            }\n            (Claim(place), true)\n        }",
         net: VDI,
     },
     Mutant {

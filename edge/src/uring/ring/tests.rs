@@ -103,7 +103,8 @@ fn writes_in_odd_parts_read_back_whole() {
                     data,
                 },
             );
-            prop_assert!(matches!(complete(ring, 1)[&1].result, Ok(DiskOutcome::Written)));
+            let is_written = matches!(complete(ring, 1)[&1].result, Ok(DiskOutcome::Written { .. }));
+            prop_assert!(is_written);
             ring.submit(slot, IoId(2), DiskOp::Sync);
             prop_assert!(matches!(complete(ring, 1)[&2].result, Ok(DiskOutcome::Synced)));
             let bytes = (4096 + content.len()) as u32;
@@ -146,7 +147,7 @@ fn more_parts_than_one_call_takes() {
     );
     assert!(matches!(
         complete(&mut ring, 1)[&1].result,
-        Ok(DiskOutcome::Written)
+        Ok(DiskOutcome::Written { .. })
     ));
     ring.submit(
         slot,
@@ -179,7 +180,7 @@ fn far_more_operations_than_entries() {
     assert!(
         complete(&mut ring, 500)
             .values()
-            .all(|done| matches!(done.result, Ok(DiskOutcome::Written)))
+            .all(|done| matches!(done.result, Ok(DiskOutcome::Written { .. })))
     );
     for id in 0..500u64 {
         ring.submit(
@@ -553,7 +554,7 @@ fn a_disk_alone_speaks_the_trait() {
     while completions.is_empty() {
         disk.poll(&mut completions);
     }
-    assert!(matches!(completions[0].result, Ok(DiskOutcome::Written)));
+    assert!(matches!(completions[0].result, Ok(DiskOutcome::Written { .. })));
 }
 
 /// Without registered files and buffers everything works the same.
