@@ -82,8 +82,8 @@ pub const BOUNDS: &[Bound] = &[
             checkpoint_bytes: Some(4 << 20),
             ..writes("write-d32-r1-checkpoints", 32, 1)
         },
-        17_400,
-        3_500,
+        11_150,
+        180,
     ),
 ];
 

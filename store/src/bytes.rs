@@ -71,6 +71,17 @@ pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
+/// Puts LEB128 at `at`, where ten bytes have room; where it ends.
+pub(crate) fn put_varint_at(out: &mut [u8], mut at: usize, mut value: u64) -> usize {
+    while value >= 0x80 {
+        out[at] = value as u8 | 0x80;
+        value >>= 7;
+        at += 1;
+    }
+    out[at] = value as u8;
+    at + 1
+}
+
 /// Writes fixed fields one after the other into a block.
 pub(crate) struct Writer<'a> {
     bytes: &'a mut [u8],
@@ -120,6 +131,9 @@ mod tests {
         fn varints_round_trip(value: u64) {
             let mut out = Vec::new();
             put_varint(&mut out, value);
+            let mut block = [0; 12];
+            let end = put_varint_at(&mut block, 1, value);
+            proptest::prop_assert_eq!(&block[1..end], &out[..]);
             let mut reader = Reader::new(&out);
             proptest::prop_assert_eq!(reader.varint(), Some(value));
             proptest::prop_assert!(reader.is_empty());

@@ -8,13 +8,17 @@
 use types::{BlockNo, LayerId, LeafNo, ShardId};
 
 use crate::LeafKey;
-use crate::bytes::{Reader, put_varint};
+use crate::bytes::{Reader, put_varint_at};
 
 pub(crate) const SLOTS: usize = types::LEAF_BLOCKS as usize;
 const VERSION: u8 = 1;
 const ADDRESS_BITS: u32 = 48;
 const ADDRESS_MASK: u64 = (1 << ADDRESS_BITS) - 1;
 const NO_END: u8 = 0x80;
+/// Slot, length and tag, two varints of 64 bits and one of 48.
+const RUN_HEAD_MAX: usize = 3 + 10 + 10 + 7;
+/// Version, a run for every slot, crc; and room for one head more, which is only looked at.
+pub(crate) const ENCODED_MAX: usize = 1 + SLOTS * (RUN_HEAD_MAX + 4) + 4 + RUN_HEAD_MAX;
 
 /// What a slot holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,49 +122,59 @@ impl Leaf {
         self.sums[slot] = value.sum;
     }
 
-    /// Runs of slots that differ only by position: same write, consecutive addresses.
-    pub(crate) fn encode(&self, key: LeafKey) -> Vec<u8> {
-        let mut out = Vec::with_capacity(64 + self.used() * 5);
-        out.push(VERSION);
+    /// Runs of slots that differ only by position: same write, consecutive addresses. Put together in `bytes`, of
+    /// any content: the value is then one allocation of its own length, of which a checkpoint holds thousands.
+    pub(crate) fn encode(&self, key: LeafKey, bytes: &mut [u8; ENCODED_MAX]) -> Vec<u8> {
+        bytes[0] = VERSION;
+        let mut at = 1;
         let mut slot = 0;
         while slot < SLOTS {
-            let first = self.get(slot);
-            if first.state == State::Absent {
+            let place = self.places[slot];
+            let tag = (place >> ADDRESS_BITS) as u8;
+            let state = tag & !NO_END;
+            if state == State::Absent as u8 {
                 slot += 1;
                 continue;
             }
-            let mut length = 1;
-            while slot + length < SLOTS && self.continues(slot, length) {
-                length += 1;
+            let is_data = state == State::Data as u8;
+            let end = self.run_end(slot, u64::from(is_data));
+            let run: &mut [u8; RUN_HEAD_MAX] = bytes[at..]
+                .first_chunk_mut()
+                .expect("room for the longest encoding");
+            run[..3].copy_from_slice(&[slot as u8, (end - slot - 1) as u8, tag]);
+            let mut used = put_varint_at(run, 3, self.seqs[slot]);
+            used = put_varint_at(run, used, self.births[slot]);
+            if is_data {
+                used = put_varint_at(run, used, place & ADDRESS_MASK);
             }
-            out.push(slot as u8);
-            out.push((length - 1) as u8);
-            out.push(first.state as u8 | if first.is_no_end { NO_END } else { 0 });
-            put_varint(&mut out, first.seq);
-            put_varint(&mut out, first.birth);
-            if first.state == State::Data {
-                put_varint(&mut out, first.address);
-                for sum in &self.sums[slot..slot + length] {
-                    out.extend_from_slice(&sum.to_le_bytes());
+            at += used;
+            if is_data {
+                let sums = &self.sums[slot..end];
+                for (bytes, sum) in bytes[at..].chunks_exact_mut(4).zip(sums) {
+                    bytes.copy_from_slice(&sum.to_le_bytes());
                 }
+                at += 4 * sums.len();
             }
-            slot += length;
+            slot = end;
         }
-        let crc = sign(key, &out);
-        out.extend_from_slice(&crc.to_le_bytes());
-        out
+        let crc = sign(key, &bytes[..at]);
+        bytes[at..at + 4].copy_from_slice(&crc.to_le_bytes());
+        bytes[..at + 4].to_vec()
     }
 
-    fn continues(&self, slot: usize, length: usize) -> bool {
-        let step = if self.get(slot).state == State::Data {
-            length as u64
-        } else {
-            0
-        };
-        let next = slot + length;
-        self.places[next] == self.places[slot] + step
-            && self.seqs[next] == self.seqs[slot]
-            && self.births[next] == self.births[slot]
+    /// One past the last slot that continues the run of `first`; addresses go on by `step`.
+    fn run_end(&self, first: usize, step: u64) -> usize {
+        let (seq, birth) = (self.seqs[first], self.births[first]);
+        let mut place = self.places[first];
+        let mut next = first + 1;
+        while next < SLOTS {
+            place += step;
+            if self.births[next] != birth || self.places[next] != place || self.seqs[next] != seq {
+                break;
+            }
+            next += 1;
+        }
+        next
     }
 
     /// `None` for anything that is not the value of this very key.
@@ -330,7 +344,7 @@ mod tests {
                 },
             );
         }
-        assert!(leaf.encode(key()).len() < 1100);
+        assert!(leaf.encode(key(), &mut [0; ENCODED_MAX]).len() < 1100);
     }
 
     #[test]
@@ -352,7 +366,7 @@ mod tests {
             for (at, slot) in list {
                 leaf.set(at, slot);
             }
-            let encoded = leaf.encode(key());
+            let encoded = leaf.encode(key(), &mut [0xff; ENCODED_MAX]);
             let decoded = Leaf::decode(key(), &encoded).expect("own encoding");
             prop_assert!(*decoded == *leaf);
             let other = LeafKey { leaf: LeafNo(5), ..key() };

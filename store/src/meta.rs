@@ -12,7 +12,7 @@ use types::{DiskId, ShardId};
 
 use crate::LeafKey;
 use crate::bytes::{Reader, put_varint};
-use crate::leaf::{Leaf, encode_key};
+use crate::leaf::{ENCODED_MAX, Leaf, encode_key};
 use crate::ledger::Ledger;
 
 pub(crate) const META_KEY: &[u8] = b"m";
@@ -101,9 +101,12 @@ pub(crate) fn checkpoint_batch<'a>(
     leaves: impl Iterator<Item = (LeafKey, &'a Leaf)>,
 ) -> KvBatch {
     let mut batch = KvBatch::default();
+    let mut encoded = Box::new([0; ENCODED_MAX]);
     for (key, leaf) in leaves {
         if leaf.used() > 0 {
-            batch.puts.push((encode_key(key).to_vec(), leaf.encode(key)));
+            batch
+                .puts
+                .push((encode_key(key).to_vec(), leaf.encode(key, &mut encoded)));
             continue;
         }
         batch.deletes.push(encode_key(key).to_vec());
