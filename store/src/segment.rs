@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_round_trip() {
+    fn rows_round_trip_and_flipped_bits_are_noticed() {
         let geometry = Geometry {
             first_block: 256,
             segment_blocks: 256,
@@ -470,6 +470,13 @@ mod tests {
                     .restore_row(*row, &bytes[1..])
                     .is_none()
             );
+            // Also in a count, which no reader could find wrong.
+            for bit in (0..bytes.len() * 8).step_by(7) {
+                let mut bytes = bytes.clone();
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                let restored = SegmentTable::new(geometry).restore_row(*row, &bytes);
+                assert!(restored.is_none(), "bit {bit}");
+            }
         }
         assert_eq!(
             (back.get(299).live, back.get(299).notes, back.get(299).generation),

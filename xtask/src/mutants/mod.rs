@@ -196,3 +196,19 @@ impl Scratch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In every test run, so that whoever changes a text hears of it at once and not at the next soak.
+    #[test]
+    fn every_text_is_found_once_and_every_name_is_its_own() {
+        let names: BTreeSet<&str> = MUTANTS.iter().map(|mutant| mutant.name).collect();
+        assert_eq!(names.len(), MUTANTS.len());
+        for mutant in MUTANTS {
+            mutant.check_text(&root()).unwrap();
+            assert_ne!(mutant.find, mutant.put, "{}", mutant.name);
+        }
+    }
+}
