@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use weft_sim::runner::{WORLDS, World};
+use weft_sim::runner::{self, WORLDS, World};
 use weft_sim::trace::{self, Listener};
 
 /// Runs simulated worlds; each seed is one run, the same on every machine.
@@ -50,7 +50,16 @@ fn main() -> ExitCode {
     if let Some(seed) = arguments.seed {
         return run_one(world, seed, ops, arguments.verbose);
     }
-    if !cfg!(panic = "abort") {
+    if cfg!(panic = "abort") {
+        // Nobody is left afterwards to say which seed it was.
+        let say_what = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            say_what(panic);
+            if let Some(command) = runner::command_of_this_run() {
+                eprintln!("see it again:\n  {command}");
+            }
+        }));
+    } else {
         // The report below says it better, and shrinking fails on purpose many times.
         std::panic::set_hook(Box::new(|_| {}));
     }

@@ -1,5 +1,6 @@
 //! Runs seeds, and when one breaks a promise says how to see it again.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::trace::{self, Listener};
@@ -13,6 +14,20 @@ pub struct World {
     pub ops: u64,
     /// Runs it and tells its counters; panics where a promise is broken.
     pub run: fn(seed: u64, ops: u64) -> Vec<(&'static str, u64)>,
+}
+
+thread_local! {
+    static RUNNING: Cell<Option<(&'static str, u64, u64)>> = const { Cell::new(None) };
+}
+
+/// The command that repeats the run under way on this thread, for a build in which a panic ends the process.
+#[must_use]
+pub fn command_of_this_run() -> Option<String> {
+    RUNNING.get().map(|(world, seed, ops)| command(world, seed, ops))
+}
+
+fn command(world: &str, seed: u64, ops: u64) -> String {
+    format!("cargo run -p weft-sim -- {world} --seed {seed} --ops {ops} -v")
 }
 
 /// A run that broke a promise, made as short as it gets.
@@ -53,6 +68,7 @@ impl World {
     /// # Errors
     /// What broke: the oracle's words or an assertion's.
     pub fn try_seed(&self, seed: u64, ops: u64) -> Result<Vec<(&'static str, u64)>, String> {
+        RUNNING.set(Some((self.name, seed, ops)));
         catch_unwind(AssertUnwindSafe(|| (self.run)(seed, ops))).map_err(|panic| {
             panic
                 .downcast_ref::<String>()
@@ -119,15 +135,13 @@ impl Broken {
     #[must_use]
     pub fn report(&self, world: &World) -> String {
         format!(
-            "{}\n\n{} seed {} broke a promise after {} operations:\n  {}\n\nsee it again:\n  cargo run -p weft-sim -- {} --seed {} --ops {} -v\n",
+            "{}\n\n{} seed {} broke a promise after {} operations:\n  {}\n\nsee it again:\n  {}\n",
             self.story.join("\n"),
             world.name,
             self.seed,
             self.ops,
             self.why,
-            world.name,
-            self.seed,
-            self.ops
+            command(world.name, self.seed, self.ops)
         )
     }
 }
