@@ -586,6 +586,30 @@ fn a_write_without_a_buffer_stays_in_the_ring() {
     }
 }
 
+/// A guest that turns everything of its request around while it is under way: what was checked at the poll holds.
+#[test]
+fn what_the_guest_changes_after_the_poll_is_not_looked_at() {
+    let mut rig = Rig::new(config());
+    offer_reads(&mut rig, 1);
+    let requests = rig.poll();
+    let far = (FAR, 512, NEXT | WRITE, 2);
+    rig.put(TABLE, &[(NOWHERE, 16, NEXT, 1), far, (FAR + 512, 1, WRITE, 0)]);
+    rig.header(HEADER, VIRTIO_BLK_T_OUT, u64::MAX);
+    rig.memory.write_slice(&[9; 1024], GuestAddress(FAR)).unwrap();
+    rig.memory.write_obj(5u16, GuestAddress(AVAIL + 4)).unwrap();
+    rig.ring.complete(
+        requests[0].tag,
+        Ok(Outcome::Read(vec![ReadPart::Data(HeapBlock::new(&[3; 512]))])),
+    );
+    rig.ring.publish().unwrap();
+    assert_eq!(rig.used(0), (0, 513));
+    assert_eq!(
+        (rig.byte(DATA), rig.byte(DATA + 511), rig.byte(STATUS)),
+        (3, 3, 0)
+    );
+    assert_eq!((rig.byte(FAR), rig.byte(FAR + 512)), (9, 9));
+}
+
 #[test]
 fn kicks_are_taken_back_without_blocking() {
     let rig = Rig::new(config());
