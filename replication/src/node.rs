@@ -684,19 +684,22 @@ mod tests {
     use super::*;
     use types::{BlockNo, Epoch, HeapBlock, Incarnation, LayerId, ShardNo, VdiId};
 
-    /// Answers `Done` to the oldest request at each tick.
+    /// Answers `Done` to the oldest request at each tick, or, while writes wait for space, to the youngest.
     #[derive(Default)]
-    struct Queue(std::collections::VecDeque<(RequestId, Request<HeapBlock>)>);
+    struct Queue(std::collections::VecDeque<(RequestId, Request<HeapBlock>)>, bool);
 
     impl LogStore<HeapBlock> for Queue {
         fn step(&mut self, _: Instant, event: StoreEvent<HeapBlock>, out: &mut Vec<StoreEffect<HeapBlock>>) {
             match event {
                 StoreEvent::Request(id, request) => self.0.push_back((id, request)),
-                _ => out.extend(
-                    self.0
-                        .pop_front()
-                        .map(|(id, _)| StoreEffect::Reply(id, Ok(Reply::Done))),
-                ),
+                _ => {
+                    let next = if self.1 {
+                        self.0.pop_back()
+                    } else {
+                        self.0.pop_front()
+                    };
+                    out.extend(next.map(|(id, _)| StoreEffect::Reply(id, Ok(Reply::Done))));
+                }
             }
         }
 
@@ -822,6 +825,29 @@ mod tests {
             panic!("{promised:?}");
         };
         assert_eq!((*previous, *end, *good_until), (token(1), Seq(10), None));
+    }
+
+    /// On a full disk a record passes the writes that wait for space.
+    #[test]
+    fn a_promise_waits_for_a_write_that_its_record_passed() {
+        let mut bench = Bench::new();
+        bench.tell(1, fence());
+        bench.settle();
+        assert!(bench.tell(1, write(10)).is_empty());
+        assert!(bench.tell(2, fence()).is_empty());
+        bench.node.store.1 = true;
+        assert!(
+            bench.event(NodeEvent::Tick).is_empty(),
+            "the record is kept, the write waits"
+        );
+        let answers = bench.settle();
+        assert!(matches!(
+            answers[..],
+            [
+                (_, Ok(ReplicaReply::Done)),
+                (_, Ok(ReplicaReply::Promised { end: Seq(10), .. }))
+            ]
+        ));
     }
 
     #[test]

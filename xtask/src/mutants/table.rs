@@ -169,21 +169,14 @@ pub const MUTANTS: &[Mutant] = &[
         file: "replication/src/node.rs",
         find: ".position(|fence| finished >= fence.after)",
         put: ".position(|fence| finished <= fence.after || finished >= fence.after)",
-        net: MODEL,
-    },
-    Mutant {
-        name: "a damaged log is not told to the writers",
-        file: "replication/src/node.rs",
-        find: "for promise in self.shards.values_mut() {\n            promise.good_until = Some(Seq(0));",
-        put: "for promise in self.shards.values_mut() {\n            promise.good_until = promise.good_until.or(None);",
-        net: VDI,
+        net: Net::Tests("weft-replication", "a_promise_waits_for_a_write"),
     },
     Mutant {
         name: "an unfinished resync is forgotten",
         file: "replication/src/node.rs",
         find: "promise.good_until = Some(promise.good_until.map_or(since, |good| good.min(since)));",
         put: "promise.resyncs += u64::from(since == Seq(u64::MAX));",
-        net: MODEL,
+        net: Net::Tests("weft-replication", "an_unfinished_resync_is_remembered"),
     },
     Mutant {
         name: "a write completes at its first answer",
