@@ -116,7 +116,7 @@ pub fn check() -> Result<()> {
         if measured.allocations * 1000 > bound.allocations_per_1000 * REQUESTS {
             faults.push(format!(
                 "{name}: {} allocations for {REQUESTS} requests, the bound is {} for 1000; look with\n    \
-                 callgrind_annotate --tree=caller {} | grep -B 20 '\\* .*Counting'",
+                 callgrind_annotate --tree=caller {} | grep -B 20 '\\* .*:malloc'",
                 measured.allocations,
                 bound.allocations_per_1000,
                 measured.profile.display()
