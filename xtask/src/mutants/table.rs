@@ -193,13 +193,6 @@ pub const MUTANTS: &[Mutant] = &[
         net: VDI,
     },
     Mutant {
-        name: "a change of the record under way is not waited for",
-        file: "replication/src/writer/stream.rs",
-        find: "Some(other) => end = end.min(other),",
-        put: "Some(other) => end = end.max(other),",
-        net: MODEL,
-    },
-    Mutant {
         name: "the past ends where the replica furthest behind is",
         file: "replication/src/writer/fence.rs",
         find: ".max_by_key(|(_, report)| (report.good(), report.is_whole(), report.end))",
