@@ -185,6 +185,8 @@ impl Scratch {
         let begin = Instant::now();
         loop {
             if let Some(status) = child.try_wait()? {
+                // Somebody ended it: that says nothing about the mutant.
+                ensure!(status.code().is_some(), "{net} was killed: {status}");
                 return Ok(if status.success() { End::Held } else { End::Failed });
             }
             if begin.elapsed() > Duration::from_secs(NET_SECONDS_MAX) {
