@@ -57,12 +57,12 @@ pub(super) enum Progress {
 }
 
 impl Operation {
-    /// Panics where the store's own promises about alignment do not hold.
-    pub(super) fn new(id: IoId, operation: DiskOp<Buf>) -> Operation {
+    /// Panics where the store's own promises about alignment do not hold. `spares` are lists of earlier writes.
+    pub(super) fn new(id: IoId, operation: DiskOp<Buf>, spares: &mut Vec<Vec<iovec>>) -> Operation {
         let (kind, offset, wanted) = match operation {
             DiskOp::Write { offset, header, data } => {
                 let bytes: usize = data.iter().map(Payload::length).sum();
-                let iovecs = Vec::with_capacity((1 + data.len()).min(IOVECS_MAX));
+                let iovecs = spares.pop().unwrap_or_default();
                 let kind = Kind::Write { header, data, iovecs };
                 (kind, offset, BLOCK_BYTES + bytes as u64)
             }
@@ -165,10 +165,17 @@ impl Operation {
         }))
     }
 
-    /// The completion, with the buffers.
-    pub(super) fn finish(self, result: Result<(), DiskError>) -> Completion<Buf> {
+    /// The completion, with the buffers. What is of use for later writes goes to `spares`.
+    pub(super) fn finish(
+        self,
+        result: Result<(), DiskError>,
+        spares: &mut Vec<Vec<iovec>>,
+    ) -> Completion<Buf> {
         let outcome = |()| match self.kind {
-            Kind::Write { header, data, .. } => DiskOutcome::Written { header, data },
+            Kind::Write { header, data, iovecs } => {
+                spares.push(iovecs);
+                DiskOutcome::Written { header, data }
+            }
             Kind::Read(buffer) => {
                 DiskOutcome::Read(buffer.expect("a read that finished had a buffer").freeze())
             }

@@ -21,6 +21,7 @@ use std::time::Duration;
 use io_uring::squeue::Entry;
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, types as ring_types};
+use libc::iovec;
 use slab::Slab;
 use types::Instant;
 
@@ -110,6 +111,8 @@ pub struct Ring {
     slab: Slab<UnderWay>,
     /// Disk operations that are to go to the kernel, oldest first.
     waiting: VecDeque<usize>,
+    /// Lists of memory pieces that no write uses now; never more than writes were under way at once.
+    spares: Vec<Vec<iovec>>,
     /// Polls that are to be armed.
     unarmed: Vec<usize>,
     /// Polls to take back from the kernel.
@@ -185,6 +188,7 @@ impl Ring {
             },
             slab: Slab::with_capacity(config.entries as usize),
             waiting: VecDeque::new(),
+            spares: Vec::new(),
             unarmed: Vec::new(),
             cancels: Vec::new(),
             watches: BTreeMap::new(),
@@ -291,9 +295,10 @@ impl Ring {
             .get_mut(&slot)
             .expect("the slot of a disk that was added and not removed");
         disk.under_way += 1;
-        let key = self
-            .slab
-            .insert(UnderWay::Disk(slot, Operation::new(id, operation)));
+        let key = self.slab.insert(UnderWay::Disk(
+            slot,
+            Operation::new(id, operation, &mut self.spares),
+        ));
         self.waiting.push_back(key);
     }
 
@@ -495,7 +500,7 @@ impl Ring {
                     .get_mut(&slot)
                     .expect("a disk with operations is not removed");
                 disk.under_way -= 1;
-                events.push(Event::Disk(slot, operation.finish(result)));
+                events.push(Event::Disk(slot, operation.finish(result, &mut self.spares)));
             }
         }
     }

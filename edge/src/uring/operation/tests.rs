@@ -8,7 +8,7 @@ fn pool() -> Pool {
 }
 
 fn read(bytes: u32) -> Operation {
-    Operation::new(IoId(1), DiskOp::Read { offset: 8192, bytes })
+    Operation::new(IoId(1), DiskOp::Read { offset: 8192, bytes }, &mut Vec::new())
 }
 
 /// What the kernel would see from `done` on.
@@ -50,7 +50,7 @@ proptest! {
         let mut whole = header.0.to_vec();
         data.iter().for_each(|part| whole.extend_from_slice(part.bytes()));
         let write = DiskOp::Write { offset: 0, header: header.clone(), data: data.clone() };
-        let mut operation = Operation::new(IoId(1), write);
+        let mut operation = Operation::new(IoId(1), write, &mut Vec::new());
         let mut done = 0;
         for step in steps.iter().cycle() {
             prop_assert_eq!(&rest_of(&header, &data, done as u64), &whole[done..]);
@@ -79,7 +79,7 @@ fn a_continued_read_fills_the_rest_of_one_buffer() {
     operation.entry(Place::Plain(0), &pool, nowhere);
     assert_eq!(pool.counters(), taken, "the rest goes into the same buffer");
     assert!(matches!(operation.advance(61_440), Progress::Finished(Ok(()))));
-    match operation.finish(Ok(())).result {
+    match operation.finish(Ok(()), &mut Vec::new()).result {
         Ok(DiskOutcome::Read(buffer)) => assert_eq!(buffer.length(), 65_536),
         other => panic!("{other:?}"),
     }
@@ -129,7 +129,7 @@ fn a_failed_transfer_is_told_with_its_numbers() {
         "{error}"
     );
     for errno in [libc::EIO, libc::EINTR, libc::EAGAIN] {
-        let mut sync = Operation::new(IoId(2), DiskOp::Sync);
+        let mut sync = Operation::new(IoId(2), DiskOp::Sync, &mut Vec::new());
         match sync.advance(-errno) {
             Progress::Finished(Err(DiskError::Io {
                 operation: "sync",
