@@ -94,14 +94,15 @@ pub fn markdown(all: &[Counts], jobs: &[Job]) -> String {
 }
 
 /// A running strace.
-struct Tracer {
+pub struct Tracer {
     child: Child,
     report: std::path::PathBuf,
     _undo: Undo,
 }
 
 impl Tracer {
-    fn attach(pid: u32, report: &Path) -> Result<Tracer> {
+    /// Traces all threads of `pid`, writing to `report` in the end.
+    pub fn attach(pid: u32, report: &Path) -> Result<Tracer> {
         let child = Command::new("strace")
             .args(["-f", "-c", "-qq", "-p", &pid.to_string(), "-o"])
             .arg(report)
@@ -131,7 +132,8 @@ impl Tracer {
     }
 
     /// strace writes its table when it is interrupted.
-    fn detach(mut self) -> Result<BTreeMap<String, u64>> {
+    /// Calls by name while it was attached.
+    pub fn detach(mut self) -> Result<BTreeMap<String, u64>> {
         kill_process(Pid::from_child(&self.child), Signal::INT).context("strace has ended")?;
         self.child.wait()?;
         let text = std::fs::read_to_string(&self.report).context("strace's report")?;

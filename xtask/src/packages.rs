@@ -23,6 +23,7 @@ pub const BUILD_AND_TEST: &[&str] = &[
     "libnbd-bin",
     "qemu-utils",
     "valgrind", // instruction counts of request-cost
+    "strace",   // system call counts of fio-tests
 ];
 
 /// What the demo needs beside.
