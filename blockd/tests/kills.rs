@@ -129,3 +129,58 @@ fn three_replicas() {
 fn three_replicas_on_two_planes() {
     load_and_kill(3, 4, &["--cores", "2"]);
 }
+
+/// The daemon dies while replicas move: single ones are on two disks then, of others the move is known to nobody.
+#[test]
+fn a_drain_goes_on_after_a_kill() {
+    const DATA: u64 = 48 << 20;
+    let mut daemon = Daemon::with_disks(2, &[]);
+    for (name, replicas) in [("single", 1), ("double", 2)] {
+        daemon.create_vdi(name, DATA, replicas);
+        let mut client = NbdClient::connect(&daemon.attach_nbd(name)).expect("connect");
+        for at in (0..DATA).step_by(1 << 20) {
+            client
+                .write(at, &vec![1 + (at >> 20) as u8; 1 << 20])
+                .expect("write");
+        }
+    }
+    let shown = daemon.get("/v1/vdis/single");
+    let leaving = shown["disks"][0]["disk"]
+        .as_str()
+        .expect("where it is")
+        .to_owned();
+    daemon.add_disk(3);
+    let (code, answer) = daemon.call("DELETE", &format!("/v1/disks/{leaving}"), None);
+    assert_eq!(code, 200, "{answer}");
+    for _ in 0..3 {
+        daemon.kill();
+        daemon.start_again();
+    }
+    daemon.until("the disk has left", |daemon| {
+        let disks = daemon.get("/v1/disks");
+        disks
+            .as_array()
+            .expect("a list")
+            .iter()
+            .all(|disk| disk["id"] != leaving.as_str())
+    });
+    for name in ["single", "double"] {
+        daemon.until_health(name, "whole");
+        let shown = daemon.get(&format!("/v1/vdis/{name}"));
+        let placed: u64 = shown["disks"]
+            .as_array()
+            .expect("disks")
+            .iter()
+            .filter_map(|disk| disk["replicas"].as_u64())
+            .sum();
+        assert_eq!(placed, shown["replicas"].as_u64().expect("replicas"), "{shown}");
+        let mut client = NbdClient::connect(&daemon.path(&format!("{name}.nbd"))).expect("connect");
+        for at in (0..DATA).step_by(1 << 20) {
+            let data = client.read(at, 1 << 20).expect("read");
+            assert!(
+                data.iter().all(|byte| *byte == 1 + (at >> 20) as u8),
+                "{name} at {at}"
+            );
+        }
+    }
+}

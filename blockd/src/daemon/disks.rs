@@ -533,8 +533,12 @@ impl Daemon {
                         "bring the disk back with `weft disk add PATH`",
                     ));
                 }
-                let place = match new.filter(|new| !shard.replicas.contains(new)) {
-                    Some(new) => new,
+                // A single replica that was on its way to another disk when the daemon died goes on to that one.
+                let half_way = (shard.replicas.len() > usize::from(vdi.replicas))
+                    .then(|| shard.replicas.iter().copied().find(|disk| *disk != old))
+                    .flatten();
+                let place = match half_way.or(new.filter(|new| !shard.replicas.contains(new))) {
+                    Some(place) => place,
                     None => placement::replace(shard.shard, &shard.replicas, &candidates).map_err(|_| {
                         let message = format!(
                             "no other disk can take shard {} of VDI {}",
@@ -560,6 +564,18 @@ impl Daemon {
             });
         }
         Ok(())
+    }
+
+    /// Goes on with the removals that the last life of the daemon had not finished.
+    pub(super) async fn resume_removals(&self) -> ApiResult<()> {
+        let disks = self.records(|control| control.disks())?;
+        for disk in disks.iter().filter(|disk| disk.state == DiskState::Removing) {
+            if let Err(error) = self.move_away(disk.id, None, false).await {
+                let message = format!("disk {} cannot be emptied: {error}", disk.id);
+                self.events.add(Severity::Warning, message);
+            }
+        }
+        self.finish_removals().await
     }
 
     /// Lets go of disks whose replicas have all moved away.

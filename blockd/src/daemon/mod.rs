@@ -93,6 +93,7 @@ impl Daemon {
         daemon.run_reports(inbox);
         daemon.open_all_disks().await?;
         daemon.open_all_vdis().await?;
+        daemon.resume_removals().await?;
         daemon.restore_doors().await;
         tokio::spawn(Arc::clone(&daemon).watch_for_missing_disks());
         Ok(daemon)

@@ -295,7 +295,11 @@ impl<B: Payload> Writer<B> {
             .replaces
             .iter()
             .any(|replace| replace.old == old || replace.new == new);
-        let is_possible = self.record.replicas.contains(&old) && !self.record.replicas.contains(&new);
+        let has = |disk: &DiskId| self.record.replicas.contains(disk);
+        // A single replica moves by way of two; a daemon that died then finds both in the record. The new one was
+        // emptied before it came there, and may have been filled since.
+        let is_half_done = has(&old) && has(&new) && old != new && self.record.replicas.len() == 2;
+        let is_possible = has(&old) && !has(&new) || is_half_done;
         if matches!(self.phase, WriterPhase::Fenced | WriterPhase::Closed)
             || is_known
             || !is_possible
@@ -306,8 +310,14 @@ impl<B: Payload> Writer<B> {
         self.replaces.push(Replace {
             old,
             new,
-            is_clean: false,
+            is_clean: is_half_done,
         });
+        if is_half_done {
+            if self.phase == WriterPhase::Idle {
+                self.touch(effects);
+            }
+            return;
+        }
         // The caller chose a disk that it can reach; if not, its failure comes as a DiskState.
         self.members.push(Member::new(new, true));
         if self.phase == WriterPhase::Idle {
