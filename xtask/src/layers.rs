@@ -37,6 +37,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("fio-tests", &["types"]),
     // Drives the cores as the daemon does, with its buffers, and counts.
     ("request-cost", &["types", "edge", "store", "replication", "vdi"]),
+    // A separate process too; seeds and content are the simulator's.
+    ("soak", &["sim"]),
     ("xtask", &[]),
 ];
 
@@ -51,6 +53,7 @@ const UNSAFE_ADDRESSES: &[&str] = &[
     "edge/src/uring/ring.rs",
     "edge/src/uring/setup.rs",
     "fio-tests/src/client.rs",
+    "soak/src/blkio_client.rs",
     "vhost-blk/src/bus_guard.rs",
     "vhost-blk/tests/blkio.rs",
     "vhost-blk/tests/support/guest.rs",

@@ -6,6 +6,7 @@ mod layers;
 mod mutants;
 mod packages;
 mod run;
+mod soak;
 mod tests;
 
 use anyhow::Result;
@@ -21,11 +22,35 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Everything that must hold before a change lands: lints, unit tests, simulator, real clients.
+    /// Everything that must hold before a change lands: lints, unit tests, simulator, real clients, kills.
     Test {
-        /// The soak as well: many more seeds, and every mutant; an hour or more.
+        /// Twenty times the seeds, ten times the kills, every mutant, and hours of the soak.
         #[arg(long)]
         long: bool,
+        /// How long the soak of `--long` is.
+        #[arg(long, default_value_t = 4.0, requires = "long")]
+        hours: f64,
+    },
+    /// blockd killed (SIGKILL) again and again under verified load.
+    Kills {
+        /// Under whose load; each of them if not given.
+        #[arg(long)]
+        client: Option<soak::Client>,
+        /// How often, for each.
+        #[arg(long, default_value_t = 50)]
+        kills: u32,
+        /// Decides what is asked and when is killed; another one every day if not given.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// A random walk over all that can happen to a daemon and its disks, under verified load.
+    Soak {
+        /// How long.
+        #[arg(long, default_value_t = 5.0)]
+        minutes: f64,
+        /// Decides what happens and when; another one every day if not given.
+        #[arg(long)]
+        seed: Option<u64>,
     },
     /// The main job on real input: pool, replicated VDI, a Debian guest, kills, noise, repair.
     Demo {
@@ -55,7 +80,9 @@ enum Task {
 
 fn main() -> Result<()> {
     match Arguments::parse().task {
-        Task::Test { long } => tests::test(long),
+        Task::Test { long, hours } => tests::test(long.then_some(hours)),
+        Task::Kills { client, kills, seed } => soak::kills(client, kills, seed),
+        Task::Soak { minutes, seed } => soak::soak(minutes, seed),
         Task::Demo { keep } => demo::demo(keep),
         Task::Bench { quick, arguments } => bench::bench(quick, &arguments),
         Task::Mutants { name } => mutants::mutants(name.as_deref()),

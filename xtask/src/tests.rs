@@ -6,16 +6,21 @@ use crate::layers;
 use crate::mutants;
 use crate::packages;
 use crate::run::{cargo, output, run};
+use crate::soak;
 
-/// Everything that must hold before a change lands; `long` adds the soak.
-pub fn test(long: bool) -> Result<()> {
+/// Everything that must hold before a change lands; with `long_hours` so many hours of the soak, and more of all that
+/// is random.
+pub fn test(long_hours: Option<f64>) -> Result<()> {
     packages::install(packages::BUILD_AND_TEST)?;
     lint()?;
     run(&mut cargo(&["test", "--workspace", "--locked", "--quiet"]))?;
     request_cost()?;
-    simulate(if long { 20_000 } else { 1_000 })?;
-    if long {
+    let is_long = long_hours.is_some();
+    simulate(if is_long { 20_000 } else { 1_000 })?;
+    soak::kills(None, if is_long { 50 } else { 5 }, None)?;
+    if let Some(hours) = long_hours {
         mutants::mutants(None)?;
+        soak::soak(hours * 60.0, None)?;
     }
     Ok(())
 }

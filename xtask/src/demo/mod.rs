@@ -4,7 +4,7 @@
 //! vhost-user-blk; blockd killed under the guest's load; a disk overwritten with noise; scrub; file system check.
 
 mod guest;
-mod image;
+pub mod image;
 mod report;
 mod weft;
 
@@ -166,7 +166,8 @@ fn overwrite_with_noise(disk: &std::path::Path) -> Result<u64> {
     Ok(BYTES)
 }
 
-fn cache_directory() -> PathBuf {
+/// Where what takes long to make is kept.
+pub fn cache_directory() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     target.join("weft-demo")
 }
