@@ -5,6 +5,7 @@
 //! them, play guest and fate, and hold an oracle against every answer.
 
 mod boot;
+pub mod cleaning;
 pub mod content;
 mod disk;
 mod guest;

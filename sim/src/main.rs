@@ -4,10 +4,12 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use weft_sim::cleaning::{self, Setup};
 use weft_sim::runner::{self, WORLDS, World};
 use weft_sim::trace::{self, Listener};
 
-/// Runs simulated worlds; each seed is one run, the same on every machine.
+/// Runs simulated worlds; each seed is one run, the same on every machine. `weft-sim cleaning --help`: what
+/// cleaning costs, in simulated time.
 #[derive(Parser)]
 #[command(name = "weft-sim")]
 struct Arguments {
@@ -32,6 +34,14 @@ struct Arguments {
     verbose: bool,
 }
 
+/// A disk filled and overwritten, in simulated time: what cleaning costs.
+#[derive(Parser)]
+#[command(name = "weft-sim cleaning")]
+struct CleaningArguments {
+    #[command(flatten)]
+    setup: Setup,
+}
+
 fn parse_range(text: &str) -> Result<std::ops::Range<u64>, String> {
     let refuse = || format!("'{text}' is not a range of seeds: write for example 0..1000");
     let (from, to) = text.split_once("..").ok_or_else(refuse)?;
@@ -41,6 +51,12 @@ fn parse_range(text: &str) -> Result<std::ops::Range<u64>, String> {
 }
 
 fn main() -> ExitCode {
+    let mut words = std::env::args_os().skip(1).peekable();
+    if words.peek().is_some_and(|word| word == "cleaning") {
+        let setup = CleaningArguments::parse_from(words).setup;
+        cleaning::run(setup).print(&setup);
+        return ExitCode::SUCCESS;
+    }
     let arguments = Arguments::parse();
     let world = WORLDS
         .iter()

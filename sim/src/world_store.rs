@@ -207,6 +207,7 @@ impl World {
             checkpoint_bytes: rng.pick(&[128 << 10, 512 << 10, 2 << 20]),
             segments_reserved: 3,
             clean_below_free: 6,
+            cleaning_bytes: rng.pick(&[128 << 10, 1 << 20]),
         };
         boot::format(&mut rng, &mut disk, &mut kv, DiskId(1), SEGMENT_BYTES);
         let (store, _) = boot::recover(&mut rng, &mut disk, &mut kv, settings);

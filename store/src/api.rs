@@ -326,8 +326,10 @@ pub struct StoreSettings {
     pub checkpoint_bytes: u64,
     /// Segments that only cleaning may use.
     pub segments_reserved: u32,
-    /// Cleaning starts when fewer than this many segments are free.
+    /// Cleaning starts when fewer than this many segments are free, or fewer than a 64th of them.
     pub clean_below_free: u32,
+    /// Memory for content that cleaning has read and not yet logged, bytes.
+    pub cleaning_bytes: u64,
 }
 
 impl Default for StoreSettings {
@@ -338,6 +340,7 @@ impl Default for StoreSettings {
             checkpoint_bytes: 256 << 20,
             segments_reserved: 4,
             clean_below_free: 12,
+            cleaning_bytes: 8 << 20,
         }
     }
 }

@@ -163,6 +163,7 @@ pub(crate) struct Flight {
     /// Leaves held for its data entries, in order of their pieces.
     pub(crate) leaves: Vec<CacheAt>,
     pub(crate) is_written: bool,
+    pub(crate) is_cleaning: bool,
     pub(crate) progress: Progress,
 }
 
@@ -188,6 +189,7 @@ pub(crate) struct Draft<B> {
     pub(crate) leaves: Vec<CacheAt>,
     /// Data blocks that fit the open segment.
     blocks_max: usize,
+    pub(crate) is_cleaning: bool,
 }
 
 impl Flight {
@@ -230,6 +232,11 @@ impl<B: Payload> Draft<B> {
     pub(crate) fn push_note(&mut self, entry: Entry, inline: &[u8]) {
         self.push(entry);
         self.inline.extend_from_slice(inline);
+    }
+
+    /// It takes no more data blocks than this.
+    pub(crate) fn limit_blocks(&mut self, blocks: usize) {
+        self.blocks_max = self.blocks_max.min(blocks);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -296,6 +303,7 @@ impl<B: Payload> Store<B> {
             waiters,
             leaves,
             blocks_max: room.min(BATCH_BLOCKS_MAX),
+            is_cleaning: false,
         })
     }
 
@@ -330,7 +338,7 @@ impl<B: Payload> Store<B> {
                 break;
             }
             self.stats.written_blocks += draft.blocks() as u64;
-            self.cleaner.earn(draft.blocks() as u32);
+            self.earn_cleaning(draft.blocks() as u32 + 1);
             self.launch(draft, effects);
         }
         // With appends at their limit the rest of the queue was not looked at: what waited there still does.
@@ -487,7 +495,9 @@ impl<B: Payload> Store<B> {
         }
         let is_behind = held.shards.contains(&shard);
         let may_use_slack = self.slack_shards.contains(&shard) && self.has_slack(draft);
-        let must_wait = is_behind || (is_data && !self.has_space(draft) && !may_use_slack);
+        let has_place =
+            !is_data || self.has_space(draft) || may_use_slack || self.grows_nothing(&blocks, effects);
+        let must_wait = is_behind || !has_place;
         if must_wait {
             if is_behind && !is_data {
                 self.slack_shards.insert(shard);
@@ -514,6 +524,22 @@ impl<B: Payload> Store<B> {
     fn has_space(&self, draft: &Draft<B>) -> bool {
         let reserved = self.settings.segments_reserved;
         self.free_segments() > reserved && self.used_blocks(draft) < self.ledger.capacity_blocks(reserved)
+    }
+
+    /// Whether a write replaces data only, so that a disk at its capacity takes it all the same. Where a leaf is
+    /// not in memory, it is not known yet: the write waits for the leaf.
+    fn grows_nothing(&mut self, blocks: &Blocks<B>, effects: &mut Vec<Effect<B>>) -> bool {
+        if self.free_segments() <= self.settings.segments_reserved {
+            return false;
+        }
+        let (block, count) = (blocks.block + blocks.taken, blocks.count - blocks.taken);
+        pieces(blocks.shard, blocks.layer, block, count).all(|piece| {
+            let LeafPlace::Ready(at) = self.locate(piece.key, 0, effects) else {
+                return false;
+            };
+            let leaf = self.cache.get(at).leaf.as_ref().expect("ready");
+            (piece.slot..piece.slot + piece.count).all(|slot| leaf.get(slot).state == State::Data)
+        })
     }
 
     /// Beyond what guests may store, and short of what cleaning needs to go on.
@@ -801,6 +827,7 @@ impl<B: Payload> Store<B> {
             data,
             waiters,
             leaves,
+            is_cleaning,
             ..
         } = draft;
         assert_eq!(number, self.number + 1, "batches are numbered without a gap");
@@ -836,6 +863,7 @@ impl<B: Payload> Store<B> {
             waiters,
             leaves,
             is_written: false,
+            is_cleaning,
             progress: Progress::default(),
         });
         let offset = address * BLOCK_BYTES;

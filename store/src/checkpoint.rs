@@ -101,12 +101,13 @@ impl Checkpoint {
 
 impl<B: Payload> Store<B> {
     fn is_checkpoint_due(&mut self) -> bool {
-        let is_space_short = self.free_segments() <= self.settings.clean_below_free;
+        let is_space_short = self.free_segments() <= self.clean_below();
+        let is_lot = self.ledger.segments.emptied() >= self.emptied_wanted();
         let checkpoint = &mut self.checkpoint;
         checkpoint.log_bytes >= self.settings.checkpoint_bytes
             || self.cache.is_save_due()
             || (std::mem::take(&mut checkpoint.is_memory_wanted) && self.cache.has_dirty())
-            || (is_space_short && self.ledger.segments.emptied() > 0)
+            || (is_space_short && is_lot)
             || std::mem::take(&mut checkpoint.is_due)
     }
 

@@ -17,6 +17,7 @@ mod fsck;
 mod leaf;
 mod ledger;
 mod meta;
+mod moving;
 mod read;
 mod recover;
 mod scan;
@@ -24,6 +25,7 @@ mod segment;
 mod spares;
 mod store;
 mod superblock;
+mod victim;
 
 pub use api::{
     BlockState, BlockVersion, ClearKind, Effect, Event, IndexRequest, IndexResponse, LeafKey, Origin,

@@ -21,7 +21,7 @@ use crate::append::{Flight, Op};
 use crate::batch::SegmentKey;
 use crate::cache::{Cache, CacheAt};
 use crate::checkpoint::Checkpoint;
-use crate::clean::Cleaner;
+use crate::clean::{Cleaner, Piece};
 use crate::flush::Syncs;
 use crate::leaf::{Leaf, encode_key};
 use crate::ledger::{Ledger, Shard};
@@ -41,7 +41,7 @@ pub(crate) enum Io {
     SegmentHeader,
     Sync,
     Read { lookup: u64, part: usize },
-    Clean { chunk: usize, block: Option<usize> },
+    Clean(Piece),
 }
 
 /// The segment that will be filled next.
@@ -303,7 +303,7 @@ impl<B: Payload> Store<B> {
                 Err(error) => self.fail(StoreError::DiskFailed(error)),
             },
             Io::Read { lookup, part } => self.read_done(lookup, part, data_of(result), effects),
-            Io::Clean { chunk, block } => self.clean_read_done(chunk, block, data_of(result), effects),
+            Io::Clean(piece) => self.clean_read_done(piece, data_of(result), effects),
         }
     }
 

@@ -13,7 +13,7 @@ pub const FIRST_SEGMENT_OFFSET: u64 = 1 << 20;
 pub const SEGMENT_BYTES_DEFAULT: u64 = 32 << 20;
 /// A segment must hold its header, a batch header and a few blocks.
 pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
-/// The biggest segment: cleaning holds one in memory.
+/// The biggest segment: cleaning holds a place for each of its blocks in memory, 24 B.
 pub const SEGMENT_BYTES_MAX: u64 = 256 << 20;
 /// The fewest segments with which cleaning can work.
 pub const SEGMENTS_MIN: u64 = 8;

@@ -176,6 +176,7 @@ impl World {
             checkpoint_bytes: rng.pick(&[256 << 10, 2 << 20]),
             segments_reserved: 3,
             clean_below_free: 8,
+            cleaning_bytes: 128 << 10,
         };
         let is_full = profile == Profile::Full;
         let disk_bytes = (1 << 20) + if is_full { 24 } else { 40 } * SEGMENT_BYTES;

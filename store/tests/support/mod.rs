@@ -228,6 +228,7 @@ pub fn small_settings() -> StoreSettings {
         checkpoint_bytes: 512 << 10,
         segments_reserved: 4,
         clean_below_free: 8,
+        cleaning_bytes: 64 << 10,
     }
 }
 

@@ -138,8 +138,8 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a write that waits for space is passed by a later one",
         file: "store/src/append.rs",
-        find: "let must_wait = is_behind || (is_data",
-        put: "let must_wait = (is_data",
+        find: "let must_wait = is_behind || !has_place;",
+        put: "let must_wait = !has_place;",
         net: FULL,
     },
     Mutant {
