@@ -1,8 +1,9 @@
 //! Lookups: reads, and the questions resync asks of leaves.
 //!
 //! A read resolves its blocks leaf by leaf, holds the segments it found them in, reads each contiguous run at
-//! once and checks every block. What fails its check is read once more (the bytes may have been hurt on the way)
-//! and then reported, never passed on.
+//! once and checks every block. Runs that almost touch, as small writes one after the other leave them with a
+//! header in between, come in one read of the disk. What fails its check is read once more, run by run (the bytes
+//! may have been hurt on the way), and then reported, never passed on.
 
 use edge::DiskOp;
 use smallvec::SmallVec;
@@ -11,6 +12,7 @@ use types::{BLOCK_BYTES, BlockNo, LayerId, LeafNo, Payload, RequestId, Seq, Shar
 use crate::batch::Kind;
 use crate::cache::CacheAt;
 use crate::leaf::{Slot, State, pieces};
+use crate::segment::Geometry;
 use crate::store::{Io, LeafPlace, Store};
 use crate::{
     BlockState, BlockVersion, ClearKind, Effect, LeafKey, REQUEST_BLOCKS_MAX, ReadPart, Reply, StoreError,
@@ -18,6 +20,10 @@ use crate::{
 
 /// The most leaves one answer lists.
 const CHANGED_MAX: usize = 1024;
+
+/// Blocks nobody asked for that are read rather than skipped by a second read: 16 KiB take less than the disk
+/// takes for an operation.
+const GAP_BLOCKS_MAX: u64 = 4;
 
 /// A question under way.
 pub(crate) struct Lookup<B> {
@@ -45,6 +51,7 @@ pub(crate) struct Read<B> {
     parts: SmallVec<[Part<B>; 1]>,
     /// Seq and sum of each block with data, by position in the request.
     checks: SmallVec<[(u64, u32); 1]>,
+    spans: SmallVec<[Span; 1]>,
     under_way: usize,
     /// Position of the first bad block.
     bad: Option<u32>,
@@ -56,15 +63,20 @@ enum Part<B> {
         address: u64,
         index: u32,
         count: u32,
-        is_second_try: bool,
         content: Option<B>,
     },
 }
 
-impl<B> Part<B> {
-    fn is_data(&self) -> bool {
-        matches!(self, Part::Data { .. })
-    }
+/// One read of the disk, and the parts it brings.
+#[derive(Clone, Copy)]
+struct Span {
+    address: u64,
+    /// Blocks to read, gaps included.
+    count: u32,
+    first_part: usize,
+    /// One behind the last; every part between is data.
+    end_part: usize,
+    is_second_try: bool,
 }
 
 impl<B> Want<B> {
@@ -75,6 +87,7 @@ impl<B> Want<B> {
             resolved: 0,
             parts: SmallVec::new(),
             checks: SmallVec::new(),
+            spans: SmallVec::new(),
             under_way: 0,
             bad: None,
         })
@@ -218,45 +231,41 @@ impl<B: Payload> Store<B> {
             self.stats.corrupt_blocks += 1;
             return Step::Answer(Err(error));
         }
-        read.under_way = read.parts.iter().filter(|part| part.is_data()).count();
-        if read.under_way == 0 {
+        let geometry = self.ledger.segments.geometry;
+        let read = self.read_mut(number);
+        read.plan(&geometry);
+        let spans = read.spans.len();
+        if spans == 0 {
             return Step::Answer(Ok(read.reply()));
         }
-        for at in 0..read.parts.len() {
-            if let Part::Data { address, count, .. } = self.read_mut(number).parts[at] {
-                self.read_part(number, at, address, count, effects);
-            }
+        for at in 0..spans {
+            self.read_span(number, at, effects);
         }
         Step::Wait
     }
 
-    fn read_part(
-        &mut self,
-        number: u64,
-        part: usize,
-        address: u64,
-        count: u32,
-        effects: &mut Vec<Effect<B>>,
-    ) {
-        let segment = self
-            .ledger
-            .segments
-            .geometry
-            .find(address)
-            .expect("a block of a segment");
-        self.ledger.segments.pin(segment);
+    fn read_span(&mut self, number: u64, at: usize, effects: &mut Vec<Effect<B>>) {
+        let read = self.read_mut(number);
+        read.under_way += 1;
+        let Span { address, count, .. } = read.spans[at];
+        let segments = &mut self.ledger.segments;
+        segments.pin(segments.geometry.find(address).expect("a block of a segment"));
         let operation = DiskOp::Read {
             offset: address * BLOCK_BYTES,
             bytes: count * BLOCK_BYTES as u32,
         };
-        self.submit(Io::Read { lookup: number, part }, operation, effects);
+        let io = Io::Read {
+            lookup: number,
+            span: at,
+        };
+        self.submit(io, operation, effects);
     }
 
     pub(crate) fn read_done(
         &mut self,
         number: u64,
         at: usize,
-        data: Option<B>,
+        data: Option<&B>,
         effects: &mut Vec<Effect<B>>,
     ) {
         let lookup = self
@@ -267,63 +276,38 @@ impl<B: Payload> Store<B> {
         let Want::Read(read) = &mut lookup.want else {
             unreachable!("only reads read")
         };
-        let Part::Data {
-            address,
-            index,
-            count,
-            is_second_try,
-            content,
-        } = &mut read.parts[at]
-        else {
-            unreachable!("only data is read")
-        };
-        let (address, first, count) = (*address, *index, *count);
-        let checks = &read.checks;
-        let bad = match &data {
-            None => Some(first),
-            Some(data) => {
-                assert_eq!(
-                    data.length() as u64,
-                    u64::from(count) * BLOCK_BYTES,
-                    "a whole read"
-                );
-                let blocks = data.bytes().chunks_exact(BLOCK_BYTES as usize);
-                (first..).zip(blocks).find_map(|(index, bytes)| {
-                    let (seq, sum) = checks[index as usize];
-                    let key = SumKey {
-                        shard,
-                        layer,
-                        block: BlockNo(read.block + index),
-                        seq: Seq(seq),
-                    };
-                    (types::bind(key, types::crc32c(bytes)).0 != sum).then_some(index)
-                })
-            }
-        };
-        let is_tried_again = bad.is_some() && !std::mem::replace(is_second_try, true);
-        if !is_tried_again {
-            *content = data;
-            read.under_way -= 1;
-            if let Some(bad) = bad {
-                self.stats.corrupt_blocks += 1;
+        read.under_way -= 1;
+        let span = read.spans[at];
+        let (known, mut corrupt) = (read.spans.len(), 0);
+        for part in span.first_part..span.end_part {
+            let Err(bad) = read.accept(shard, layer, span, part, data) else {
+                continue;
+            };
+            if span.is_second_try {
+                corrupt += 1;
                 read.bad = Some(read.bad.map_or(bad, |other| other.min(bad)));
+            } else {
+                // Alone: a gap that cannot be read is nobody's loss.
+                read.retry(part);
             }
         }
-        let answer = (read.under_way == 0).then(|| match read.bad {
+        let spans = read.spans.len();
+        let answer = (read.under_way == 0 && spans == known).then(|| match read.bad {
             Some(index) => Err(read.corrupt(shard, index)),
             None => Ok(read.reply()),
         });
-        if is_tried_again {
-            // The first read still holds the segment; the second takes over from it.
-            self.read_part(number, at, address, count, effects);
+        self.stats.corrupt_blocks += corrupt;
+        // The first read still holds the segment; the second tries take over from it.
+        for at in known..spans {
+            self.read_span(number, at, effects);
         }
-        let segment = self
-            .ledger
-            .segments
-            .geometry
-            .find(address)
-            .expect("a block of a segment");
-        self.ledger.segments.unpin(segment);
+        let segments = &mut self.ledger.segments;
+        segments.unpin(
+            segments
+                .geometry
+                .find(span.address)
+                .expect("a block of a segment"),
+        );
         if let Some(answer) = answer {
             self.answer(number, answer, effects);
         }
@@ -403,11 +387,101 @@ impl<B: Payload> Read<B> {
                     address: slot.address,
                     index,
                     count: 1,
-                    is_second_try: false,
                     content: None,
                 }),
             },
         }
+    }
+
+    /// Joins neighbouring runs of data in one segment to reads of at most a megabyte.
+    fn plan(&mut self, geometry: &Geometry) {
+        for (at, part) in self.parts.iter().enumerate() {
+            let Part::Data { address, count, .. } = *part else {
+                continue;
+            };
+            let joined = self.spans.last_mut().and_then(|span| {
+                let gap = address.checked_sub(span.address + u64::from(span.count))?;
+                let total = address + u64::from(count) - span.address;
+                let is_near = gap <= GAP_BLOCKS_MAX && total <= u64::from(REQUEST_BLOCKS_MAX);
+                let is_inside = geometry.find(address) == geometry.find(span.address);
+                (span.end_part == at && is_near && is_inside).then_some((span, total))
+            });
+            match joined {
+                Some((span, total)) => {
+                    span.count = total as u32;
+                    span.end_part = at + 1;
+                }
+                None => self.spans.push(Span {
+                    address,
+                    count,
+                    first_part: at,
+                    end_part: at + 1,
+                    is_second_try: false,
+                }),
+            }
+        }
+    }
+
+    /// Takes a part from what its span brought, or says which of its blocks is the first that is bad.
+    fn accept(
+        &mut self,
+        shard: ShardId,
+        layer: LayerId,
+        span: Span,
+        part: usize,
+        data: Option<&B>,
+    ) -> Result<(), u32> {
+        let Part::Data {
+            address,
+            index: first,
+            count,
+            content,
+        } = &mut self.parts[part]
+        else {
+            unreachable!("only data is read")
+        };
+        let data = data.ok_or(*first)?;
+        assert_eq!(
+            data.length() as u64,
+            u64::from(span.count) * BLOCK_BYTES,
+            "a whole read"
+        );
+        let bytes = BLOCK_BYTES as usize;
+        let data = data.slice(
+            (*address - span.address) as usize * bytes,
+            *count as usize * bytes,
+        );
+        let bad = (*first..)
+            .zip(data.bytes().chunks_exact(bytes))
+            .find(|(index, bytes)| {
+                let (seq, sum) = self.checks[*index as usize];
+                let key = SumKey {
+                    shard,
+                    layer,
+                    block: BlockNo(self.block + index),
+                    seq: Seq(seq),
+                };
+                types::bind(key, types::crc32c(bytes)).0 != sum
+            });
+        if let Some((index, _)) = bad {
+            return Err(index);
+        }
+        *content = Some(data);
+        Ok(())
+    }
+
+    /// Plans to read a part by itself once more.
+    fn retry(&mut self, part: usize) {
+        let Part::Data { address, count, .. } = self.parts[part] else {
+            unreachable!("only data is read")
+        };
+        self.spans.push(Span {
+            address,
+            count,
+            first_part: part,
+            end_part: part + 1,
+            is_second_try: true,
+        });
     }
 
     fn forget(&mut self) {

@@ -40,7 +40,7 @@ pub(crate) enum Io {
     Append(u64),
     SegmentHeader,
     Sync,
-    Read { lookup: u64, part: usize },
+    Read { lookup: u64, span: usize },
     Clean(Piece),
 }
 
@@ -302,7 +302,7 @@ impl<B: Payload> Store<B> {
                 Ok(_) => self.synced(effects),
                 Err(error) => self.fail(StoreError::DiskFailed(error)),
             },
-            Io::Read { lookup, part } => self.read_done(lookup, part, data_of(result), effects),
+            Io::Read { lookup, span } => self.read_done(lookup, span, data_of(result).as_ref(), effects),
             Io::Clean(piece) => self.clean_read_done(piece, data_of(result), effects),
         }
     }

@@ -126,6 +126,27 @@ fn one_small_write_is_one_disk_write() {
     assert_eq!(world.submitted, ["sync"], "a flush of nothing new needs no sync");
 }
 
+/// Ten writes one after the other lie with a header between each two. One read of the disk brings them, and if
+/// nobody can read a header between them that is nobody's loss.
+#[test]
+fn runs_that_almost_touch_are_one_disk_read() {
+    let mut world = world();
+    for block in 0..10 {
+        world
+            .call(write(0, block, 1, u64::from(block) + 1))
+            .expect("write");
+    }
+    world.submitted.clear();
+    let content = world.call(read(0, 0, 10)).expect("read");
+    assert_eq!(world.submitted, ["read"]);
+    let at = find_content(&world, 5, 4);
+    world.disk.unreadable.push(at / BLOCK as u64 + 1);
+    world.submitted.clear();
+    let again = world.call(read(0, 0, 10)).expect("read past a bad header");
+    assert_eq!(world.submitted, ["read"; 11]);
+    assert_eq!(format!("{content:?}"), format!("{again:?}"));
+}
+
 #[test]
 fn requests_of_a_turn_share_a_batch_and_flushes_a_sync() {
     let mut world = world();

@@ -61,8 +61,8 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a read does not check its blocks",
         file: "store/src/read.rs",
-        find: "(types::bind(key, types::crc32c(bytes)).0 != sum).then_some(index)",
-        put: "(types::bind(key, types::crc32c(bytes)).0 != sum && false).then_some(index)",
+        find: "types::bind(key, types::crc32c(bytes)).0 != sum",
+        put: "types::bind(key, types::crc32c(bytes)).0 != sum && seq == u64::MAX",
         net: STORE,
     },
     Mutant {
