@@ -44,7 +44,12 @@ impl FromStr for ByteSize {
     type Err = ParseSizeError;
 
     fn from_str(text: &str) -> Result<ByteSize, ParseSizeError> {
-        let shown = || text.chars().take(64).collect::<String>();
+        let shown = || {
+            text.chars()
+                .filter(|c| !c.is_control())
+                .take(64)
+                .collect::<String>()
+        };
         let trimmed = text.trim();
         let split = trimmed
             .find(|c: char| !c.is_ascii_digit() && c != '.')
@@ -126,6 +131,11 @@ mod tests {
         ] {
             assert!(text.parse::<ByteSize>().is_err(), "{text}");
         }
+        assert_eq!(
+            "1\u{1b}[2J\nZ".parse::<ByteSize>(),
+            Err(ParseSizeError::NotASize("1[2JZ".into())),
+            "a refusal does not move a terminal's cursor"
+        );
         assert_eq!(
             "16777216TiB".parse::<ByteSize>(),
             Err(ParseSizeError::TooLarge("16777216TiB".into()))
