@@ -1,12 +1,37 @@
 //! The REST API's bodies. Sizes are bytes, times RFC 3339, ids strings. Requests refuse fields they do not know;
 //! answers may grow fields, so clients must ignore those they do not know.
 
+use std::fmt;
+use std::marker::PhantomData;
+
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use types::{DiskId, PoolId, VdiId};
 use utoipa::ToSchema;
 
 use crate::{Attachment, DiskState};
+
+/// Reads a `T` from a JSON object only. What serde derives takes an array of the fields in their order as well:
+/// `[]` would be a valid "detach", of all doors.
+pub(crate) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(reader: D) -> Result<T, D::Error> {
+    struct Object<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(fields))
+        }
+    }
+
+    reader.deserialize_map(Object(PhantomData))
+}
 
 /// `POST /v1/pool`
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -38,6 +63,7 @@ pub struct DiskAddBody {
 #[serde(deny_unknown_fields)]
 pub struct DiskReplaceBody {
     /// The disk that takes the place.
+    #[serde(deserialize_with = "object")]
     pub with: DiskAddBody,
 }
 

@@ -56,7 +56,7 @@ impl FromStr for Name {
         if is_valid {
             return Ok(Name(text.to_owned()));
         }
-        let shown: String = text.chars().take(80).filter(|c| !c.is_control()).collect();
+        let shown: String = text.chars().take(80).filter(|c| !is_hidden(*c)).collect();
         Err(ApiError::invalid(
             format!("'{shown}' is not a name"),
             "use 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit",
@@ -269,18 +269,24 @@ fn target(text: &str) -> ApiResult<AttachTarget> {
         .map_err(|e: crate::ParseTargetError| ApiError::invalid(e.to_string(), ""))
 }
 
+/// Characters that move a terminal's cursor or turn the direction of what follows: in no path, in no message.
+pub(crate) fn is_hidden(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 fn disk_path(text: &str) -> ApiResult<PathBuf> {
     let is_plain = text.starts_with('/')
+        && !text.ends_with('/')
         && text.len() <= PATH_BYTES_MAX
-        && !text.chars().any(char::is_control)
+        && !text.chars().any(is_hidden)
         && !text.split('/').any(|part| part == "..");
     if is_plain {
         return Ok(PathBuf::from(text));
     }
-    let shown: String = text.chars().take(120).filter(|c| !c.is_control()).collect();
+    let shown: String = text.chars().take(120).filter(|c| !is_hidden(*c)).collect();
     Err(ApiError::invalid(
         format!("'{shown}' is not the path of a disk"),
-        format!("give an absolute path without '..', at most {PATH_BYTES_MAX} bytes"),
+        format!("give an absolute path of a device or file without '..', at most {PATH_BYTES_MAX} bytes"),
     ))
 }
 

@@ -16,6 +16,7 @@ mod memory;
 pub mod placement;
 mod records;
 pub mod rest;
+mod serve;
 mod service;
 mod store;
 

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use types::{DiskId, LayerId, PoolId, VdiId};
 use utoipa::ToSchema;
 
+use crate::check::is_hidden;
+
 /// The pool this host belongs to; key `pool`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolRecord {
@@ -174,7 +176,7 @@ pub enum ParseTargetError {
 }
 
 fn shown(text: &str) -> String {
-    text.chars().take(120).filter(|c| !c.is_control()).collect()
+    text.chars().take(120).filter(|c| !is_hidden(*c)).collect()
 }
 
 /// Checks a path that a socket shall be bound at.
@@ -187,7 +189,7 @@ pub fn socket_path(text: &str) -> Result<PathBuf, ParseTargetError> {
     }
     let is_plain = text.starts_with('/')
         && !text.ends_with('/')
-        && !text.chars().any(char::is_control)
+        && !text.chars().any(is_hidden)
         && !text.split('/').any(|part| part == "." || part == "..");
     if !is_plain {
         return Err(ParseTargetError::NotAbsolute(shown(text)));

@@ -3,7 +3,6 @@
 //! Everything that is not a success is a [`Problem`], also what the router itself refuses (unknown path, wrong
 //! method, a body that is too long or not JSON): a client parses one form of failure.
 
-use std::future::Future;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
@@ -13,7 +12,8 @@ use axum::body::Bytes;
 use axum::extract::{
     DefaultBodyLimit, FromRequest, FromRequestParts, Path as UrlPath, Query, Request, State,
 };
-use axum::http::{StatusCode, header};
+use axum::http::{Method, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -23,6 +23,9 @@ use tokio::net::{UnixListener, UnixStream};
 use types::DiskId;
 use utoipa::OpenApi;
 
+use crate::api::object;
+use crate::check::is_hidden;
+pub use crate::serve::{CONNECTIONS_MAX, REQUEST_WAIT, serve};
 use crate::{
     ApiError, ApiResult, AttachBody, DetachBody, DiskAddBody, DiskInfo, DiskReplaceBody, Name,
     PoolCreateBody, PoolInfo, Problem, ScrubBody, ScrubStatus, Service, StatusInfo, VdiCreateBody, VdiInfo,
@@ -31,6 +34,9 @@ use crate::{
 
 /// Longest request body.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// Characters of a client's words that a refusal repeats.
+const TEXT_SHOWN_MAX: usize = 200;
 
 /// The API as a document.
 #[derive(OpenApi)]
@@ -93,20 +99,9 @@ pub fn router<S: Service>(service: Arc<S>) -> Router {
         .route("/openapi.json", get(document))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn(no_stray_query))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(service)
-}
-
-/// Serves `router` on `listener` until `stop` is ready and the requests under way are answered.
-///
-/// # Errors
-/// The listener's.
-pub async fn serve(
-    listener: UnixListener,
-    router: Router,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
-    axum::serve(listener, router).with_graceful_shutdown(stop).await
 }
 
 /// Binds the API's socket at `path`, for its owner only. A socket that a dead daemon left is replaced; one that
@@ -157,7 +152,21 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Response;
 
     async fn from_request(request: Request, state: &S) -> Result<Body<T>, Response> {
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+        if let Some(refusal) = wrong_content_type(&request) {
+            return Err(refusal);
+        }
+        let bytes = tokio::time::timeout(REQUEST_WAIT, Bytes::from_request(request, state));
+        let bytes = bytes.await.map_err(|_| {
+            let message = format!(
+                "the request's body was not there after {} s",
+                REQUEST_WAIT.as_secs()
+            );
+            problem(
+                StatusCode::REQUEST_TIMEOUT,
+                ApiError::invalid(message, "send it at once"),
+            )
+        })?;
+        let bytes = bytes.map_err(|rejection| {
             let hint = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
                 format!("bodies have at most {BODY_BYTES_MAX} bytes")
             } else {
@@ -165,11 +174,70 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             };
             problem(rejection.status(), ApiError::invalid(rejection.body_text(), hint))
         })?;
-        serde_json::from_slice(&bytes).map(Body).map_err(|error| {
-            let message = format!("the request's body is not what this path takes: {error}");
-            ApiError::invalid(message, "GET /openapi.json describes it").into_response()
-        })
+        parse_body(&bytes).map(Body).map_err(IntoResponse::into_response)
     }
+}
+
+/// Refuses a body that says it is something else than JSON; one that says nothing is taken for JSON.
+fn wrong_content_type(request: &Request) -> Option<Response> {
+    let given = request.headers().get(header::CONTENT_TYPE)?;
+    let given = String::from_utf8_lossy(given.as_bytes());
+    let kind = given.split(';').next().unwrap_or_default().trim();
+    if kind.eq_ignore_ascii_case("application/json") {
+        return None;
+    }
+    let message = format!("a body of type '{}' is not what this path takes", plain(&given));
+    let error = ApiError::invalid(message, "send JSON with content-type: application/json");
+    Some(problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, error))
+}
+
+/// Refuses a query where none is known: `?force=true` on a path that does not take it must not be overlooked.
+async fn no_stray_query(request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let takes_query = request.method() == Method::DELETE && path.starts_with("/v1/disks/");
+    match request.uri().query() {
+        Some(query) if !query.is_empty() && !takes_query => {
+            let message = format!("{} does not take the query '{}'", plain(path), plain(query));
+            ApiError::invalid(message, "GET /openapi.json describes it").into_response()
+        }
+        _ => next.run(request).await,
+    }
+}
+
+/// Reads a request's body.
+///
+/// # Errors
+/// When it is not JSON, or not of this form. The message is one line of bounded length, whatever was sent.
+pub fn parse_body<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let body = object(&mut reader).and_then(|body| reader.end().map(|()| body));
+    body.map_err(|error| {
+        // What is quoted in the complaint is the client's: it may be a megabyte, or move a terminal's cursor.
+        let complaint = error.to_string();
+        let place = format!(" at line {} column {}", error.line(), error.column());
+        let reason = complaint.strip_suffix(&place).unwrap_or(&complaint);
+        ApiError::invalid(
+            format!(
+                "the request's body is not what this path takes: {}{place}",
+                plain(reason)
+            ),
+            "GET /openapi.json describes it",
+        )
+    })
+}
+
+/// The beginning of a client's own words, for a message of one line.
+fn plain(text: &str) -> String {
+    let mut characters = text.chars();
+    let mut plain: String = characters
+        .by_ref()
+        .take(TEXT_SHOWN_MAX)
+        .map(|c| if is_hidden(c) { '?' } else { c })
+        .collect();
+    if characters.next().is_some() {
+        plain.push_str("...");
+    }
+    plain
 }
 
 /// The name in the path, checked.
@@ -194,7 +262,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Disk {
         let UrlPath(text) = url_path(parts, state).await?;
         text.parse::<DiskId>()
             .map(Disk)
-            .map_err(|error| ApiError::invalid(error.to_string(), "`weft disk list` shows the ids"))
+            .map_err(|error| ApiError::invalid(plain(&error.to_string()), "`weft disk list` shows the ids"))
     }
 }
 
@@ -204,7 +272,7 @@ async fn url_path<S: Send + Sync>(
 ) -> ApiResult<UrlPath<String>> {
     UrlPath::<String>::from_request_parts(parts, state)
         .await
-        .map_err(|rejection| ApiError::invalid(rejection.body_text(), ""))
+        .map_err(|rejection| ApiError::invalid(plain(&rejection.body_text()), ""))
 }
 
 impl IntoResponse for ApiError {
@@ -220,12 +288,13 @@ fn problem(status: StatusCode, error: ApiError) -> Response {
 }
 
 async fn no_such_path(request: Request) -> Response {
-    let message = format!("there is nothing at {}", request.uri().path());
+    let message = format!("there is nothing at {}", plain(request.uri().path()));
     ApiError::not_found(message, "GET /openapi.json lists the paths").into_response()
 }
 
 async fn no_such_method(request: Request) -> Response {
-    let message = format!("{} does not take {}", request.uri().path(), request.method());
+    let method = plain(request.method().as_str());
+    let message = format!("{} does not take {method}", plain(request.uri().path()));
     let error = ApiError::invalid(message, "GET /openapi.json lists the methods");
     problem(StatusCode::METHOD_NOT_ALLOWED, error)
 }
@@ -278,8 +347,8 @@ async fn disk_remove<S: Service>(
     Disk(disk): Disk,
     force: Result<Query<Force>, axum::extract::rejection::QueryRejection>,
 ) -> ApiResult<Json<DiskInfo>> {
-    let Query(force) =
-        force.map_err(|rejection| ApiError::invalid(rejection.body_text(), "only ?force=true|false"))?;
+    let Query(force) = force
+        .map_err(|rejection| ApiError::invalid(plain(&rejection.body_text()), "only ?force=true|false"))?;
     api.disk_remove(disk, force.force).await.map(Json)
 }
 
