@@ -34,6 +34,11 @@ impl Raw {
         raw
     }
 
+    /// The connection itself, for who speaks and listens at once.
+    pub fn into_stream(self) -> UnixStream {
+        self.stream
+    }
+
     pub async fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.expect("the server takes it");
     }
