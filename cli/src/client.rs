@@ -143,6 +143,15 @@ fn answer(status: StatusCode, body: &[u8]) -> Outcome<Result<Value, ApiError>> {
             .map(Ok)
             .map_err(|error| not_ours(&error));
     }
+    if matches!(
+        status,
+        StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+    ) {
+        return Err(Failure::usage(
+            "what was named is longer than any name",
+            "names have at most 63 characters",
+        ));
+    }
     match serde_json::from_slice::<Problem>(body) {
         Ok(problem) => Ok(Err(problem.into())),
         Err(_) => Ok(Err(ApiError {

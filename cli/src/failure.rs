@@ -81,10 +81,24 @@ impl Failure {
     }
 }
 
-/// One line whatever the texts hold: scripts read stderr by lines, and a name may come from elsewhere.
+/// Longest text of a failure: what the user typed may be in it, and may be a file's content.
+const TEXT_SHOWN_MAX: usize = 600;
+
+/// On one line and without what would move a terminal's cursor, whatever the text holds: scripts read stderr by
+/// lines, and a name may come from elsewhere.
+fn flat(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let joined = words.join(" ");
+    let mut characters = joined.chars().filter(|c| !c.is_control());
+    let mut flat: String = characters.by_ref().take(TEXT_SHOWN_MAX).collect();
+    if characters.next().is_some() {
+        flat.push_str("...");
+    }
+    flat
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let flat = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         f.write_str(&flat(&self.message))?;
         if !self.hint.is_empty() {
             write!(f, "; {}", flat(&self.hint))?;
@@ -118,6 +132,9 @@ mod tests {
         let failure = Failure::failed("two\nlines", "do\tthis");
         assert_eq!(failure.to_string(), "two lines; do this");
         assert_eq!(Failure::failed("alone", "").to_string(), "alone");
+        assert_eq!(Failure::failed("a\u{1b}[2Jb", "").to_string(), "a[2Jb");
+        let long = Failure::failed("x".repeat(1 << 20), "").to_string();
+        assert!(long.len() < 1_000 && long.ends_with("..."));
     }
 
     #[test]

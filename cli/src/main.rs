@@ -11,9 +11,11 @@ mod scrub;
 mod status;
 mod vdi;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use client::Client;
@@ -86,14 +88,44 @@ enum Command {
 
 fn main() -> ExitCode {
     // Rust ignores SIGPIPE; output.rs ends quietly when the reader of our output has gone.
-    let cli = Cli::parse();
-    match run(cli) {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let outcome = match Cli::try_parse_from(&words) {
+        Ok(cli) => run(cli),
+        Err(error) => Err(usage(&error, &words)),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("weft: {failure}");
             ExitCode::from(failure.exit as u8)
         }
     }
+}
+
+/// What clap says of a wrong command line, in one line as every other failure. Help that was asked for is shown.
+fn usage(error: &clap::Error, words: &[OsString]) -> Failure {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        error.exit();
+    }
+    let mut command = &Cli::command();
+    let mut path = "weft".to_owned();
+    for word in words.iter().skip(1).filter_map(|word| word.to_str()) {
+        if let Some(inner) = command.find_subcommand(word) {
+            command = inner;
+            path = format!("{path} {word}");
+        }
+    }
+    let hint = format!("see `{path} --help`");
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+        return Failure::usage(format!("'{path}' needs a command: {}", names.join(", ")), hint);
+    }
+    let text = error.render().to_string();
+    let said = text
+        .lines()
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
+    let said: Vec<&str> = said.collect();
+    Failure::usage(said.join(" ").trim_start_matches("error: "), hint)
 }
 
 fn run(cli: Cli) -> Outcome<()> {
