@@ -1,12 +1,20 @@
 //! The daemon's settings: flags over the TOML file over defaults. `deploy/blockd.toml` is the commented example.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Parser, ValueEnum};
 use serde::Deserialize;
 use types::ByteSize;
+
+/// Longest configuration file.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+/// More index memory for one disk than this is a mistake of units.
+const CACHE_BYTES_MAX: u64 = 1 << 40;
+/// Longest path of the state directory: a socket in a directory in it has to fit the 107 bytes of `sun_path`.
+const STATE_BYTES_MAX: usize = 88;
 
 /// The Weft storage daemon: pools the disks of this host and serves virtual disks.
 ///
@@ -85,16 +93,21 @@ pub struct Settings {
 impl Settings {
     /// Reads the file named in `flags`, if any, and puts the flags over it.
     pub fn load(flags: &Flags) -> Result<Settings> {
-        let file = match &flags.config {
-            Some(path) => read(path)?,
-            None => File::default(),
+        let Some(path) = &flags.config else {
+            return Settings::of_bytes(flags, b"");
         };
+        let bytes = read(path).with_context(|| format!("cannot read {}", shown(path)))?;
+        Settings::of_bytes(flags, &bytes).with_context(|| format!("configuration {}", shown(path)))
+    }
+
+    /// The settings that a file with this content and `flags` over it make.
+    pub fn of_bytes(flags: &Flags, bytes: &[u8]) -> Result<Settings> {
+        let file = parse(bytes)?;
         let size = |text: &Option<String>, name: &str| -> Result<Option<ByteSize>> {
             text.as_ref()
                 .map(|text| text.parse().with_context(|| format!("setting '{name}'")))
                 .transpose()
         };
-        let cores_here = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let settings = Settings {
             state: flags
                 .state
@@ -115,42 +128,110 @@ impl Settings {
                 .unwrap_or_else(|| "info".to_owned()),
             log_format: flags.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
         };
-        if !(1..=cores_here).contains(&settings.cores) {
+        settings.check()?;
+        let state = std::path::absolute(&settings.state).context("setting 'state'")?;
+        if state.as_os_str().len() > STATE_BYTES_MAX {
+            bail!(
+                "setting 'state' has {} bytes: at most {STATE_BYTES_MAX}, or the kernel cannot bind the socket in it",
+                state.as_os_str().len()
+            );
+        }
+        Ok(Settings { state, ..settings })
+    }
+
+    fn check(&self) -> Result<()> {
+        let state = self.state.as_os_str().as_encoded_bytes();
+        if state.is_empty() || state.iter().any(u8::is_ascii_control) {
+            bail!(
+                "setting 'state' is {:?}: a directory, for example /var/lib/weft",
+                self.state
+            );
+        }
+        let cores_here = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        if !(1..=cores_here).contains(&self.cores) {
             bail!(
                 "setting 'cores' is {}: this machine has 1 to {cores_here}",
-                settings.cores
+                self.cores
             );
         }
-        if settings.cache.0 < 8 << 20 {
+        if !(8 << 20..=CACHE_BYTES_MAX).contains(&self.cache.0) {
             bail!(
-                "setting 'cache' is {}: at least 8MiB for each disk",
-                settings.cache
+                "setting 'cache' is {}: 8MiB to {} for each disk",
+                self.cache,
+                ByteSize(CACHE_BYTES_MAX)
             );
         }
-        if !(8 << 20..=64 << 30).contains(&settings.buffers.0) {
-            bail!("setting 'buffers' is {}: 8MiB to 64GiB", settings.buffers);
+        if !(8 << 20..=64 << 30).contains(&self.buffers.0) {
+            bail!("setting 'buffers' is {}: 8MiB to 64GiB", self.buffers);
         }
-        if settings.poll > POLL_MAX {
+        if self.poll > POLL_MAX {
             bail!(
                 "setting 'poll_us' is {}: at most {}",
-                settings.poll.as_micros(),
+                self.poll.as_micros(),
                 POLL_MAX.as_micros()
             );
         }
-        if !settings.state.is_absolute() {
-            let here = std::env::current_dir().context("current directory")?;
-            return Ok(Settings {
-                state: here.join(&settings.state),
-                ..settings
-            });
-        }
-        Ok(settings)
+        check_log(&self.log)
     }
 }
 
-fn read(path: &Path) -> Result<File> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    toml::from_str(&text).with_context(|| format!("{} is not a blockd configuration", path.display()))
+/// A misspelt level would be taken for the name of a module, and nothing would be logged: every part without `=`
+/// has to be a level.
+fn check_log(filter: &str) -> Result<()> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |text: &str| LEVELS.iter().any(|level| text.eq_ignore_ascii_case(level));
+    for part in filter.split(',').map(str::trim) {
+        let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
+        if !is_level(level) {
+            let part: String = part.chars().take(80).filter(|c| !c.is_control()).collect();
+            bail!("setting 'log' has '{part}': use error, warn, info, debug, trace, or MODULE=LEVEL");
+        }
+    }
+    Ok(())
+}
+
+/// A path for a message of one line.
+fn shown(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    text.chars().take(200).filter(|c| !c.is_control()).collect()
+}
+
+/// The file's content. Only a regular file: a pipe would be waited for, a device might have no end.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let metadata = std::fs::metadata(path)?;
+    if !metadata.is_file() {
+        bail!("it is not a file");
+    }
+    if metadata.len() > FILE_BYTES_MAX {
+        bail!(
+            "it has {} bytes, at most {FILE_BYTES_MAX} are settings",
+            metadata.len()
+        );
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?
+        .take(FILE_BYTES_MAX)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// One line of complaint, with the number of the line in the file: TOML's own takes five.
+fn parse(bytes: &[u8]) -> Result<File> {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        bail!("it is not text (UTF-8)");
+    };
+    toml::from_str(text).map_err(|error: toml::de::Error| {
+        let message = error.message().replace('\n', ", ");
+        let message: String = message.chars().filter(|c| !c.is_control()).take(300).collect();
+        match error.span() {
+            Some(span) => {
+                let before = bytes.get(..span.start).unwrap_or_default();
+                let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+                anyhow!("line {line}: {message}")
+            }
+            None => anyhow!("{message}"),
+        }
+    })
 }
 
 #[cfg(test)]
@@ -190,6 +271,118 @@ mod tests {
         ] {
             let error = format!("{:#}", with(text, &[]).expect_err(text));
             assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+
+    /// The refusal of a file with this content: one line, short, without what moves a terminal's cursor.
+    fn refused(text: &str) -> String {
+        let error = format!("{:#}", with(text, &[]).expect_err(text));
+        assert!(
+            error.len() < 700 && !error.chars().any(char::is_control),
+            "{error:?}"
+        );
+        error
+    }
+
+    #[test]
+    fn every_setting_wrong_in_every_way_is_named() {
+        let long = "x".repeat(100_000);
+        let deep = "[".repeat(10_000);
+        for name in [
+            "state",
+            "cores",
+            "cache",
+            "buffers",
+            "poll_us",
+            "log",
+            "log_format",
+        ] {
+            let strange = [
+                "true",
+                "[]",
+                "{}",
+                "1979-05-27",
+                "nan",
+                "99999999999999999999",
+                "-1",
+                "1.5",
+                &deep,
+            ];
+            for value in strange {
+                let error = refused(&format!("# a comment\n\n{name} = {value}\n"));
+                assert!(
+                    error.contains("line 3") || error.contains(name),
+                    "{name} = {value:.20}: {error}"
+                );
+            }
+            let texts = ["", "\\u0000", "\\u001b[2J", "\\n", &long];
+            for text in texts {
+                let error = refused(&format!("{name} = \"{text}\""));
+                assert!(
+                    error.contains("line 1") || error.contains(name),
+                    "{name} = {text:.20}: {error}"
+                );
+            }
+            let error = refused(&format!("{name} = 1\n{name} = 1\n"));
+            assert!(error.contains("line"), "{name} twice: {error}");
+            assert!(refused(&format!("{name}s = 1")).contains(name), "{name}s");
+            assert!(refused(&format!("[{name}]\nx = 1")).contains("line "), "[{name}]");
+        }
+        for (text, word) in [
+            ("cores = 100000", "this machine has"),
+            ("cache = '1MiB'", "8MiB"),
+            ("cache = '15EiB'", "cache"),
+            ("cache = '9999TiB'", "1TiB"),
+            ("buffers = '65GiB'", "64GiB"),
+            ("log = 'infoo'", "infoo"),
+            ("log = 'info,weft_blockd=loud'", "loud"),
+            ("log_format = 'xml'", "xml"),
+            ("= 1", "line 1"),
+            ("state = '/a", "line 1"),
+            (&format!("state = '/{}'", "x".repeat(100)), "at most 88"),
+            ("\u{7f}ELF\u{1}", "line 1"),
+        ] {
+            assert!(refused(text).contains(word), "{text:.40}: {}", refused(text));
+        }
+        for good in [
+            "log = 'info,weft_blockd=debug'",
+            "log = 'WARN'",
+            "log = 'off'",
+            "",
+            "# nothing",
+        ] {
+            assert!(with(good, &[]).is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_of_settings_is_refused_and_not_waited_for() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("binary"), [0xff, 0xfe, 0, 1]).expect("write");
+        std::fs::File::create(at("huge"))
+            .expect("create")
+            .set_len(1 << 40)
+            .expect("sparse");
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), 0o600.into()).expect("a pipe");
+        std::os::unix::fs::symlink("loop", at("loop")).expect("link");
+        let missing = at("missing");
+        for (path, word) in [
+            (missing.as_path(), "No such file"),
+            (folder.path(), "not a file"),
+            (&at("pipe"), "not a file"),
+            (Path::new("/dev/zero"), "not a file"),
+            (&at("loop"), "symbolic links"),
+            (&at("huge"), "at most 1048576"),
+            (&at("binary"), "UTF-8"),
+        ] {
+            let flags =
+                Flags::try_parse_from(["blockd", "--config", path.to_str().expect("UTF-8")]).expect("flags");
+            let error = format!("{:#}", Settings::load(&flags).expect_err("no settings"));
+            assert!(
+                error.contains(word) && error.contains(path.to_str().expect("UTF-8")),
+                "{error}"
+            );
         }
     }
 }
