@@ -15,6 +15,8 @@
 
 mod connection;
 mod export;
+#[doc(hidden)]
+pub mod fuzz;
 mod handshake;
 mod listen;
 mod proto;

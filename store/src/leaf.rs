@@ -225,7 +225,7 @@ impl Leaf {
 }
 
 /// The sum covers the key, so that a value under another leaf's key is noticed.
-fn sign(key: LeafKey, content: &[u8]) -> u32 {
+pub(crate) fn sign(key: LeafKey, content: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&encode_key(key)), content)
 }
 

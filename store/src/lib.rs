@@ -14,6 +14,8 @@ mod clean;
 mod flush;
 mod format;
 mod fsck;
+#[doc(hidden)]
+pub mod fuzz;
 mod leaf;
 mod ledger;
 mod meta;

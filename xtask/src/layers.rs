@@ -39,6 +39,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("request-cost", &["types", "edge", "store", "replication", "vdi"]),
     // A separate process too; seeds and content are the simulator's.
     ("soak", &["sim"]),
+    // Looks at every reader of bytes from elsewhere; nobody imports it.
+    (
+        "fuzz",
+        &["types", "store", "replication", "vhost-blk", "nbd", "control"],
+    ),
     ("xtask", &[]),
 ];
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod layers;
 mod mutants;
 mod packages;
@@ -72,6 +73,14 @@ enum Task {
         /// Only the one of this name.
         name: Option<String>,
     },
+    /// Arbitrary bytes to everything that reads bytes of unknown origin, by libFuzzer; keeps what reaches new code.
+    Fuzz {
+        /// Only this target; all of them otherwise. `fuzz/Cargo.toml` names them.
+        target: Option<String>,
+        /// How long each.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Formatting, clippy with warnings denied, who may import whom, licences and sources of crates.
     Lint,
     /// Install the Debian packages that building and testing need.
@@ -86,6 +95,7 @@ fn main() -> Result<()> {
         Task::Demo { keep } => demo::demo(keep),
         Task::Bench { quick, arguments } => bench::bench(quick, &arguments),
         Task::Mutants { name } => mutants::mutants(name.as_deref()),
+        Task::Fuzz { target, seconds } => fuzz::fuzz(target.as_deref(), seconds),
         Task::Lint => tests::lint(),
         Task::Install => packages::install(packages::BUILD_AND_TEST),
     }

@@ -2,11 +2,15 @@
 
 use anyhow::Result;
 
+use crate::fuzz;
 use crate::layers;
 use crate::mutants;
 use crate::packages;
 use crate::run::{cargo, output, run};
 use crate::soak;
+
+/// What each fuzz target gets in the long run; without it, `cargo test` replays their corpus.
+const FUZZ_SECONDS: u64 = 120;
 
 /// Everything that must hold before a change lands; with `long_hours` so many hours of the soak, and more of all that
 /// is random.
@@ -19,6 +23,7 @@ pub fn test(long_hours: Option<f64>) -> Result<()> {
     simulate(if is_long { 20_000 } else { 1_000 })?;
     soak::kills(None, if is_long { 50 } else { 5 }, None)?;
     if let Some(hours) = long_hours {
+        fuzz::fuzz(None, FUZZ_SECONDS)?;
         mutants::mutants(None)?;
         soak::soak(hours * 60.0, None)?;
     }
