@@ -599,7 +599,9 @@ fn what_the_guest_changes_after_the_poll_is_not_looked_at() {
     rig.memory.write_obj(5u16, GuestAddress(AVAIL + 4)).unwrap();
     rig.ring.complete(
         requests[0].tag,
-        Ok(Outcome::Read(vec![ReadPart::Data(HeapBlock::new(&[3; 512]))])),
+        Ok(Outcome::Read(
+            [ReadPart::Data(HeapBlock::new(&[3; 512]))].into_iter().collect(),
+        )),
     );
     rig.ring.publish().unwrap();
     assert_eq!(rig.used(0), (0, 513));
