@@ -15,7 +15,8 @@ use crate::output::{self, Align, Table, size};
 pub enum DiskCommand {
     /// Give a disk to the pool; what is on it is lost
     #[command(after_help = "Examples:\n  weft disk add /dev/sdb --zone rack1\n  \
-        weft disk add /srv/weft/a.img --size 100GiB\n  weft disk add /dev/sdc --force --yes")]
+        weft disk add /srv/weft/a.img --size 100GiB\n  weft disk add /dev/sdc --force --yes\n  \
+        weft disk add /dev/sdb --accept-old")]
     Add(NewDisk),
     /// List all disks
     #[command(after_help = "Example:\n  weft disk list")]
@@ -71,6 +72,9 @@ pub struct NewDisk {
     /// Take it although it holds something; asks first
     #[arg(long)]
     force: bool,
+    /// Take back a disk of the pool that lost writes, or an older copy of it, although it has the only copy; asks first
+    #[arg(long)]
+    accept_old: bool,
     /// Do not ask
     #[arg(long)]
     yes: bool,
@@ -91,6 +95,7 @@ impl NewDisk {
             create_bytes: self.size.map(|size| size.0),
             zone: self.zone.clone(),
             force: false,
+            accept_old: self.accept_old,
         })
     }
 }
@@ -141,6 +146,10 @@ async fn post_forced<B: Serialize>(
     wrap: impl Fn(DiskAddBody) -> B,
 ) -> Outcome<Value> {
     let body = new.body()?;
+    if new.accept_old {
+        let question = format!("whatever {} has lost will read as it was before", new.path);
+        output::confirm(&question, new.yes)?;
+    }
     match client.try_post(path, &wrap(body.clone())).await? {
         Err(error) if error.kind == ErrorKind::NeedsForce && new.force => {
             output::confirm(&format!("{}; what is on it will be lost", error.message), new.yes)?;
@@ -314,6 +323,7 @@ mod tests {
             size: None,
             zone: None,
             force: true,
+            accept_old: false,
             yes: false,
         };
         let body = new.body().unwrap();

@@ -269,6 +269,7 @@ fn report_json(report: &FsckReport, rebuilt: Option<&RecoveryReport>) -> Value {
 fn describe_place(place: &BadPlace) -> String {
     match place {
         BadPlace::Superblock { offset } => format!("the superblock at {offset}"),
+        BadPlace::SegmentHeader { segment } => format!("the header of segment {segment}"),
         BadPlace::Block {
             offset,
             shard,

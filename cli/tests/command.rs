@@ -245,8 +245,16 @@ fn deleting_needs_yes_where_nobody_can_answer() {
 fn force_is_sent_only_after_the_refusal_was_read_and_confirmed() {
     let held = r#"{"code":"needs_force","message":"/dev/sdb has an ext4 file system","hint":"--force"}"#;
     let daemon = Daemon::start(&[
-        (r#"POST /v1/disks {"path":"/dev/sdb","force":false}"#, 409, held),
-        (r#"POST /v1/disks {"path":"/dev/sdb","force":true}"#, 200, DISK),
+        (
+            r#"POST /v1/disks {"path":"/dev/sdb","force":false,"accept_old":false}"#,
+            409,
+            held,
+        ),
+        (
+            r#"POST /v1/disks {"path":"/dev/sdb","force":true,"accept_old":false}"#,
+            200,
+            DISK,
+        ),
     ]);
     assert_eq!(failed(&daemon.run("disk add /dev/sdb")).0, 5);
     let (code, line) = failed(&daemon.run("disk add /dev/sdb --force"));

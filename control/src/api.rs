@@ -56,6 +56,10 @@ pub struct DiskAddBody {
     /// Take it although it holds something.
     #[serde(default)]
     pub force: bool,
+    /// Take back a disk of this pool that lost writes, or is an older copy of itself, although it has the only good
+    /// copy of something: what it lost reads as it was before.
+    #[serde(default)]
+    pub accept_old: bool,
 }
 
 /// `POST /v1/disks/{id}/replace`

@@ -82,6 +82,8 @@ pub struct DiskAdd {
     pub zone: Option<Name>,
     /// Take it although it holds something.
     pub force: bool,
+    /// Take it back although it lost writes that no other disk has.
+    pub accept_old: bool,
 }
 
 /// A checked [`VdiCreateBody`], defaults filled in.
@@ -140,6 +142,7 @@ impl TryFrom<DiskAddBody> for DiskAdd {
             create_bytes: body.create_bytes,
             zone: body.zone.map(|zone| zone.parse()).transpose()?,
             force: body.force,
+            accept_old: body.accept_old,
         })
     }
 }

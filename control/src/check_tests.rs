@@ -114,6 +114,7 @@ fn add(path: &str, create_bytes: Option<u64>) -> ApiResult<DiskAdd> {
         create_bytes,
         zone: None,
         force: false,
+        accept_old: false,
     }
     .try_into()
 }

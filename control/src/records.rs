@@ -54,6 +54,10 @@ pub struct DiskRecord {
     /// different zones where there are enough.
     #[serde(default)]
     pub zone: String,
+    /// How often it had been opened when it was last served: a disk that knows of fewer is an older copy of itself.
+    /// Zero: not known.
+    #[serde(default)]
+    pub opens: u64,
 }
 
 /// One VDI; key `vdi/ID`.

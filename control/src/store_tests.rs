@@ -59,6 +59,7 @@ fn every_record_comes_back_as_it_was_put() {
         bytes: 1 << 45,
         state: DiskState::Missing,
         zone: "rack1".into(),
+        opens: 7,
     };
     store.put_disk(&disk(2)).unwrap();
     store.put_disk(&disk(1)).unwrap();

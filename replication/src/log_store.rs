@@ -21,4 +21,8 @@ impl<B: Payload> LogStore<B> for Store<B> {
     fn is_busy(&self) -> bool {
         Store::is_busy(self)
     }
+
+    fn is_witnessed(&self) -> bool {
+        Store::is_witnessed(self)
+    }
 }

@@ -36,6 +36,10 @@ pub trait LogStore<B> {
     fn stats(&self) -> StoreStats;
     /// Whether anything is under way, so that ticks are wanted.
     fn is_busy(&self) -> bool;
+    /// Whether the process may end: see [`store::Event::Closing`].
+    fn is_witnessed(&self) -> bool {
+        true
+    }
 }
 
 /// What happened.
@@ -51,6 +55,8 @@ pub enum NodeEvent<B> {
     TurnEnd,
     /// Time passed.
     Tick,
+    /// The process is about to end.
+    Closing,
 }
 
 /// What to do about it.
@@ -126,6 +132,8 @@ enum PendingKind {
         resyncs: u64,
     },
     EndOfResync,
+    /// Keeps what recovery said of the shard; nobody is told.
+    Doubt,
 }
 
 impl PendingKind {
@@ -137,6 +145,7 @@ impl PendingKind {
                 | PendingKind::Drop
                 | PendingKind::Fence { .. }
                 | PendingKind::FenceFlush { .. }
+                | PendingKind::Doubt
         )
     }
 }
@@ -150,6 +159,8 @@ pub struct DiskNode<B, S = store::Store<B>> {
     /// What the store was asked, by the id it was asked under.
     pending: InFlight<Pending>,
     next_life: u64,
+    /// Shards that recovery doubts and whose record does not say so yet.
+    doubted: Vec<ShardId>,
     /// Reused between steps.
     store_effects: Vec<StoreEffect<B>>,
 }
@@ -159,10 +170,19 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
     ///
     /// A shard whose promise cannot be read (a record of a later version) promises everything: it refuses every
     /// writer, which is the one safe answer.
+    ///
+    /// A shard that recovery doubts (parts of the log are missing, or the disk is an older copy) reports at its next
+    /// fence that nothing of it is known to be whole, and is compared with another replica from its beginning. The
+    /// store goes on doubting it, crash after crash, until the shard's record says so itself.
     #[must_use]
     pub fn new(disk: DiskId, store: S) -> DiskNode<B, S> {
-        let shards = store
-            .shards()
+        let summaries = store.shards();
+        // A record that cannot be read is not replaced: it refuses everyone as it is.
+        let doubted = summaries
+            .iter()
+            .filter(|summary| summary.is_doubtful && Kept::is_known(&summary.record));
+        let doubted: Vec<ShardId> = doubted.map(|summary| summary.shard).collect();
+        let shards = summaries
             .into_iter()
             .zip(0..)
             .map(|(summary, life)| {
@@ -170,7 +190,11 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
                 let promise = Promise {
                     life,
                     promised: kept.promised,
-                    good_until: kept.good_until,
+                    good_until: if summary.is_doubtful {
+                        Some(Seq(0))
+                    } else {
+                        kept.good_until
+                    },
                     end: summary.end,
                     record: kept.record,
                     submitted: 0,
@@ -187,27 +211,38 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
             next_life: shards.len() as u64,
             shards,
             pending: InFlight::default(),
+            doubted,
             store_effects: Vec::new(),
-        }
-    }
-
-    /// Recovery found parts of the log missing that had been durable: nothing this disk holds is known to be whole.
-    /// Every shard will report so at its next fence, and be compared with another replica from its beginning.
-    pub fn distrust(&mut self) {
-        for promise in self.shards.values_mut() {
-            promise.good_until = Some(Seq(0));
         }
     }
 
     /// Takes one event and says what to do about it.
     pub fn step(&mut self, now: Instant, event: NodeEvent<B>, effects: &mut Vec<NodeEffect<B>>) {
+        for shard in std::mem::take(&mut self.doubted) {
+            self.keep_doubt(now, shard, effects);
+        }
         match event {
             NodeEvent::Message(message) => self.message(now, message, effects),
             NodeEvent::Disk(completion) => self.store_step(now, StoreEvent::Disk(completion), effects),
             NodeEvent::Index(response) => self.store_step(now, StoreEvent::Index(response), effects),
             NodeEvent::TurnEnd => self.store_step(now, StoreEvent::TurnEnd, effects),
             NodeEvent::Tick => self.store_step(now, StoreEvent::Tick, effects),
+            NodeEvent::Closing => self.store_step(now, StoreEvent::Closing, effects),
         }
+    }
+
+    fn keep_doubt(&mut self, now: Instant, shard: ShardId, effects: &mut Vec<NodeEffect<B>>) {
+        let promise = self.known(shard);
+        let (token, request) = (promise.promised, promise.put(shard));
+        self.submit(
+            now,
+            shard,
+            token,
+            RequestId(0),
+            request,
+            PendingKind::Doubt,
+            effects,
+        );
     }
 
     /// Which disk this is.
@@ -246,10 +281,16 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
         &self.store
     }
 
+    /// Whether the process may end without a promise losing its witness.
+    #[must_use]
+    pub fn is_witnessed(&self) -> bool {
+        self.store.is_witnessed()
+    }
+
     /// Whether anything is under way, so that ticks are wanted.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        !self.pending.is_empty() || self.store.is_busy()
+        !self.doubted.is_empty() || !self.pending.is_empty() || self.store.is_busy()
     }
 
     fn message(&mut self, now: Instant, message: ToReplica<B>, effects: &mut Vec<NodeEffect<B>>) {
@@ -493,6 +534,9 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
             .pending
             .remove(store_id.0)
             .expect("the store answers what it was asked, once");
+        if kind == PendingKind::Doubt {
+            return;
+        }
         let mut answer = match result {
             Ok(Reply::Done) => Ok(ReplicaReply::Done),
             Ok(Reply::Read(parts)) => Ok(ReplicaReply::Read(parts)),
@@ -645,6 +689,10 @@ impl Kept {
         bytes
     }
 
+    fn is_known(bytes: &[u8]) -> bool {
+        bytes.len() >= Kept::HEAD && bytes[0] == Kept::VERSION
+    }
+
     fn decode(bytes: &[u8]) -> Kept {
         let number = |at: usize| {
             let bytes: [u8; 8] = bytes[at..at + 8].try_into().expect("eight bytes");
@@ -658,7 +706,7 @@ impl Kept {
                 record: Vec::new(),
             };
         }
-        if bytes.len() < Kept::HEAD || bytes[0] != Kept::VERSION {
+        if !Kept::is_known(bytes) {
             return Kept {
                 promised: Token {
                     epoch: types::Epoch(u64::MAX),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use edge::{Disk, KvStore};
 use replication::{DiskNode, FromReplica, NodeEffect, NodeEvent, ToReplica};
-use store::{IndexRequest, IndexResponse, LeafKey, RebuildReason, Store, StoreError, StoreSettings};
+use store::{IndexRequest, IndexResponse, LeafKey, Store, StoreError, StoreSettings};
 use types::{DiskId, HeapBlock, Instant, RequestId, ShardId, Token};
 
 use crate::trace::tell;
@@ -86,14 +86,8 @@ impl Host {
         if self.rng.chance(1, 6) {
             crate::boot::fail_to_recover(&mut self.rng, &mut self.disk, &mut self.kv, self.lost_power);
         }
-        let (store, report) =
-            crate::boot::recover(&mut self.rng, &mut self.disk, &mut self.kv, self.settings);
-        let mut node = DiskNode::new(self.id, store);
-        // As the daemon does: a disk whose log lost something is compared with the others from its beginning.
-        if report.rebuilt == Some(RebuildReason::Ahead) || !report.damage.is_empty() {
-            node.distrust();
-        }
-        self.node = Some(node);
+        let (store, _) = crate::boot::recover(&mut self.rng, &mut self.disk, &mut self.kv, self.settings);
+        self.node = Some(DiskNode::new(self.id, store));
         self.has_failed = false;
         if self.old_superblocks.is_none() || self.rng.chance(1, 4) {
             self.old_superblocks = Some(crate::boot::copy_superblocks(&self.disk));

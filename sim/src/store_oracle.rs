@@ -10,7 +10,8 @@
 //!   what is durable. After a kill the prefix covers what was completed.
 //! * Where the disk damaged content silently, a read may also say `Corrupt`; and damage to a part of the log
 //!   that recovery has to read may cut the prefix shorter, which is why the world then passes a lower bound of
-//!   zero. What is there must be exactly that prefix all the same, unless recovery itself reports damage: then
+//!   zero; but one piece of rot since the last recovery never takes, unreported, what was durable when the store
+//!   last came to rest. What is there must be exactly that prefix all the same, unless recovery itself reports damage: then
 //!   each block holds some operation of its history. Nothing ever holds what nobody wrote there.
 
 use std::collections::BTreeMap;
@@ -34,12 +35,34 @@ impl Value {
     }
 }
 
+/// Whether the store must still say that a shard may lack what it completed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    #[default]
+    None,
+    Open,
+    /// A record was put since, which may have reached the disk.
+    Perhaps,
+}
+
+impl Doubt {
+    pub fn when_put(self) -> Doubt {
+        match self {
+            Doubt::None => Doubt::None,
+            Doubt::Open | Doubt::Perhaps => Doubt::Perhaps,
+        }
+    }
+}
+
 /// Everything the oracle believes of one shard that the disk knows.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ShardModel {
     pub issued: Seq,
     pub completed: Seq,
     pub durable: Seq,
+    /// What was durable when the store last came to rest: then the log itself says so, and rot cannot hide it.
+    pub witnessed: Seq,
+    pub doubt: Doubt,
     /// Tells this stay of the shard on the disk from one that was dropped.
     pub life: u64,
     /// Whether a record was put and answered, so that the disk must know the shard after any crash.
@@ -177,6 +200,7 @@ impl ShardModel {
         self.issued = summary.end;
         self.completed = summary.end;
         self.durable = summary.end;
+        self.witnessed = summary.end;
         Ok(())
     }
 
@@ -238,6 +262,7 @@ mod tests {
             end: Seq(end),
             record: vec![],
             data_blocks: 0,
+            is_doubtful: false,
         }
     }
 

@@ -9,7 +9,7 @@
 //! store or rolls it back to an old copy at a crash, which must change nothing. `Rot`, `Lying` and `Failing` add
 //! media faults; what may then be lost is said in `store_oracle.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use edge::{DiskOp, KvStore};
@@ -21,7 +21,7 @@ use types::{
     BlockNo, DiskId, HeapBlock, Instant, LayerId, LeafNo, Payload, RequestId, Seq, ShardId, ShardNo, VdiId,
 };
 
-use crate::store_oracle::{ShardModel, Value, address};
+use crate::store_oracle::{Doubt, ShardModel, Value, address};
 use crate::trace::tell;
 use crate::{Faults, LateWrites, Rng, SimDisk, SimKv};
 use crate::{boot, content};
@@ -65,6 +65,10 @@ pub struct StoreSummary {
     pub fulls: u64,
     /// Index stores deleted or rolled back.
     pub indexes_lost: u64,
+    /// Recoveries that died before they were through.
+    pub broken_recoveries: u64,
+    /// Runs of a hundred crashes on a full disk.
+    pub crash_loops: u64,
 }
 
 impl StoreSummary {
@@ -82,6 +86,8 @@ impl StoreSummary {
             ("checkpoints", self.checkpoints),
             ("times full", self.fulls),
             ("indexes lost", self.indexes_lost),
+            ("recoveries broken off", self.broken_recoveries),
+            ("crash loops", self.crash_loops),
         ]
     }
 }
@@ -143,8 +149,16 @@ struct World {
     next_version: u64,
     is_full: bool,
     has_failed: bool,
+    spares_index: bool,
+    /// Pieces of rot since the last recovery.
+    rots: u32,
+    /// The last writes: offset and bytes.
+    recent: VecDeque<(u64, u64)>,
     summary: StoreSummary,
 }
+
+/// How many writes count as the tail of the log.
+const RECENT_MAX: usize = 6;
 
 /// Runs the world of `seed` for `ops` guest operations; panics, with the reason, when a promise is broken.
 pub fn run(seed: u64, ops: u64) -> StoreSummary {
@@ -169,6 +183,12 @@ fn run_filled(seed: u64, ops: u64, filled_percent: &[u64], blocks_min: u64) -> S
         let burst = world.rng.between(1, 120).min(left);
         left -= burst;
         world.live(burst);
+        if world.profile == Profile::Rot && world.rng.chance(1, 2) {
+            world.rot_the_tail();
+        }
+        if !world.has_failed && world.is_full && world.rng.chance(1, 4) {
+            world.crash_again_and_again();
+        }
         if world.has_failed {
             world.reopen_failed();
         } else if world.rng.chance(3, 4) {
@@ -240,6 +260,9 @@ impl World {
             next_version: 1,
             is_full: false,
             has_failed: false,
+            spares_index: false,
+            rots: 0,
+            recent: VecDeque::new(),
             summary: StoreSummary::default(),
         };
         world.arm();
@@ -305,9 +328,47 @@ impl World {
             .collect();
         if !blocks.is_empty() {
             let at = self.rng.pick(&blocks) + 512 * self.rng.below(8);
-            tell(|| format!("rot at {at}"));
-            self.disk.rot(at);
+            self.rot_at(at);
         }
+    }
+
+    fn rot_at(&mut self, at: u64) {
+        tell(|| format!("rot at {at}"));
+        self.disk.rot(at);
+        self.rots += 1;
+    }
+
+    /// Everything is flushed, the store comes to rest, and then one of the last things it wrote rots.
+    fn rot_the_tail(&mut self) {
+        self.settle();
+        self.issue_flush();
+        self.settle();
+        let mut patience = PATIENCE;
+        while !self.store.is_witnessed() && !self.has_failed {
+            self.turn();
+            patience -= 1;
+            assert!(patience > 0, "the log never says how far it is durable");
+        }
+        if self.has_failed {
+            return;
+        }
+        for model in self.shards.values_mut() {
+            model.witnessed = model.durable;
+        }
+        if self.recent.is_empty() {
+            return;
+        }
+        let at = self.rng.index(self.recent.len());
+        let (offset, bytes) = self.recent[at];
+        let at = match self.rng.below(6) {
+            0 => (offset - (1 << 20)) / SEGMENT_BYTES * SEGMENT_BYTES + (1 << 20),
+            1 => offset + self.rng.below(bytes / 4096) * 4096,
+            _ => offset,
+        };
+        // Where the headers have their content.
+        let sectors = self.rng.pick(&[1, 1, 1, 8]);
+        let sector = self.rng.below(sectors);
+        self.rot_at(at + 512 * sector);
     }
 
     fn shard(&mut self) -> ShardId {
@@ -463,11 +524,9 @@ impl World {
         let mut record = self.next_version.to_le_bytes().to_vec();
         record.resize(length, 0x5a);
         self.next_version += 1;
-        self.shards
-            .get_mut(&shard)
-            .expect("known")
-            .records
-            .push(record.clone());
+        let model = self.shards.get_mut(&shard).expect("known");
+        model.records.push(record.clone());
+        model.doubt = model.doubt.when_put();
         let request = Request::PutRecord {
             shard,
             record: record.clone(),
@@ -532,6 +591,13 @@ impl World {
             Effect::Reply(id, result) => self.answered(id, result),
             Effect::Disk(id, operation) => {
                 tell(|| format!("    {id:?} {}", summary_of(&operation)));
+                if let DiskOp::Write { offset, data, .. } = &operation {
+                    let bytes: usize = data.iter().map(Payload::length).sum();
+                    self.recent.push_back((*offset, 4096 + bytes as u64));
+                    if self.recent.len() > RECENT_MAX {
+                        self.recent.pop_front();
+                    }
+                }
                 edge::Disk::submit(&mut self.disk, id, operation);
             }
             Effect::Index(IndexRequest::Load { key, encoded }) => self.loads.push((key, encoded)),
@@ -848,6 +914,29 @@ impl World {
         self.restart(is_power_loss);
     }
 
+    /// A daemon that dies soon after each start, on a disk that has no space: it must always be able to start again.
+    fn crash_again_and_again(&mut self) {
+        self.summary.crash_loops += 1;
+        // A rebuild knows less of what is free: two faults at once.
+        self.spares_index = true;
+        for _ in 0..100 {
+            // Each life says something: the records of shards that are fenced, and what guests wanted to write.
+            for _ in 0..self.rng.below(4) {
+                self.issue();
+            }
+            for shard in self.shards.keys().copied().collect::<Vec<_>>() {
+                if self.rng.chance(1, 2) && self.shards[&shard].is_known && self.is_quiet(shard) {
+                    self.issue_record(shard);
+                }
+            }
+            for _ in 0..self.rng.below(30) {
+                self.turn();
+            }
+            self.crash();
+        }
+        self.spares_index = false;
+    }
+
     fn reopen_failed(&mut self) {
         tell(|| "reopened after a failure".into());
         self.summary.failures += 1;
@@ -861,7 +950,7 @@ impl World {
         // A device that fails while it is opened is opened again later.
         self.disk.set_faults(Faults::default());
         self.kv.crash(&mut self.rng);
-        if self.profile == Profile::KvLost && self.rng.chance(1, 2) {
+        if self.profile == Profile::KvLost && !self.spares_index && self.rng.chance(1, 2) {
             self.summary.indexes_lost += 1;
             if self.rng.chance(1, 2) {
                 tell(|| "the index is deleted".into());
@@ -874,12 +963,12 @@ impl World {
         self.loads.clear();
         self.is_full = false;
         let pending = std::mem::take(&mut self.pending);
-        let mut damage = self.recover();
+        let mut damage = self.recover(&mut lost_cache);
         if self.rng.chance(1, 5) {
             tell(|| "power loss right after recovery".into());
             self.disk.lose_power();
             lost_cache = true;
-            damage |= self.recover();
+            damage |= self.recover(&mut lost_cache);
         }
         self.compare_summaries(&pending, lost_cache, damage);
         self.arm();
@@ -888,16 +977,60 @@ impl World {
         }
     }
 
-    /// Recovers, and tells whether the log was found damaged below what was known to be durable.
-    fn recover(&mut self) -> bool {
+    /// Recovers, and tells whether the log was found damaged below what was known to be durable. Sometimes the
+    /// process dies in the middle of it, again and again.
+    fn recover(&mut self, lost_cache: &mut bool) -> bool {
+        let mut is_broken_off = false;
+        while self.rng.chance(1, 4) {
+            is_broken_off = true;
+            let operations = self.rng.below(16) as u32;
+            self.disk.set_cut_after(Some(operations));
+            let result = store::recover(&mut self.disk, &mut self.kv, self.rng.draw());
+            self.disk.set_cut_after(None);
+            tell(|| {
+                format!(
+                    "  a recovery that dies after {operations} operations: {}",
+                    result.is_err()
+                )
+            });
+            self.summary.broken_recoveries += u64::from(result.is_err());
+            if self.rng.chance(1, 2) {
+                self.disk.lose_power();
+                *lost_cache = true;
+            }
+        }
         let (store, report) = boot::recover(&mut self.rng, &mut self.disk, &mut self.kv, self.settings);
         self.store = store;
         self.summary.damaged_logs += u64::from(!report.damage.is_empty());
+        let is_doubted = self.check_doubt(!report.damage.is_empty(), is_broken_off);
         assert!(
-            report.damage.is_empty() || self.lies(),
+            !is_doubted || self.lies(),
             "a healthy log is called damaged: {report:?}"
         );
-        !report.damage.is_empty()
+        is_doubted
+    }
+
+    /// What was found damaged once is said until the shard's record is put again, whatever happens in between. Of a
+    /// recovery that was broken off nobody knows what it found; of doubt that there was before, whether it is new.
+    fn check_doubt(&mut self, is_damaged: bool, is_broken_off: bool) -> bool {
+        let mut is_doubted = is_damaged;
+        for summary in self.store.shards() {
+            let Some(model) = self.shards.get_mut(&summary.shard) else {
+                continue;
+            };
+            let must_be = is_damaged || model.doubt == Doubt::Open;
+            assert!(
+                summary.is_doubtful || !must_be,
+                "shard {} is trusted again, and nobody put its record",
+                summary.shard
+            );
+            is_doubted |= summary.is_doubtful && (is_broken_off || model.doubt == Doubt::None);
+            model.doubt = match summary.is_doubtful {
+                true => Doubt::Open,
+                false => Doubt::None,
+            };
+        }
+        is_doubted
     }
 
     fn compare_summaries(
@@ -907,6 +1040,8 @@ impl World {
         is_damaged: bool,
     ) {
         let damage_allows_loss = self.lies() && !self.disk.damages().is_empty();
+        let is_lightly_rotten = self.profile == Profile::Rot && self.rots <= 1 && !is_damaged;
+        self.rots = 0;
         let mut found: BTreeMap<ShardId, store::ShardSummary> =
             self.store.shards().into_iter().map(|s| (s.shard, s)).collect();
         tell(|| format!("recovered {found:?}"));
@@ -920,6 +1055,7 @@ impl World {
                 _ => false,
             });
             let floor = match (damage_allows_loss, lost_cache) {
+                (true, _) if is_lightly_rotten => model.witnessed,
                 (true, _) => Seq(0),
                 (false, true) => model.durable,
                 (false, false) => model.completed,

@@ -169,6 +169,9 @@ pub struct ShardSummary {
     pub record: Vec<u8>,
     /// Blocks of data the shard holds on this disk.
     pub data_blocks: u64,
+    /// The log was found damaged, or to be an old copy, and the record was not put since: the shard may lack what
+    /// it once completed. Said again after every restart until the record is put.
+    pub is_doubtful: bool,
 }
 
 /// Why a request was not done.
@@ -269,6 +272,8 @@ pub enum Event<B> {
     /// Time passed (a few times a second while anything is pending, never needed when idle): pace checkpoints
     /// and cleaning.
     Tick,
+    /// The process is about to end: what is durable is to be said in the log now, not at the next tick.
+    Closing,
 }
 
 /// What to do about it.

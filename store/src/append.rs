@@ -841,6 +841,7 @@ impl<B: Payload> Store<B> {
             sums,
             inline,
         };
+        self.witness.launched(&header);
         let segment = self.open.index;
         let address = self.ledger.segments.geometry.start(segment) + u64::from(self.open.next);
         self.open.next += header.blocks();

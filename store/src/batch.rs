@@ -142,6 +142,11 @@ pub(crate) fn birth(number: u64, position: usize) -> u64 {
     number << BIRTH_SHIFT | position as u64
 }
 
+/// The number of the batch that an entry was born in.
+pub(crate) fn batch_of(birth: u64) -> u64 {
+    birth >> BIRTH_SHIFT
+}
+
 /// Which append of which segment; what a header is checked against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentKey {
@@ -224,6 +229,15 @@ impl Header {
 
     /// `None` for anything that is not a whole header of this segment's.
     pub(crate) fn decode(block: &[u8], key: SegmentKey) -> Option<Header> {
+        Header::parse(block, Some(key))
+    }
+
+    /// A whole header of whichever segment. Only for a block where no guest's data can be.
+    pub(crate) fn decode_any(block: &[u8]) -> Option<Header> {
+        Header::parse(block, None)
+    }
+
+    fn parse(block: &[u8], wanted: Option<SegmentKey>) -> Option<Header> {
         assert_eq!(block.len() as u64, BLOCK_BYTES);
         let mut fields = Reader::new(block);
         // Cheap tests first: scanning for a header past a hole runs them on every block.
@@ -236,11 +250,11 @@ impl Header {
         let sum_count = usize::from(fields.u16()?);
         let inline_count = fields.u32()? as usize;
         fields.u32()?;
-        let found = SegmentKey {
+        let key = SegmentKey {
             secret: fields.u64()?,
             generation: fields.u64()?,
         };
-        if found != key || crc != crc_without(block, CRC_AT) {
+        if wanted.is_some_and(|wanted| wanted != key) || crc != crc_without(block, CRC_AT) {
             return None;
         }
         let number = fields.u64()?;

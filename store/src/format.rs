@@ -3,6 +3,7 @@
 use edge::{AlignedBlock, BlockFile, DiskError, KvBatch, KvError, KvStore};
 use types::{BLOCK_BYTES, DiskId, PoolId};
 
+use crate::scan::{SegmentFound, find_segment};
 use crate::superblock::{
     FIRST_SEGMENT_OFFSET, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MIN,
     Superblock,
@@ -104,6 +105,7 @@ pub fn format(
         open_count: 0,
         secret_base: params.secret_base,
         checkpoint: 0,
+        doubt: 0,
     };
     // Segment headers carry the disk's id; a new id alone already makes old ones foreign.
     let wiped = AlignedBlock::zeroed();
@@ -118,9 +120,10 @@ fn wipe_old_headers(
     superblock: &Superblock,
     zeros: &[u8],
 ) -> Result<(), DiskError> {
-    // A header counts only under this disk's id, so wiping is needed only when an id is used again.
+    // A header counts only under this disk's id, so it is wiped only when an id is used again. A batch behind what is
+    // no header at all, left by a log with other segments, would be taken for one of a segment whose header rotted.
     for index in 0..superblock.segments {
-        if crate::scan::read_segment_header(disk, superblock, index).is_some() {
+        if !matches!(find_segment(disk, superblock, index), SegmentFound::None) {
             let offset = superblock.first_segment + u64::from(index) * superblock.segment_bytes;
             disk.write_at(offset, zeros)?;
         }

@@ -7,7 +7,7 @@ use edge::{BlockFile, DiskError};
 use types::{BLOCK_BYTES, BlockSum, ShardId};
 
 use crate::batch::{Header, Kind};
-use crate::scan::{SegmentScan, read_segment_header};
+use crate::scan::{SegmentFound, SegmentScan, find_segment};
 use crate::segment::Geometry;
 use crate::superblock::{SUPERBLOCK_OFFSETS, Superblock, SuperblockError, read_copy, read_superblock};
 
@@ -32,6 +32,11 @@ pub enum BadPlace {
     Superblock {
         /// Where.
         offset: u64,
+    },
+    /// The first block of a segment that holds batches. They are found all the same.
+    SegmentHeader {
+        /// The segment.
+        segment: u32,
     },
     /// A block of data that does not match its sum or cannot be read.
     Block {
@@ -158,13 +163,18 @@ pub fn fsck(disk: &dyn BlockFile, on_progress: &mut dyn FnMut(u64, u64)) -> Resu
 }
 
 fn check_segment(disk: &dyn BlockFile, segment: u32, report: &mut FsckReport) {
-    let Some(header) = read_segment_header(disk, &report.superblock, segment) else {
-        return;
+    let key = match find_segment(disk, &report.superblock, segment) {
+        SegmentFound::Whole(header) => header.key,
+        SegmentFound::Rescued(key) => {
+            report.note(BadPlace::SegmentHeader { segment });
+            key
+        }
+        SegmentFound::None => return,
     };
     report.segments_used += 1;
     let geometry = Geometry::of(&report.superblock);
-    let mut scan = SegmentScan::new(disk, geometry, segment, header.key);
-    while let Some(found) = scan.next_batch() {
+    let mut scan = SegmentScan::new(geometry, segment, key);
+    while let Some(found) = scan.next_batch(disk) {
         if found.skipped > 0 {
             let offset = (found.address - u64::from(found.skipped)) * BLOCK_BYTES;
             report.note(BadPlace::Gap {
@@ -220,19 +230,19 @@ pub fn inspect(disk: &dyn BlockFile) -> Result<Inspection, SuperblockError> {
     let geometry = Geometry::of(&superblock);
     let mut segments = Vec::new();
     for segment in 0..superblock.segments {
-        let Some(header) = read_segment_header(disk, &superblock, segment) else {
+        let Some(key) = find_segment(disk, &superblock, segment).key() else {
             continue;
         };
         let mut info = SegmentInfo {
             segment,
-            generation: header.key.generation,
+            generation: key.generation,
             batches: None,
             count: 0,
             filled_blocks: 0,
             data_blocks: 0,
         };
-        let mut scan = SegmentScan::new(disk, geometry, segment, header.key);
-        while let Some(found) = scan.next_batch() {
+        let mut scan = SegmentScan::new(geometry, segment, key);
+        while let Some(found) = scan.next_batch(disk) {
             let number = found.header.number;
             info.batches = Some((info.batches.map_or(number, |(first, _)| first), number));
             info.count += 1;

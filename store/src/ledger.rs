@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use types::{BLOCK_BYTES, LayerId, LeafNo, Seq, ShardId};
 
 use crate::ShardSummary;
-use crate::batch::{Entry, Kind};
+use crate::batch::{Entry, Kind, batch_of};
 use crate::bytes::{Reader, put_varint};
 use crate::leaf::{Leaf, Piece, Slot, State};
 use crate::segment::{Geometry, SegmentTable};
@@ -163,6 +163,11 @@ impl Shard {
         self.will_be_known || self.will_stay()
     }
 
+    /// Whether its record was put by nobody who knew of this doubt.
+    pub(crate) fn is_doubtful(&self, doubt: u64) -> bool {
+        doubt > 0 && batch_of(self.record_birth) <= doubt
+    }
+
     pub(crate) fn has_leaf(&self, layer: LayerId, leaf: LeafNo) -> bool {
         self.layers
             .get(&layer)
@@ -187,6 +192,8 @@ pub(crate) struct Ledger {
     pub(crate) dirty_shards: std::collections::BTreeSet<ShardId>,
     /// (generation, number): batches in older segments count only up to that number. Oldest first.
     pub(crate) opens: Vec<(u64, u64)>,
+    /// Shards whose record is in no later batch than this may lack what they completed. Kept in the superblock.
+    pub(crate) doubt: u64,
 }
 
 impl Ledger {
@@ -196,6 +203,7 @@ impl Ledger {
             shards: BTreeMap::new(),
             dirty_shards: std::collections::BTreeSet::new(),
             opens: Vec::new(),
+            doubt: 0,
         }
     }
 
@@ -371,6 +379,7 @@ impl Ledger {
                 end: Seq(shard.end),
                 record: shard.record.clone(),
                 data_blocks: shard.data_blocks,
+                is_doubtful: shard.is_doubtful(self.doubt),
             })
             .collect()
     }

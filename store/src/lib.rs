@@ -36,7 +36,9 @@ pub use api::{
 };
 pub use format::{FormatError, FormatParams, format};
 pub use fsck::{BadPlace, FsckError, FsckReport, Inspection, SegmentInfo, fsck, inspect};
-pub use recover::{Damage, RebuildReason, RecoverError, Recovered, RecoveryReport, rebuild_index, recover};
+pub use recover::{
+    Damage, RebuildReason, RecoverError, Recovered, RecoveryReport, rebuild_index, recover, recover_known,
+};
 pub use store::Store;
 pub use superblock::{
     FIRST_SEGMENT_OFFSET, FORMAT_VERSION, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,

@@ -20,6 +20,9 @@ const VERSION: u8 = 1;
 /// More fences than this are not kept: they only guard against writes of processes dead for that many starts.
 pub(crate) const OPENS_MAX: usize = 80;
 
+/// Checkpoint ids of a life begin at the disk's open count, shifted by this.
+pub(crate) const LIFE_BITS: u32 = 32;
+
 /// Which state of the log the index is a checkpoint of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Meta {
@@ -36,6 +39,11 @@ pub(crate) struct Meta {
 }
 
 impl Meta {
+    /// The open count of the disk when this checkpoint was made.
+    pub(crate) fn life(&self) -> u64 {
+        self.id >> LIFE_BITS
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = vec![VERSION, u8::from(self.is_rebuilding)];
         out.extend_from_slice(&self.disk.0.to_le_bytes());

@@ -9,6 +9,8 @@
 //! The index is believed only if it is this disk's, intact and not older than the log says; otherwise it is
 //! built anew from the whole log by the very same replay.
 
+mod room;
+
 use std::collections::BTreeMap;
 
 use edge::{BlockFile, DiskError, KvError, KvStore};
@@ -19,8 +21,8 @@ use crate::batch::{Entry, Header, Kind, SegmentKey, birth};
 use crate::format::wipe_index;
 use crate::leaf::{Leaf, encode_key, pieces};
 use crate::ledger::{Ledger, Shard};
-use crate::meta::{META_KEY, Meta, OPENS_MAX, checkpoint_batch};
-use crate::scan::{Found, SegmentScan, read_segment_header};
+use crate::meta::{LIFE_BITS, META_KEY, Meta, OPENS_MAX, checkpoint_batch};
+use crate::scan::{Found, SegmentFound, SegmentScan, find_segment, is_whole};
 use crate::segment::{Geometry, ROW_SEGMENTS, SegmentHeader, Stage, secret};
 use crate::superblock::{Superblock, SuperblockError, read_superblock};
 
@@ -65,7 +67,8 @@ pub enum RebuildReason {
     Foreign,
     /// The log says that a later checkpoint was durable.
     RolledBack,
-    /// The log ends before the checkpoint: the disk is an older copy.
+    /// The disk is an older copy of itself: its log ends before the checkpoint, or it was opened more often than it
+    /// knows of.
     Ahead,
 }
 
@@ -99,8 +102,17 @@ pub struct RecoveryReport {
     pub batches_replayed: u64,
     /// Batches behind the end of the unbroken log that were dropped whole.
     pub batches_dropped: u64,
-    /// What is missing; shards on this disk may lack writes they completed. Resync them.
+    /// What is missing. Shards on this disk may lack writes they completed: see
+    /// [`crate::ShardSummary::is_doubtful`].
     pub damage: Vec<Damage>,
+}
+
+impl RecoveryReport {
+    /// Whether shards may lack what they completed, for all that this recovery saw.
+    #[must_use]
+    pub fn is_doubted(&self) -> bool {
+        self.rebuilt == Some(RebuildReason::Ahead) || !self.damage.is_empty()
+    }
 }
 
 /// What [`crate::Store::open`] goes on from.
@@ -148,7 +160,21 @@ pub fn recover(
     kv: &mut dyn KvStore,
     entropy: u64,
 ) -> Result<(Recovered, RecoveryReport), RecoverError> {
-    open(disk, kv, entropy, None)
+    open(disk, kv, entropy, None, 0)
+}
+
+/// As [`recover`], for a caller who remembers [`RecoveryReport::open_count`] of the last time: a disk that knows of
+/// fewer is an older copy of itself, even where its index is gone and cannot tell.
+///
+/// # Errors
+/// See [`RecoverError`].
+pub fn recover_known(
+    disk: &mut dyn BlockFile,
+    kv: &mut dyn KvStore,
+    entropy: u64,
+    open_count: u64,
+) -> Result<(Recovered, RecoveryReport), RecoverError> {
+    open(disk, kv, entropy, None, open_count)
 }
 
 /// As [`recover`], but trusts the log alone: the index is emptied and built anew.
@@ -160,7 +186,7 @@ pub fn rebuild_index(
     kv: &mut dyn KvStore,
     entropy: u64,
 ) -> Result<(Recovered, RecoveryReport), RecoverError> {
-    open(disk, kv, entropy, Some(RebuildReason::Asked))
+    open(disk, kv, entropy, Some(RebuildReason::Asked), 0)
 }
 
 fn open(
@@ -168,6 +194,7 @@ fn open(
     kv: &mut dyn KvStore,
     entropy: u64,
     asked: Option<RebuildReason>,
+    known_opens: u64,
 ) -> Result<(Recovered, RecoveryReport), RecoverError> {
     let mut superblock = read_superblock(disk)?;
     superblock.generation += 1;
@@ -186,25 +213,35 @@ fn open(
     let mut plan = match loaded {
         Ok((meta, ledger)) => {
             let plan = survey(disk, &superblock, Some(meta.scan_from), ledger, meta, &mut report);
-            match plan.distrust(&superblock) {
+            let is_older = plan.is_older_than(known_opens, &superblock);
+            match plan
+                .distrust(&superblock)
+                .or(is_older.then_some(RebuildReason::Ahead))
+            {
                 Some(reason) => {
-                    let missing = Damage::Batches {
+                    let missing = (plan.highest_number < plan.meta.position).then_some(Damage::Batches {
                         first: plan.highest_number + 1,
                         last: plan.meta.position,
-                    };
+                    });
                     let rebuilt = rebuild_plan(disk, kv, &superblock, reason, &mut report)?;
                     if reason == RebuildReason::Ahead {
                         // An older copy, or a log whose last header rotted: what the index knew of is not there.
-                        report.damage.push(missing);
+                        report.damage.extend(missing);
                     }
                     rebuilt
                 }
                 None => plan,
             }
         }
-        Err(reason) => rebuild_plan(disk, kv, &superblock, reason, &mut report)?,
+        Err(reason) => {
+            let plan = rebuild_plan(disk, kv, &superblock, reason, &mut report)?;
+            if plan.is_older_than(known_opens, &superblock) {
+                report.rebuilt = Some(RebuildReason::Ahead);
+            }
+            plan
+        }
     };
-    if let Err(error) = Replay::run(disk, kv, &superblock, &mut plan, &mut report) {
+    if let Err(error) = Replay::run(disk, kv, &mut superblock, &mut plan, &mut report) {
         // A leaf that does not decode: the log has what it should hold.
         if !matches!(&error, RecoverError::Index(kv_error) if kv_error.operation == DECODE) || plan.is_rebuild
         {
@@ -213,9 +250,39 @@ fn open(
         report.batches_replayed = 0;
         report.batches_dropped = 0;
         plan = rebuild_plan(disk, kv, &superblock, RebuildReason::Damaged, &mut report)?;
-        Replay::run(disk, kv, &superblock, &mut plan, &mut report)?;
+        Replay::run(disk, kv, &mut superblock, &mut plan, &mut report)?;
     }
-    let recovered = open_fresh_segment(disk, superblock, plan, entropy)?;
+    plan.ledger.doubt = superblock.doubt;
+    if superblock.doubt > 0 && !plan.ledger.summaries().iter().any(|shard| shard.is_doubtful) {
+        superblock.doubt = 0;
+        superblock.generation += 1;
+        superblock.write(disk)?;
+    }
+    let (mut open, number) = open_fresh_segment(disk, &mut superblock, &mut plan, entropy)?;
+    let mut replay = Replay {
+        last: number,
+        last_generation: open.key.generation,
+        next_number: number,
+        disk,
+        kv,
+        superblock: &mut superblock,
+        plan: &mut plan,
+        report: &mut RecoveryReport::default(),
+        leaves: BTreeMap::new(),
+        moved: BTreeMap::new(),
+    };
+    replay.make_room(&mut open)?;
+    let number = replay.last;
+    plan.ledger.segments.set_stage(open.index, Stage::Open);
+    let recovered = Recovered {
+        superblock,
+        ledger: plan.ledger,
+        entropy,
+        number,
+        generation: open.key.generation,
+        checkpoint_id: plan.meta.id,
+        open,
+    };
     Ok((recovered, report))
 }
 
@@ -322,11 +389,44 @@ impl Plan {
     fn distrust(&self, superblock: &Superblock) -> Option<RebuildReason> {
         if self.logged_checkpoint.max(superblock.checkpoint) > self.meta.id {
             Some(RebuildReason::RolledBack)
-        } else if self.highest_number < self.meta.position {
+        } else if (self.highest_number < self.meta.position && self.logged_checkpoint < self.meta.id)
+            || (self.meta.life() >= superblock.open_count && self.logged_life() < self.meta.life())
+        {
+            // A log that knows of this very checkpoint is not older, whatever became of the batches before: a recovery
+            // that died may have taken their segment, which was empty.
             Some(RebuildReason::Ahead)
         } else {
             None
         }
+    }
+
+    /// The youngest segment holds fences and moves only, none of which the index knows of: so everything moved is
+    /// where it was, and this says nothing new. Where no other segment is free it may be taken again. (A rebuild
+    /// does not know what the lost index knew.)
+    fn forget_moves(&mut self) -> bool {
+        let table = &self.ledger.segments;
+        let taken = self
+            .segments
+            .values()
+            .filter(|(index, _)| table.get(*index).stage == Stage::Free);
+        let is_one_left = table.free_count() as usize > taken.count();
+        !is_one_left && !self.is_rebuild && self.segments.pop_last().is_some()
+    }
+
+    /// Above any that was seen.
+    fn next_number(&self) -> u64 {
+        self.highest_number.max(self.meta.position) + 1
+    }
+
+    /// The latest opening of the disk that the log knows of: more than the superblocks say if somebody put back old
+    /// ones.
+    fn logged_life(&self) -> u64 {
+        self.logged_checkpoint >> LIFE_BITS
+    }
+
+    /// Whether the disk was opened later than it knows of.
+    fn is_older_than(&self, known_opens: u64, superblock: &Superblock) -> bool {
+        self.logged_life().max(superblock.open_count - 1) < known_opens
     }
 
     /// In segments of this generation, batches count up to this number.
@@ -359,16 +459,30 @@ fn survey(
     plan.durable = plan.meta.position;
     find_segments(disk, superblock, scan_from.unwrap_or(0), &mut plan, report);
     let geometry = plan.ledger.segments.geometry;
-    for (index, key) in plan.segments.values().copied().collect::<Vec<_>>() {
-        let mut scan = SegmentScan::new(disk, geometry, index, key);
+    // What each segment says is durable, and whether it says anything of its own.
+    let mut said = Vec::new();
+    for (generation, (index, key)) in plan.segments.clone() {
+        let (mut durable, mut is_moves_only) = (0, true);
+        let mut scan = SegmentScan::new(geometry, index, key);
         report.segments_read += 1;
-        while let Some(Found { header, .. }) = scan.next_batch() {
+        while let Some(Found { header, .. }) = scan.next_batch(disk) {
             plan.highest_number = plan.highest_number.max(header.number);
-            plan.durable = plan.durable.max(header.durable_upto);
+            durable = durable.max(header.durable_upto);
             for entry in &header.entries {
                 plan.learn(entry);
             }
+            let is_move =
+                |entry: &Entry| matches!(entry.kind, Kind::Open | Kind::Checkpoint) || entry.is_relocated();
+            is_moves_only &= header.number > plan.meta.position && header.entries.iter().all(is_move);
         }
+        said.push((generation, durable, is_moves_only));
+    }
+    if said.last().is_some_and(|(_, _, is_moves_only)| *is_moves_only) && plan.forget_moves() {
+        said.pop();
+    }
+    for (generation, durable, _) in said {
+        // Batches that a later start fenced off may call each other durable.
+        plan.durable = plan.durable.max(durable.min(plan.fence(generation)));
     }
     let floor = plan.floor;
     plan.segments.retain(|generation, _| *generation >= floor);
@@ -405,8 +519,8 @@ fn find_segments(
         if is_old {
             continue;
         }
-        match read_segment_header(disk, superblock, index) {
-            Some(header) => {
+        match find_segment(disk, superblock, index) {
+            SegmentFound::Whole(header) => {
                 plan.highest_generation = plan.highest_generation.max(header.key.generation);
                 if header.key.generation >= scan_from {
                     // A segment is taken only after a checkpoint that frees it was logged in one the index knows to
@@ -415,45 +529,69 @@ fn find_segments(
                     plan.segments.insert(header.key.generation, (index, header.key));
                 }
             }
-            None if known.stage != Stage::Free => report.damage.push(Damage::Segment { segment: index }),
-            None => {}
+            SegmentFound::Rescued(key)
+                if known.stage == Stage::Free || known.generation == key.generation =>
+            {
+                plan.highest_generation = plan.highest_generation.max(key.generation);
+                if key.generation >= scan_from {
+                    plan.segments.entry(key.generation).or_insert((index, key));
+                }
+            }
+            SegmentFound::Rescued(_) | SegmentFound::None if known.stage != Stage::Free => {
+                report.damage.push(Damage::Segment { segment: index });
+            }
+            SegmentFound::Rescued(_) | SegmentFound::None => {}
         }
     }
 }
 
+/// Where an entry without data was moved to: the generation of the segment, and which blocks of it.
+struct Moved {
+    generation: u64,
+    block: u32,
+    count: u32,
+}
+
 struct Replay<'a> {
-    disk: &'a dyn BlockFile,
+    disk: &'a mut dyn BlockFile,
     kv: &'a mut dyn KvStore,
+    superblock: &'a mut Superblock,
     plan: &'a mut Plan,
     report: &'a mut RecoveryReport,
     leaves: BTreeMap<LeafKey, (Box<Leaf>, bool)>,
+    moved: BTreeMap<u64, Vec<Moved>>,
     /// Number of the last batch applied, and the generation of its segment.
     last: u64,
     last_generation: u64,
+    /// Of the first batch after recovery.
+    next_number: u64,
 }
 
 impl<'a> Replay<'a> {
     fn run(
-        disk: &'a dyn BlockFile,
+        disk: &'a mut dyn BlockFile,
         kv: &'a mut dyn KvStore,
-        superblock: &Superblock,
+        superblock: &'a mut Superblock,
         plan: &'a mut Plan,
         report: &'a mut RecoveryReport,
     ) -> Result<(), RecoverError> {
         let mut replay = Replay {
             last: plan.meta.position,
             last_generation: plan.meta.scan_from,
+            next_number: plan.next_number(),
             disk,
             kv,
+            superblock,
             plan,
             report,
             leaves: BTreeMap::new(),
+            moved: BTreeMap::new(),
         };
         // Above any that this disk ever had, also those that a lost index knew alone: an id names one state.
-        let first_of_life = superblock.open_count << 32;
+        let first_of_life = replay.superblock.open_count << LIFE_BITS;
         let meta = &mut replay.plan.meta;
         meta.id = meta.id.max(replay.plan.logged_checkpoint).max(first_of_life);
-        replay.all(superblock)?;
+        replay.all()?;
         let (last, durable) = (replay.last, replay.plan.durable);
         if last < durable {
             replay.report.damage.push(Damage::Batches {
@@ -462,13 +600,13 @@ impl<'a> Replay<'a> {
             });
         }
         replay.plan.ledger.segments.close_adopted();
-        replay.find_overtaken(superblock)?;
+        replay.find_overtaken()?;
         replay.plan.meta.is_rebuilding = false;
         replay.save()
     }
 
-    fn all(&mut self, superblock: &Superblock) -> Result<(), RecoverError> {
-        let geometry = Geometry::of(superblock);
+    fn all(&mut self) -> Result<(), RecoverError> {
+        let geometry = Geometry::of(self.superblock);
         let segments: Vec<_> = self
             .plan
             .segments
@@ -478,14 +616,14 @@ impl<'a> Replay<'a> {
         let mut is_over = false;
         for (generation, (index, key)) in segments {
             let fence = self.plan.fence(generation);
-            let mut scan = SegmentScan::new(self.disk, geometry, index, key);
-            while let Some(found) = scan.next_batch() {
+            let mut scan = SegmentScan::new(geometry, index, key);
+            while let Some(found) = scan.next_batch(self.disk) {
                 let number = found.header.number;
                 if number <= self.last || number > fence {
                     continue;
                 }
                 let is_first = found.address == geometry.start(index) + 1;
-                is_over = is_over || !self.is_next(&found.header, is_first) || !self.is_sound(&scan, &found);
+                is_over = is_over || !self.is_next(&found.header, is_first) || !self.is_sound(&found);
                 if is_over {
                     self.report.batches_dropped += 1;
                 } else {
@@ -529,8 +667,8 @@ impl<'a> Replay<'a> {
     }
 
     /// A batch not known to be durable counts only if all of its data is there.
-    fn is_sound(&self, scan: &SegmentScan<'_>, found: &Found) -> bool {
-        found.header.number <= self.plan.durable || scan.is_whole(found)
+    fn is_sound(&self, found: &Found) -> bool {
+        found.header.number <= self.plan.durable || is_whole(self.disk, found)
     }
 
     fn apply(&mut self, found: &Found, index: u32) -> Result<(), RecoverError> {
@@ -539,6 +677,15 @@ impl<'a> Replay<'a> {
             .segments
             .adopt(index, found.header.key.generation);
         for (entry, first_sum, inline) in found.header.walk() {
+            if entry.kind.is_note() && entry.is_relocated() {
+                let moved = Moved {
+                    generation: found.header.key.generation,
+                    block: entry.block,
+                    // A record counts bytes.
+                    count: if entry.kind.is_blocks() { entry.count } else { 1 },
+                };
+                self.moved.entry(entry.birth).or_default().push(moved);
+            }
             if entry.kind.is_blocks() {
                 self.apply_blocks(
                     entry,
@@ -576,7 +723,7 @@ impl<'a> Replay<'a> {
     /// After a rebuild every segment that was free holds again what was in it once; and entries without data, unlike
     /// blocks, are not known to be dead by counting. Where few segments are free, looks for some like that: every
     /// crash may take one, until a life lasts long enough to clean.
-    fn find_overtaken(&mut self, superblock: &Superblock) -> Result<(), RecoverError> {
+    fn find_overtaken(&mut self) -> Result<(), RecoverError> {
         let segments = &self.plan.ledger.segments;
         let mut candidates: Vec<(u64, u32)> = segments
             .iter()
@@ -589,21 +736,22 @@ impl<'a> Replay<'a> {
             if segments.free_count() as usize + segments.emptied() >= FREE_WANTED {
                 break;
             }
-            let header = read_segment_header(self.disk, superblock, index);
-            let Some(header) = header.filter(|header| header.key.generation == generation) else {
+            let key = find_segment(self.disk, self.superblock, index).key();
+            let Some(key) = key.filter(|key| key.generation == generation) else {
                 continue;
             };
-            let scan = SegmentScan::new(self.disk, segments.geometry, index, header.key);
-            if self.is_overtaken(scan)? {
+            let scan = SegmentScan::new(segments.geometry, index, key);
+            if self.is_overtaken(scan, generation)? {
                 self.plan.ledger.segments.forget_notes(index);
             }
         }
         Ok(())
     }
 
-    /// Whether a segment without live data holds no other entry that is somebody's last word.
-    fn is_overtaken(&mut self, mut scan: SegmentScan<'_>) -> Result<bool, RecoverError> {
-        while let Some(found) = scan.next_batch() {
+    /// Whether a segment without live data holds no other entry that is somebody's last word, or only such as were
+    /// moved on: a rebuild finds them in both places.
+    fn is_overtaken(&mut self, mut scan: SegmentScan, generation: u64) -> Result<bool, RecoverError> {
+        while let Some(found) = scan.next_batch(self.disk) {
             for (entry, ..) in found.header.walk() {
                 let shard = self.plan.ledger.shards.get(&entry.shard_id());
                 let is_current = match (entry.kind, shard) {
@@ -611,9 +759,14 @@ impl<'a> Replay<'a> {
                     (Kind::Record, Some(shard)) => entry.birth == shard.record_birth,
                     (Kind::SetEnd, Some(shard)) => entry.birth == shard.end_birth,
                     (Kind::Drop, Some(shard)) => entry.birth == shard.drop_birth,
-                    (Kind::Zero | Kind::Trim | Kind::Lost, Some(_)) => self.is_in_a_leaf(entry)?,
+                    (Kind::Zero | Kind::Trim | Kind::Lost, Some(_)) => {
+                        if self.is_in_a_leaf(entry, generation)? {
+                            return Ok(false);
+                        }
+                        false
+                    }
                 };
-                if is_current {
+                if is_current && !self.is_moved_on(entry.birth, generation, entry.block) {
                     return Ok(false);
                 }
             }
@@ -621,16 +774,29 @@ impl<'a> Replay<'a> {
         Ok(true)
     }
 
-    fn is_in_a_leaf(&mut self, entry: &Entry) -> Result<bool, RecoverError> {
+    fn is_moved_on(&self, birth: u64, generation: u64, block: u32) -> bool {
+        self.moved.get(&birth).is_some_and(|all| {
+            all.iter().any(|moved| {
+                let is_there = (moved.block..moved.block + moved.count).contains(&block);
+                moved.generation > generation && is_there
+            })
+        })
+    }
+
+    fn is_in_a_leaf(&mut self, entry: &Entry, generation: u64) -> Result<bool, RecoverError> {
         for piece in pieces(entry.shard_id(), LayerId(entry.layer), entry.block, entry.count) {
             if self.leaves.len() >= LEAVES_MAX {
                 self.save()?;
             }
             self.load(piece.key)?;
             let (leaf, _) = self.leaves.get(&piece.key).expect("just loaded");
-            let mut slots = piece.slot..piece.slot + piece.count;
-            if slots.any(|slot| leaf.birth(slot) == entry.birth) {
-                return Ok(true);
+            for index in 0..piece.count {
+                let block = entry.block + piece.index + index as u32;
+                if leaf.birth(piece.slot + index) == entry.birth
+                    && !self.is_moved_on(entry.birth, generation, block)
+                {
+                    return Ok(true);
+                }
             }
         }
         Ok(false)
@@ -665,6 +831,7 @@ impl<'a> Replay<'a> {
 
     /// Writes what was replayed as a checkpoint of its own: a crash from here on resumes behind it.
     fn save(&mut self) -> Result<(), RecoverError> {
+        self.note_doubt()?;
         let meta = &mut self.plan.meta;
         meta.id += 1;
         meta.position = self.last;
@@ -675,6 +842,16 @@ impl<'a> Replay<'a> {
         let leaves = dirty.map(|(key, (leaf, _))| (*key, leaf.as_ref()));
         let batch = checkpoint_batch(&mut self.plan.ledger, &self.plan.meta, leaves);
         self.kv.apply(&batch)?;
+        Ok(())
+    }
+
+    /// The checkpoint about to be saved passes the damage, which the next recovery will not find again.
+    fn note_doubt(&mut self) -> Result<(), RecoverError> {
+        if self.report.is_doubted() && self.superblock.doubt < self.next_number {
+            self.superblock.doubt = self.next_number;
+            self.superblock.generation += 1;
+            self.superblock.write(self.disk)?;
+        }
         Ok(())
     }
 }
@@ -689,23 +866,18 @@ fn load_leaf(kv: &dyn KvStore, key: LeafKey) -> Result<Box<Leaf>, KvError> {
     Leaf::decode(key, &value).ok_or_else(damaged)
 }
 
-/// Opens the segment the store goes on in, and fences off everything not adopted.
+/// Opens the segment the store goes on in, and fences off everything not adopted. Returns it with the number of its
+/// first batch.
 fn open_fresh_segment(
     disk: &mut dyn BlockFile,
-    mut superblock: Superblock,
-    plan: Plan,
+    superblock: &mut Superblock,
+    plan: &mut Plan,
     entropy: u64,
-) -> Result<Recovered, RecoverError> {
-    let Plan {
-        mut ledger,
-        meta,
-        highest_number,
-        highest_generation,
-        ..
-    } = plan;
+) -> Result<(OpenSegment, u64), RecoverError> {
+    let number = plan.next_number();
+    let generation = plan.highest_generation.max(plan.meta.scan_from) + 1;
+    let Plan { ledger, meta, .. } = plan;
     let adopted = meta.position;
-    let number = highest_number.max(adopted) + 1;
-    let generation = highest_generation.max(meta.scan_from) + 1;
     let key = SegmentKey {
         secret: secret(superblock.secret_base, entropy, generation),
         generation,
@@ -742,24 +914,15 @@ fn open_fresh_segment(
         number,
         complete_upto: number - 1,
         durable_upto: adopted,
-        entries: fence_entries(&ledger, number, meta.id, floor),
+        entries: fence_entries(ledger, number, meta.id, floor),
         sums: Vec::new(),
         inline: Vec::new(),
     };
     disk.write_at(offset + BLOCK_BYTES, &batch.encode().0)?;
     disk.sync()?;
-    ledger.segments.set_stage(index, Stage::Open);
     // What the replay emptied stays so until the first checkpoint, although index and log say it is free: the dead
     // process was writing there a moment ago, and a device may still perform what it had under way.
-    Ok(Recovered {
-        superblock,
-        ledger,
-        entropy,
-        number,
-        generation,
-        checkpoint_id: meta.id,
-        open: OpenSegment { index, key, next: 2 },
-    })
+    Ok((OpenSegment { index, key, next: 2 }, number))
 }
 
 /// What a batch says when a checkpoint is durable: its id, the oldest generation in use, and every fence.

@@ -354,6 +354,14 @@ impl SegmentTable {
         }
     }
 
+    /// Frees a segment that waits for a checkpoint, which was made just for it.
+    pub(crate) fn release_emptied(&mut self, index: u32) {
+        let at = self.emptied.iter().position(|emptied| *emptied == index);
+        self.emptied
+            .swap_remove(at.expect("nothing in it counts any more"));
+        self.release(index);
+    }
+
     /// The oldest generation that holds anything; all older segments are free.
     pub(crate) fn floor(&self) -> u64 {
         self.list

@@ -22,7 +22,7 @@ use crate::batch::SegmentKey;
 use crate::cache::{Cache, CacheAt};
 use crate::checkpoint::Checkpoint;
 use crate::clean::{Cleaner, Piece};
-use crate::flush::Syncs;
+use crate::flush::{Syncs, Witness};
 use crate::leaf::{Leaf, encode_key};
 use crate::ledger::{Ledger, Shard};
 use crate::read::{Lookup, Want};
@@ -93,6 +93,7 @@ pub struct Store<B: Payload> {
     io: InFlight<Io>,
     pub(crate) spares: Spares<B>,
     pub(crate) syncs: Syncs,
+    pub(crate) witness: Witness,
     pub(crate) lookups: InFlight<Lookup<B>>,
     /// Lookups that wait for memory.
     pub(crate) parked: VecDeque<u64>,
@@ -140,6 +141,7 @@ impl<B: Payload> Store<B> {
             io: InFlight::default(),
             spares: Spares::default(),
             syncs: Syncs::new(number),
+            witness: Witness::new(number),
             lookups: InFlight::default(),
             parked: VecDeque::new(),
             checkpoint: Checkpoint::new(checkpoint_id),
@@ -180,7 +182,11 @@ impl<B: Payload> Store<B> {
             Event::Disk(completion) => self.disk_done(completion, effects),
             Event::Index(response) => self.index_done(response, effects),
             Event::TurnEnd => self.pump(effects),
-            Event::Tick => self.cleaner.tick(),
+            Event::Tick => {
+                self.cleaner.tick();
+                self.tick_witness(false);
+            }
+            Event::Closing => self.tick_witness(true),
         }
         if self.failed.is_some() {
             self.fail_everything(effects);
@@ -224,7 +230,14 @@ impl<B: Payload> Store<B> {
                 || !self.purging.is_empty()
                 || self.checkpoint.is_running()
                 || self.cleaner.is_running()
+                || self.wants_witness()
                 || self.wants_cleaning())
+    }
+
+    /// Whether the log says of everything that was promised to be durable that it is.
+    #[must_use]
+    pub fn is_witnessed(&self) -> bool {
+        self.failed.is_some() || !self.wants_witness()
     }
 
     fn take(&mut self, id: RequestId, request: Request<B>, effects: &mut Vec<Effect<B>>) {
@@ -331,6 +344,7 @@ impl<B: Payload> Store<B> {
             self.build_batches(effects);
         }
         self.clean(effects);
+        self.bear_witness(effects);
         self.drive_checkpoint(effects);
         self.release_flushes(effects);
         self.start_sync(effects);

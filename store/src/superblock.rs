@@ -46,6 +46,9 @@ pub struct Superblock {
     pub secret_base: u64,
     /// An index with an older checkpoint than this must not be used: it may refer to what was overwritten.
     pub checkpoint: u64,
+    /// The number of a batch, or zero: the log was found damaged or old then, and a shard whose record is not newer
+    /// may lack what it once completed.
+    pub doubt: u64,
 }
 
 /// Why there is no usable superblock.
@@ -111,6 +114,7 @@ impl Superblock {
         out.u64(self.open_count);
         out.u64(self.secret_base);
         out.u64(self.checkpoint);
+        out.u64(self.doubt);
         let crc = crc_without(&block.0, CRC_AT);
         block.0[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
         block
@@ -152,6 +156,7 @@ impl Superblock {
             open_count: fields.u64()?,
             secret_base: fields.u64()?,
             checkpoint: fields.u64()?,
+            doubt: fields.u64()?,
         };
         Some(if superblock.is_plausible() {
             Copy::Good(superblock)
@@ -279,6 +284,7 @@ mod tests {
             open_count: 9,
             secret_base: 0x1234,
             checkpoint: 77,
+            doubt: 78,
         }
     }
 

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control::placement::{self, Candidate};
-use control::{ApiError, ApiResult, DISK_BYTES_MIN, DiskAdd, DiskRecord, DiskState, PoolRecord, Severity};
+use control::{
+    ApiError, ApiResult, DISK_BYTES_MIN, DiskAdd, DiskRecord, DiskState, ErrorKind, PoolRecord, Severity,
+};
 use edge::BlockFile;
 use edge::file::{Access, OsFile};
 use edge::rocks::Rocks;
 use replication::{DiskNode, ReplicaRequest, ShardRecord, ToReplica};
-use store::{FormatParams, RebuildReason, Store, Superblock};
+use store::{FormatParams, RebuildReason, RecoveryReport, ShardSummary, Store, Superblock};
 use types::{ByteSize, DiskId, Epoch, RequestId, ShardId, ShardNo, Token, VdiId};
 use vdi::Event;
 
@@ -31,6 +33,8 @@ pub struct DiskRuntime {
     pub plane: usize,
     /// Why it is not up.
     pub reason: String,
+    /// It is not tried again by itself: somebody has to decide.
+    pub is_refused: bool,
 }
 
 /// A disk that is open, checked and ready to be served.
@@ -49,7 +53,7 @@ impl Daemon {
         for record in records {
             let daemon = Arc::clone(self);
             openings.push(tokio::task::spawn_blocking(move || {
-                let opened = daemon.open_disk(&record.path, Some(record.id));
+                let opened = daemon.open_disk(&record.path, Some(&record), false);
                 (record, opened)
             }));
         }
@@ -60,7 +64,7 @@ impl Daemon {
                     self.serve_disk(opened).await?;
                     self.is_well_again(record)?;
                 }
-                Err(error) => self.disk_is_missing(&record, &error.message),
+                Err(error) => self.disk_is_missing(&record, &error),
             }
         }
         Ok(())
@@ -85,30 +89,33 @@ impl Daemon {
             .lock()
             .expect("disks")
             .values()
-            .any(|runtime| !runtime.is_up);
+            .any(|runtime| !runtime.is_up && !runtime.is_refused);
         if !is_anyone_away {
             return Ok(());
         }
         let _one = self.changes.lock().await;
         for record in self.records(|control| control.disks())? {
-            if record.state != DiskState::Active || self.is_up(record.id) || !record.path.exists() {
+            let may_come_back = record.state == DiskState::Active && !self.is_up_or_refused(record.id);
+            if !may_come_back || !record.path.exists() {
                 continue;
             }
             let daemon = Arc::clone(self);
-            let (id, path) = (record.id, record.path.clone());
-            let opening = tokio::task::spawn_blocking(move || daemon.open_disk(&path, Some(id)));
+            let wanted = record.clone();
+            let opening =
+                tokio::task::spawn_blocking(move || daemon.open_disk(&wanted.path, Some(&wanted), false));
             let opened = opening
                 .await
                 .map_err(|error| ApiError::internal(error.to_string(), ""))?;
             match opened {
                 Ok(opened) => {
                     self.serve_disk(opened).await?;
-                    let message = format!("disk {id} ({}) is back", record.path.display());
+                    let message = format!("disk {} ({}) is back", record.id, record.path.display());
                     self.events.add(Severity::Info, message);
                 }
                 Err(error) => {
                     // Said once when it went missing; the reason in `weft disk list` is kept fresh.
-                    if let Some(runtime) = self.disks.lock().expect("disks").get_mut(&id) {
+                    if let Some(runtime) = self.disks.lock().expect("disks").get_mut(&record.id) {
+                        runtime.is_refused = error.kind == ErrorKind::NeedsForce;
                         runtime.reason = error.message;
                     }
                 }
@@ -128,21 +135,34 @@ impl Daemon {
         Ok(())
     }
 
-    fn disk_is_missing(&self, record: &DiskRecord, reason: &str) {
+    fn disk_is_missing(&self, record: &DiskRecord, error: &ApiError) {
         let runtime = DiskRuntime {
             is_up: false,
             plane: 0,
-            reason: reason.to_owned(),
+            reason: error.message.clone(),
+            is_refused: error.kind == ErrorKind::NeedsForce,
         };
         self.disks.lock().expect("disks").insert(record.id, runtime);
+        let severity = match error.kind {
+            ErrorKind::NeedsForce => Severity::Critical,
+            _ => Severity::Warning,
+        };
         self.events.add(
-            Severity::Warning,
-            format!("disk {} ({}): {reason}", record.id, record.path.display()),
+            severity,
+            format!(
+                "disk {} ({}): {}; {}",
+                record.id,
+                record.path.display(),
+                error.message,
+                error.hint
+            ),
         );
     }
 
-    /// Opens `path` for us alone, recovers its log, and checks that it is the disk it should be.
-    fn open_disk(&self, path: &Path, wanted: Option<DiskId>) -> ApiResult<Opened> {
+    /// Opens `path` for us alone, recovers its log, and checks that it is the disk it should be. A disk that lost
+    /// writes, or is an older copy of itself, and has the only good copy of something is refused unless the operator
+    /// said that he accepts it (`accept_old`).
+    fn open_disk(&self, path: &Path, wanted: Option<&DiskRecord>, accept_old: bool) -> ApiResult<Opened> {
         let shown = path.display();
         let mut file = OsFile::open(path, Access::ReadWrite).map_err(|error| {
             ApiError::unavailable(
@@ -156,8 +176,8 @@ impl Daemon {
                 "`weft disk fsck` tells more; `weft disk replace` gives its place to another",
             )
         })?;
-        if let Some(id) = wanted.filter(|id| *id != superblock.disk) {
-            let message = format!("{shown} holds disk {}, not {id}", superblock.disk);
+        if let Some(record) = wanted.filter(|record| record.id != superblock.disk) {
+            let message = format!("{shown} holds disk {}, not {}", superblock.disk, record.id);
             return Err(ApiError::conflict(
                 message,
                 "give the path of the right disk: `weft disk add PATH`",
@@ -165,26 +185,26 @@ impl Daemon {
         }
         let directory = self.index_directory(superblock.disk);
         let mut index = open_index(&directory)?;
-        let (recovered, report) = store::recover(&mut file, &mut index, entropy()).map_err(|error| {
+        let opens = wanted.map_or(0, |record| record.opens);
+        let recovered = store::recover_known(&mut file, &mut index, entropy(), opens);
+        let (recovered, report) = recovered.map_err(|error| {
             ApiError::conflict(format!("{shown}: {error}"), "`weft disk fsck` tells more")
         })?;
         tracing::info!(disk = %superblock.disk, path = %shown, ?report, "recovered");
-        let store = Store::open(recovered, self.store_settings());
-        let mut node = DiskNode::new(superblock.disk, store);
-        let is_older_copy = report.rebuilt == Some(RebuildReason::Ahead);
-        if is_older_copy || !report.damage.is_empty() {
-            node.distrust();
-            let what = if is_older_copy {
-                "it is an older copy of itself"
-            } else {
-                "parts of its log are missing"
-            };
+        let what = what_it_lost(&report);
+        if !accept_old {
+            self.refuse_only_copies(superblock.disk, path, what, &recovered.shards())?;
+        }
+        if report.is_doubted() {
             let message = format!(
                 "disk {} ({shown}): {what}; its replicas are compared with the others",
                 superblock.disk
             );
             self.events.add(Severity::Critical, message);
         }
+        let superblock = *recovered.superblock();
+        let store = Store::open(recovered, self.store_settings());
+        let node = DiskNode::new(superblock.disk, store);
         Ok(Opened {
             superblock,
             file: file.into_file(),
@@ -193,9 +213,49 @@ impl Daemon {
         })
     }
 
+    /// Where no other disk has what this one lost, serving it would return old content for writes that completed.
+    fn refuse_only_copies(
+        &self,
+        disk: DiskId,
+        path: &Path,
+        what: &str,
+        shards: &[ShardSummary],
+    ) -> ApiResult<()> {
+        let mut vdis: BTreeMap<VdiId, usize> = BTreeMap::new();
+        for summary in shards.iter().filter(|summary| summary.is_doubtful) {
+            let record = self.records(|control| control.shard(summary.shard))?;
+            if record.is_some_and(|record| record.was_written && record.in_sync == [disk]) {
+                *vdis.entry(summary.shard.vdi).or_default() += 1;
+            }
+        }
+        if vdis.is_empty() {
+            return Ok(());
+        }
+        let mut names = Vec::new();
+        for (vdi, shards) in &vdis {
+            let record = self.records(|control| control.vdi(*vdi))?;
+            let name = record.map_or_else(|| vdi.to_string(), |record| record.name);
+            names.push(format!("{name} ({shards} shards)"));
+        }
+        let path = path.display();
+        Err(ApiError::needs_force(
+            format!(
+                "disk {disk} ({path}): {what}, and it has the only good copy of VDI {}: what completed may be missing",
+                names.join(", ")
+            ),
+            format!(
+                "put the right disk there, or `weft disk add {path} --accept-old`: what is lost reads as it was before"
+            ),
+        ))
+    }
+
     /// Hands an opened disk to a plane and tells every VDI.
     async fn serve_disk(&self, opened: Opened) -> ApiResult<()> {
-        let disk = opened.superblock.disk;
+        let Superblock {
+            disk,
+            open_count: opens,
+            ..
+        } = opened.superblock;
         let plane = self.least_loaded_plane();
         let shards: Vec<ShardId> = opened.node.shards().iter().map(|summary| summary.shard).collect();
         let index = IndexThread::start(disk, Box::new(opened.index), self.planes[plane].clone())
@@ -217,10 +277,19 @@ impl Daemon {
             is_up: true,
             plane,
             reason: String::new(),
+            is_refused: false,
         };
         self.disks.lock().expect("disks").insert(disk, runtime);
         self.tell_disk_state(disk, true).await?;
+        self.remember_opens(disk, opens)?;
         self.drop_leftovers(disk, plane, &shards)
+    }
+
+    fn remember_opens(&self, disk: DiskId, opens: u64) -> ApiResult<()> {
+        self.records(|control| match control.disk(disk)? {
+            Some(record) => control.put_disk(&DiskRecord { opens, ..record }),
+            None => Ok(()),
+        })
     }
 
     fn least_loaded_plane(&self) -> usize {
@@ -342,7 +411,7 @@ impl Daemon {
                     state: DiskState::Active,
                     ..record.clone()
                 };
-                let opened = self.open_disk(path, Some(record.id))?;
+                let opened = self.open_disk(path, Some(&record), request.accept_old)?;
                 return Ok((record, opened));
             }
             if !request.force {
@@ -380,19 +449,17 @@ impl Daemon {
         let parameters = FormatParams::new(id, pool.id, entropy());
         store::format(&mut file, &mut index, parameters)
             .map_err(|error| ApiError::conflict(format!("{}: {error}", path.display()), ""))?;
-        let bytes = file.bytes();
+        let record = DiskRecord {
+            id,
+            path: path.to_owned(),
+            bytes: file.bytes(),
+            state: DiskState::Active,
+            zone,
+            opens: 0,
+        };
         drop((file, index));
-        let opened = self.open_disk(path, Some(id))?;
-        Ok((
-            DiskRecord {
-                id,
-                path: path.to_owned(),
-                bytes,
-                state: DiskState::Active,
-                zone,
-            },
-            opened,
-        ))
+        let opened = self.open_disk(path, Some(&record), false)?;
+        Ok((record, opened))
     }
 
     pub(super) fn is_up(&self, disk: DiskId) -> bool {
@@ -401,6 +468,13 @@ impl Daemon {
             .expect("disks")
             .get(&disk)
             .is_some_and(|runtime| runtime.is_up)
+    }
+
+    fn is_up_or_refused(&self, disk: DiskId) -> bool {
+        let disks = self.disks.lock().expect("disks");
+        disks
+            .get(&disk)
+            .is_some_and(|runtime| runtime.is_up || runtime.is_refused)
     }
 
     pub(super) fn up_disks(&self) -> Vec<DiskId> {
@@ -604,6 +678,16 @@ impl Daemon {
             );
         }
         Ok(())
+    }
+}
+
+fn what_it_lost(report: &RecoveryReport) -> &'static str {
+    if report.rebuilt == Some(RebuildReason::Ahead) {
+        "it is an older copy of itself"
+    } else if report.is_doubted() {
+        "parts of its log are missing"
+    } else {
+        "parts of its log were missing when it was opened before"
     }
 }
 

@@ -40,11 +40,13 @@ impl Plane {
                 slot,
                 node,
                 index,
-                is_touched: false,
+                // The node may have something to say of itself.
+                is_touched: true,
                 is_ticking: false,
                 leaving: None,
             },
         );
+        self.touched_disks.push(disk);
         Ok(())
     }
 
@@ -58,6 +60,17 @@ impl Plane {
                 let _ = reply.send(None);
             }
         }
+    }
+
+    /// The process is to end: what the disks promised is to be said in their logs.
+    pub(super) fn close_disks(&mut self) {
+        for disk in self.disks.keys().copied().collect::<Vec<_>>() {
+            self.step_disk(disk, NodeEvent::Closing);
+        }
+    }
+
+    pub(super) fn are_disks_witnessed(&self) -> bool {
+        self.disks.values().all(|actor| actor.node.is_witnessed())
     }
 
     /// A disk leaves when its last operation is back: its buffers belong to the kernel until then.

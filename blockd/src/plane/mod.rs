@@ -37,6 +37,9 @@ const TICK: Duration = Duration::from_millis(50);
 /// Completions handled before guests hear of them: they go on while we do.
 const STRIDE: usize = 8;
 
+/// How long a plane that is to stop waits for its disks' last words; without them nothing is lost but a witness.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Commands taken from the mailbox in one turn: guests and disks must not starve behind it.
 const COMMANDS_PER_TURN: usize = 256;
 
@@ -81,7 +84,8 @@ pub struct Plane {
     /// The mailbox may hold commands.
     has_mail: bool,
     patience: Patience,
-    is_stopping: bool,
+    /// Set once the thread is to end; by when it does so in any case.
+    stop_by: Option<Instant>,
 }
 
 impl Plane {
@@ -118,14 +122,14 @@ impl Plane {
             next_tick: None,
             has_mail: true,
             patience: Patience::new(poll),
-            is_stopping: false,
+            stop_by: None,
         }
     }
 
     /// The loop; returns after [`Command::Stop`].
     pub fn run(mut self) {
         let mut events = Vec::with_capacity(256);
-        while !self.is_stopping {
+        while !self.may_stop() {
             self.turn_ring(&mut events);
             for (number, event) in events.drain(..).enumerate() {
                 if number > 0 && number.is_multiple_of(STRIDE) {
@@ -145,6 +149,11 @@ impl Plane {
         }
     }
 
+    fn may_stop(&self) -> bool {
+        self.stop_by
+            .is_some_and(|by| self.now >= by || self.are_disks_witnessed())
+    }
+
     /// Submits and reaps. With nothing to do it sleeps until a disk, a guest or the mailbox has something, or a core
     /// that is busy wants its Tick.
     fn turn_ring(&mut self, events: &mut Vec<RingEvent>) {
@@ -154,7 +163,8 @@ impl Plane {
             self.now = self.clock.now();
             return;
         }
-        let wait = self.next_tick.map_or(Wait::Forever, Wait::Until);
+        let wake_at = self.next_tick.into_iter().chain(self.stop_by).min();
+        let wait = wake_at.map_or(Wait::Forever, Wait::Until);
         let before = self.clock.now();
         self.ring.turn(wait, events);
         self.now = self.clock.now();
@@ -240,7 +250,10 @@ impl Plane {
                 let figures = self.figures();
                 let _ = reply.send(figures);
             }
-            Command::Stop => self.is_stopping = true,
+            Command::Stop => {
+                self.stop_by = Some(self.now + STOP_PATIENCE);
+                self.close_disks();
+            }
         }
     }
 

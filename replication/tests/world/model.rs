@@ -331,7 +331,7 @@ impl LogStore<HeapBlock> for MapStore {
                     }
                 }
             }
-            Event::Disk(_) | Event::Index(_) | Event::TurnEnd => {}
+            Event::Disk(_) | Event::Index(_) | Event::TurnEnd | Event::Closing => {}
         }
     }
 
@@ -341,6 +341,7 @@ impl LogStore<HeapBlock> for MapStore {
             end: shard.end,
             record: shard.record.clone(),
             data_blocks: shard.blocks.values().filter(|block| block.data.is_some()).count() as u64,
+            is_doubtful: false,
         };
         self.shards.iter().map(summary).collect()
     }
