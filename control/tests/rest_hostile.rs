@@ -21,13 +21,13 @@ const VALID: &[(&str, &str, &str)] = &[
     (
         "POST",
         "/v1/disks",
-        r#"{"path":"/srv/b","create_bytes":1073741824,"zone":"z","force":true}"#,
+        r#"{"path":"/srv/b","create_bytes":1073741824,"zone":"z","force":true,"accept_old":true}"#,
     ),
     ("DELETE", "/v1/disks/{id}", "null"),
     (
         "POST",
         "/v1/disks/{id}/replace",
-        r#"{"with":{"path":"/srv/b","create_bytes":1073741824,"zone":"z","force":true}}"#,
+        r#"{"with":{"path":"/srv/b","create_bytes":1073741824,"zone":"z","force":true,"accept_old":true}}"#,
     ),
     ("GET", "/v1/vdis", "null"),
     (
