@@ -75,8 +75,8 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a torn batch is whole",
         file: "store/src/scan.rs",
-        find: "data.is_empty() || (self.disk",
-        put: "!data.is_empty() || data.is_empty() || (self.disk",
+        find: "data.is_empty() || (disk.read_at",
+        put: "!data.is_empty() || data.is_empty() || (disk.read_at",
         net: STORE,
     },
     Mutant {
