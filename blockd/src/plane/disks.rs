@@ -17,6 +17,9 @@ pub struct DiskActor {
     slot: DiskSlot,
     node: DiskNode<Buf, Store<Buf>>,
     index: IndexThread,
+    /// Operations whose completion the node has not seen. The ring's own count is lower: it has handed out all that one
+    /// turn reaped before the first of them is looked at.
+    under_way: usize,
     /// In the plane's list of disks whose batch is open.
     is_touched: bool,
     is_ticking: bool,
@@ -43,6 +46,7 @@ impl Plane {
                 // The node may have something to say of itself.
                 is_touched: true,
                 is_ticking: false,
+                under_way: 0,
                 leaving: None,
             },
         );
@@ -78,7 +82,7 @@ impl Plane {
         let is_idle = self
             .disks
             .get(&disk)
-            .is_some_and(|actor| actor.leaving.is_some() && self.ring.under_way(actor.slot) == 0);
+            .is_some_and(|actor| actor.leaving.is_some() && actor.under_way == 0);
         if !is_idle {
             return;
         }
@@ -90,8 +94,9 @@ impl Plane {
     }
 
     pub(super) fn disk_completed(&mut self, slot: DiskSlot, completion: Completion<Buf>) {
-        let found = self.disks.iter().find(|(_, actor)| actor.slot == slot);
-        let (&disk, _) = found.expect("a disk stays until its last completion");
+        let found = self.disks.iter_mut().find(|(_, actor)| actor.slot == slot);
+        let (&disk, actor) = found.expect("a disk stays until its last completion");
+        actor.under_way -= 1;
         self.step_disk(disk, NodeEvent::Disk(completion));
         self.let_go_when_idle(disk);
     }
@@ -138,6 +143,7 @@ impl Plane {
             match effect {
                 NodeEffect::Send(message) => letters.push(Letter::ToVdi(message)),
                 NodeEffect::Disk(id, operation) => {
+                    actor.under_way += 1;
                     self.ring.submit(actor.slot, id, operation);
                 }
                 NodeEffect::Index(request) => actor.index.send(request),
