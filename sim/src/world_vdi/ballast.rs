@@ -34,6 +34,10 @@ impl Ballast {
         self.spec.id
     }
 
+    pub(super) fn answers(&self) -> u64 {
+        self.guest.answers
+    }
+
     /// The process is gone, and with power the guest.
     pub(super) fn crash(&mut self, is_power_loss: bool) {
         self.vdi = None;

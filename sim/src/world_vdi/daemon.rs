@@ -107,22 +107,30 @@ impl World {
                 self.summary.scrubs += 1;
                 self.last_scrub = Some((*repaired, *unreadable));
             }
-            // The damaged disk and another that is away are two faults: the good copy is on the one that is away.
+            // The damaged disk and another that is away, or not in sync again, are two faults.
             Notice::Unreadable { shard, offset } => assert!(
                 self.is_somebody_away(*shard),
-                "shard {shard} offset {offset} is unreadable and there is a good copy"
+                "shard {shard} offset {offset} is unreadable and there is a good copy; disk {} is damaged, {:?}",
+                self.hosts[self.victim].id,
+                self.records[shard]
             ),
             Notice::Fenced { shard } => panic!("shard {shard} is fenced and nobody else writes it"),
             _ => {}
         }
     }
 
-    /// Whether damage was done and a replica of the shard that has the good copy cannot be reached.
+    /// Whether damage was done and a replica of the shard that has the good copy cannot be reached, or is not in sync: it
+    /// was away, and what it holds of the block may be older.
     pub(super) fn is_somebody_away(&self, shard: ShardNo) -> bool {
         let replicas = &self.records[&shard].replicas;
         let is_away = |at: usize| !self.is_linked[at] && replicas.contains(&self.hosts[at].id);
+        // In the writer's eyes: it may not have heard yet that the record was saved.
+        let is_behind = self.vdi.as_ref().is_some_and(|vdi| {
+            let status = vdi.status();
+            status.shards_whole < status.shards
+        });
         let may_be = self.summary.rotten > 0 || self.profile == Profile::Lying;
-        may_be && (0..self.hosts.len()).any(|at| at != self.victim && is_away(at))
+        may_be && (is_behind || (0..self.hosts.len()).any(|at| at != self.victim && is_away(at)))
     }
 
     /// The control store takes or refuses the oldest record that was sent.
