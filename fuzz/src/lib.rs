@@ -29,6 +29,7 @@ pub const TARGETS: &[(&str, Target, usize)] = &[
     ("nbd_handshake", nbd::fuzz::handshake, 1024),
     ("nbd_request", nbd::fuzz::request, 512),
     ("vhost_ring", vhost_blk::fuzz::ring, 2048),
+    ("wire_stream", wire::fuzz::stream, 9000),
     ("rest_body", bodies::rest_body, 1024),
     // What lies on disks.
     ("batch_header", store::fuzz::batch_header, 4096),

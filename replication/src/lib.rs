@@ -13,7 +13,7 @@ mod record;
 mod writer;
 
 pub use message::{FromReplica, Refusal, RepairContent, ReplicaReply, ReplicaRequest, ToReplica};
-pub use node::{DiskNode, LogStore, NodeEffect, NodeEvent};
+pub use node::{DiskNode, LogStore, NodeEffect, NodeEvent, RECORD_BYTES_MAX};
 pub use record::{EpochEnd, ShardRecord};
 pub use writer::{
     ShardError, ShardOp, ShardReply, Writer, WriterEffect, WriterEvent, WriterNotice, WriterPhase,

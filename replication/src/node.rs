@@ -642,7 +642,7 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
 }
 
 /// The most bytes a writer's record may have.
-pub(crate) const RECORD_BYTES_MAX: usize = 2048;
+pub const RECORD_BYTES_MAX: usize = 2048;
 
 impl Promise {
     /// Persists what is in memory now.

@@ -168,6 +168,10 @@ uuid! {
     /// The pool a disk was given to.
     PoolId
 }
+uuid! {
+    /// A host of the pool: random, kept where its daemon keeps its state, never changed.
+    HostId
+}
 
 #[cfg(test)]
 mod tests {

@@ -19,9 +19,10 @@ pub use block::{
 pub use block_crcs::BlockCrcs;
 pub use checksum::{BlockSum, SumKey, bind, crc32c};
 pub use id::{
-    DiskId, Epoch, Incarnation, LayerId, ParseIdError, PoolId, RequestId, Seq, ShardId, ShardNo, Token, VdiId,
+    DiskId, Epoch, HostId, Incarnation, LayerId, ParseIdError, PoolId, RequestId, Seq, ShardId, ShardNo,
+    Token, VdiId,
 };
 pub use in_flight::InFlight;
-pub use payload::{HeapBlock, Payload};
+pub use payload::{HeapBlock, HeapRoom, Payload, Room};
 pub use size::{ByteSize, ParseSizeError};
 pub use time::Instant;

@@ -31,6 +31,53 @@ pub trait Payload: Clone + fmt::Debug + 'static {
     }
 }
 
+/// Writable bytes with one owner that become payload piece by piece, from the front: what a stream is received into.
+///
+/// An implementor owes: memory that starts at a multiple of 512 when fresh; `split_front` shares the bytes where it can,
+/// and what was split off never changes again. It may assume that nobody splits more than there is (callers assert).
+pub trait Room: fmt::Debug {
+    /// What the bytes become.
+    type Payload: Payload;
+
+    /// All of it.
+    fn content(&self) -> &[u8];
+
+    /// All of it, to be written.
+    fn content_mut(&mut self) -> &mut [u8];
+
+    /// The first `length` bytes, finished; the rest stays writable.
+    fn split_front(&mut self, length: usize) -> Self::Payload;
+}
+
+/// Room on the heap, for tests. Splitting copies.
+#[derive(Debug)]
+pub struct HeapRoom(Vec<u8>);
+
+impl HeapRoom {
+    /// `length` bytes that nobody should rely on.
+    #[must_use]
+    pub fn new(length: usize) -> HeapRoom {
+        HeapRoom(vec![0xa5; length])
+    }
+}
+
+impl Room for HeapRoom {
+    type Payload = HeapBlock;
+
+    fn content(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn content_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+
+    fn split_front(&mut self, length: usize) -> HeapBlock {
+        let front: Vec<u8> = self.0.drain(..length).collect();
+        HeapBlock::new(&front)
+    }
+}
+
 /// Payload on the heap, for the simulator and for tests.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HeapBlock {
