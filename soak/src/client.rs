@@ -38,6 +38,11 @@ pub trait Client {
     /// Requests that a queue takes at once.
     fn depth(&self) -> usize;
 
+    /// The disk's bytes as long as this connection lasts; `None`: as many as it has, whenever that changes.
+    fn fixed_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Hands over a request with an id of the caller's own; at most [`depth`](Client::depth) at once on a queue.
     fn submit(&mut self, queue: usize, id: u64, op: &Op) -> Result<(), Gone>;
 

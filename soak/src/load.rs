@@ -57,6 +57,10 @@ pub struct Orders {
     answers: AtomicU64,
     sectors_verified: AtomicU64,
     connections: AtomicU64,
+    /// Wants a new connection as soon as nothing is under way on this one.
+    is_to_reconnect: AtomicBool,
+    /// How large the disk can be for the present connection.
+    bytes_max: AtomicU64,
     /// Set while requests may have to wait for long: no quorum, no space.
     may_wait: AtomicBool,
 }
@@ -83,6 +87,7 @@ impl Load {
             under_way: BTreeMap::new(),
             per_queue: Vec::new(),
             next_id: 0,
+            fixed_bytes: None,
             sweep: None,
             last_answer: Instant::now(),
         };
@@ -108,6 +113,16 @@ impl Load {
     /// Connections made.
     pub fn connections(&self) -> u64 {
         self.orders.connections.load(Ordering::Relaxed)
+    }
+
+    /// Orders a new connection: what is under way ends, then this one does.
+    pub fn order_reconnect(&self) {
+        self.orders.is_to_reconnect.store(true, Ordering::SeqCst);
+    }
+
+    /// How large the disk can be for the present connection; `u64::MAX` if it follows the disk.
+    pub fn bytes_max(&self) -> u64 {
+        self.orders.bytes_max.load(Ordering::SeqCst)
     }
 
     /// Orders a reading of the whole disk; returns what [`has_swept`](Load::has_swept) takes.
@@ -173,6 +188,8 @@ struct Worker {
     /// How many are under way on each queue.
     per_queue: Vec<usize>,
     next_id: u64,
+    /// Of this connection, if a resize of the disk does not reach it.
+    fixed_bytes: Option<u64>,
     /// Where the reading of everything goes on, and how many of its reads wait.
     sweep: Option<Sweep>,
     last_answer: Instant,
@@ -200,8 +217,13 @@ impl Worker {
     fn come_back(&mut self) -> Result<Box<dyn Client>> {
         let start = Instant::now();
         loop {
+            // Before the connection: an order that comes later is for this one.
+            self.orders.is_to_reconnect.store(false, Ordering::SeqCst);
             match (self.connect)() {
                 Ok(client) => {
+                    self.fixed_bytes = client.fixed_bytes();
+                    let bytes = self.fixed_bytes.unwrap_or(u64::MAX);
+                    self.orders.bytes_max.store(bytes, Ordering::SeqCst);
                     self.orders.connections.fetch_add(1, Ordering::SeqCst);
                     self.last_answer = Instant::now();
                     return Ok(client);
@@ -229,15 +251,16 @@ impl Worker {
         }
     }
 
-    /// Loads until it is told to stop (true) or the connection is gone (false).
+    /// Loads until it is told to stop (true), or the connection is gone or to be made anew (false).
     fn serve(&mut self, client: &mut dyn Client) -> Result<bool> {
         loop {
             let is_stopping = self.orders.is_stopping.load(Ordering::SeqCst);
-            if is_stopping && self.under_way.is_empty() {
-                return Ok(true);
+            let is_ending = is_stopping || self.orders.is_to_reconnect.load(Ordering::SeqCst);
+            if is_ending && self.under_way.is_empty() {
+                return Ok(is_stopping);
             }
             self.look_for_sweep();
-            if !is_stopping && self.submit(client).is_err() {
+            if !is_ending && self.submit(client).is_err() {
                 return Ok(false);
             }
             let Ok(answers) = client.reap(LOOK) else {
@@ -267,7 +290,7 @@ impl Worker {
                 waiting: std::collections::BTreeSet::new(),
             });
         }
-        let bytes = self.disk.oracle().bytes();
+        let bytes = self.bytes();
         if let Some(sweep) = &self.sweep
             && sweep.next >= bytes
             && sweep.waiting.is_empty()
@@ -275,6 +298,11 @@ impl Worker {
             self.orders.sweeps_done.store(sweep.number, Ordering::SeqCst);
             self.sweep = None;
         }
+    }
+
+    fn bytes(&self) -> u64 {
+        let bytes = self.disk.oracle().bytes();
+        self.fixed_bytes.map_or(bytes, |fixed| fixed.min(bytes))
     }
 
     /// Fills the queues to a depth drawn each time: sometimes one request alone, sometimes all they take.
@@ -301,8 +329,8 @@ impl Worker {
     }
 
     fn draw(&mut self) -> (Op, UnderWay) {
+        let bytes = self.bytes();
         let mut oracle = self.disk.oracle();
-        let bytes = oracle.bytes();
         // A sweep goes on beside the other load.
         if let Some(sweep) = &self.sweep
             && sweep.next < bytes

@@ -32,6 +32,8 @@ const DEPTH: usize = 16;
 
 pub struct NbdClient {
     stream: UnixStream,
+    /// Negotiated: the protocol has no news of a resize.
+    bytes: u64,
     out: Vec<u8>,
     sent: usize,
     received: Vec<u8>,
@@ -55,9 +57,11 @@ impl NbdClient {
         stream.write_all(&hello)?;
         let mut export = [0; 10];
         stream.read_exact(&mut export)?;
+        let (bytes, _flags) = export.split_first_chunk().expect("ten bytes");
         stream.set_nonblocking(true)?;
         Ok(NbdClient {
             stream,
+            bytes: u64::from_be_bytes(*bytes),
             out: Vec::new(),
             sent: 0,
             received: Vec::new(),
@@ -146,6 +150,10 @@ impl Client for NbdClient {
 
     fn depth(&self) -> usize {
         DEPTH
+    }
+
+    fn fixed_bytes(&self) -> Option<u64> {
+        Some(self.bytes)
     }
 
     fn submit(&mut self, _queue: usize, id: u64, op: &Op) -> Result<(), Gone> {

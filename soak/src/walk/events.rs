@@ -186,6 +186,16 @@ fn resize(world: &mut World<'_>) -> Result<String> {
     let path = format!("/v1/vdis/{}/resize", vdi.name);
     world.daemon.ask("POST", &path, &json!({"bytes": bytes}))?;
     vdi.disk.oracle().resize(bytes);
+    // NBD has no news of a resize: who connects anew must find it.
+    let is_of_vdi = |load: &Load| load.disk.name == vdi.name;
+    let of_vdi = world.loads.iter().filter(|load| is_of_vdi(load));
+    of_vdi.for_each(Load::order_reconnect);
+    until_all(
+        &mut world.daemon,
+        &mut world.loads,
+        "the new size is seen",
+        |_, load| !is_of_vdi(load) || load.bytes_max() >= bytes,
+    )?;
     Ok(format!("{} has {} MiB", vdi.name, bytes / MIB))
 }
 
