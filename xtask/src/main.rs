@@ -23,7 +23,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Everything that must hold before a change lands: lints, unit tests, simulator, real clients, kills.
+    /// Everything that must hold before a change lands: lints, unit tests, simulator, real clients, kills, five
+    /// minutes of the soak.
     Test {
         /// Twenty times the seeds, ten times the kills, every mutant, and hours of the soak.
         #[arg(long)]
@@ -40,7 +41,7 @@ enum Task {
         /// How often, for each.
         #[arg(long, default_value_t = 50)]
         kills: u32,
-        /// Decides what is asked and when is killed; another one every day if not given.
+        /// Decides what is asked and when is killed; another one every time if not given.
         #[arg(long)]
         seed: Option<u64>,
     },
@@ -49,7 +50,7 @@ enum Task {
         /// How long.
         #[arg(long, default_value_t = 5.0)]
         minutes: f64,
-        /// Decides what happens and when; another one every day if not given.
+        /// Decides what happens and when; another one every time if not given.
         #[arg(long)]
         seed: Option<u64>,
     },

@@ -25,7 +25,7 @@ pub enum Client {
 
 /// Kills blockd so many times under load of `client`, or of each of them.
 pub fn kills(client: Option<Client>, kills: u32, seed: Option<u64>) -> Result<()> {
-    let seed = seed.unwrap_or_else(seed_of_today);
+    let seed = seed.unwrap_or_else(new_seed);
     let target = build()?;
     let (count, seed) = (kills.to_string(), seed.to_string());
     let all = [Client::Vhost, Client::Blkio, Client::Nbd, Client::Guest];
@@ -51,15 +51,16 @@ pub fn kills(client: Option<Client>, kills: u32, seed: Option<u64>) -> Result<()
 
 /// Walks at random for so long.
 pub fn soak(minutes: f64, seed: Option<u64>) -> Result<()> {
-    let seed = seed.unwrap_or_else(seed_of_today).to_string();
+    let seed = seed.unwrap_or_else(new_seed).to_string();
     let target = build()?;
     run(weft_soak(&target)?.args(["soak", "--minutes", &minutes.to_string(), "--seed", &seed]))
 }
 
-/// Another one every day: CI explores, and a day's runs can be compared.
-fn seed_of_today() -> u64 {
+/// Another one every time. Processes never run twice alike, so a seed fixed for good would repeat the order of events
+/// and not what happens; new ones find more. `weft-soak` prints it first, and a failure says the command that takes it.
+fn new_seed() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    now.map_or(1, |since| since.as_secs() / (24 * 60 * 60))
+    now.map_or(1, |since| since.as_secs())
 }
 
 /// Returns cargo's target directory, whatever the environment and the configuration say.

@@ -12,8 +12,11 @@ use crate::soak;
 /// What each fuzz target gets in the long run; without it, `cargo test` replays their corpus.
 const FUZZ_SECONDS: u64 = 120;
 
-/// Everything that must hold before a change lands; with `long_hours` so many hours of the soak, and more of all that
-/// is random.
+/// Of the soak without `--long`: every kind of event comes several times.
+const SOAK_MINUTES: f64 = 5.0;
+
+/// Everything that must hold before a change lands; with `long_hours` so many hours of the soak instead of its five
+/// minutes, and more of all that is random.
 pub fn test(long_hours: Option<f64>) -> Result<()> {
     packages::install(packages::BUILD_AND_TEST)?;
     lint()?;
@@ -22,12 +25,11 @@ pub fn test(long_hours: Option<f64>) -> Result<()> {
     let is_long = long_hours.is_some();
     simulate(if is_long { 20_000 } else { 1_000 })?;
     soak::kills(None, if is_long { 50 } else { 5 }, None)?;
-    if let Some(hours) = long_hours {
+    if is_long {
         fuzz::fuzz(None, FUZZ_SECONDS)?;
         mutants::mutants(None)?;
-        soak::soak(hours * 60.0, None)?;
     }
-    Ok(())
+    soak::soak(long_hours.map_or(SOAK_MINUTES, |hours| hours * 60.0), None)
 }
 
 /// Formatting, clippy, layers, licences.
