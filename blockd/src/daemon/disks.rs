@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use control::placement::{self, Candidate};
+use control::placement::{self, Candidate, DiskMap};
 use control::{
     ApiError, ApiResult, DISK_BYTES_MIN, DiskAdd, DiskRecord, DiskState, ErrorKind, PoolRecord, Severity,
 };
@@ -486,19 +486,28 @@ impl Daemon {
             .collect()
     }
 
-    /// Disks that new replicas may go to, weighted by their size and what is placed on them already.
-    pub(super) fn candidates(&self) -> ApiResult<Vec<Candidate>> {
-        let placed = self.placed_bytes()?;
+    /// The disks of the pool, weighted by their size and what is placed on them already. Those that take no new
+    /// replicas are there too, without weight: what is on them counts where replicas are to be kept apart.
+    fn disk_map(&self, placed: &BTreeMap<DiskId, u64>) -> ApiResult<DiskMap> {
         let records = self.records(|control| control.disks())?;
-        Ok(records
+        let candidates: Vec<Candidate> = records
             .into_iter()
-            .filter(|disk| disk.state == DiskState::Active && self.is_up(disk.id))
-            .map(|disk| Candidate {
-                disk: disk.id,
-                bytes: placement::weight(disk.bytes, placed.get(&disk.id).copied().unwrap_or(0)),
-                zone: disk.zone,
+            .map(|disk| {
+                let may_take = disk.state == DiskState::Active && self.is_up(disk.id);
+                let placed = placed.get(&disk.id).copied().unwrap_or(0);
+                Candidate {
+                    disk: disk.id,
+                    bytes: if may_take {
+                        placement::weight(disk.bytes, placed)
+                    } else {
+                        0
+                    },
+                    host: String::new(),
+                    zone: disk.zone,
+                }
             })
-            .collect())
+            .collect();
+        Ok(DiskMap::new(&candidates))
     }
 
     /// Virtual bytes of the shards placed on each disk.
@@ -528,22 +537,18 @@ impl Daemon {
             .into_iter()
             .map(|disk| (disk.id, disk.bytes))
             .collect();
-        let mut candidates = self.candidates()?;
+        let mut map = self.disk_map(&placed)?;
         let mut records = Vec::new();
         for no in shards {
             let shard = ShardId { vdi, no: ShardNo(no) };
-            let disks = placement::place(shard, usize::from(replicas), &candidates).map_err(|error| {
+            let disks = map.place(shard, usize::from(replicas)).map_err(|error| {
                 let hint = "add disks with `weft disk add PATH`, or ask for fewer --replicas";
                 ApiError::unavailable(error.to_string(), hint)
             })?;
             for disk in &disks {
-                *placed.entry(*disk).or_default() += shard_bytes;
-            }
-            for candidate in candidates
-                .iter_mut()
-                .filter(|candidate| disks.contains(&candidate.disk))
-            {
-                candidate.bytes = placement::weight(sizes[&candidate.disk], placed[&candidate.disk]);
+                let placed = placed.entry(*disk).or_default();
+                *placed += shard_bytes;
+                map.set_weight(*disk, placement::weight(sizes[disk], *placed));
             }
             records.push(ShardRecord::new(shard, disks));
         }
@@ -584,11 +589,8 @@ impl Daemon {
 
     /// Gives every shard's place on `old` to `new`, or, where there is none, to whom placement chooses.
     pub(super) async fn move_away(&self, old: DiskId, new: Option<DiskId>, force: bool) -> ApiResult<()> {
-        let candidates: Vec<Candidate> = self
-            .candidates()?
-            .into_iter()
-            .filter(|candidate| candidate.disk != old)
-            .collect();
+        let mut map = self.disk_map(&self.placed_bytes()?)?;
+        map.set_weight(old, 0);
         let mut moves = Vec::new();
         for vdi in self.records(|control| control.vdis())? {
             let mut places: Vec<(ShardNo, DiskId)> = Vec::new();
@@ -613,7 +615,7 @@ impl Daemon {
                     .flatten();
                 let place = match half_way.or(new.filter(|new| !shard.replicas.contains(new))) {
                     Some(place) => place,
-                    None => placement::replace(shard.shard, &shard.replicas, &candidates).map_err(|_| {
+                    None => map.replace(shard.shard, &stay(&shard, old)).map_err(|_| {
                         let message = format!(
                             "no other disk can take shard {} of VDI {}",
                             shard.shard.no, vdi.name
@@ -679,6 +681,16 @@ impl Daemon {
         }
         Ok(())
     }
+}
+
+/// The replicas that remain when `old` leaves.
+fn stay(shard: &ShardRecord, old: DiskId) -> Vec<DiskId> {
+    shard
+        .replicas
+        .iter()
+        .copied()
+        .filter(|disk| *disk != old)
+        .collect()
 }
 
 fn what_it_lost(report: &RecoveryReport) -> &'static str {

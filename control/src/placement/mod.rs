@@ -1,13 +1,17 @@
-//! Where the replicas of a shard go: weighted rendezvous hashing over failure domains.
+//! Where the replicas of a shard go: weighted rendezvous hashing over failure domains ([`DiskMap`]), and what to move
+//! when disks have come or filled unevenly ([`plan_moves`]).
 //!
-//! Every (shard, disk) pair gets a score that no other pair influences; the highest scores win. So a disk that
-//! joins takes only what it wins, a disk that leaves gives away only what it had, and every daemon that knows the
-//! same disks chooses the same ones. A disk wins in proportion to its bytes. The choice is written into the
-//! shard's record, so a later version may choose differently without moving anything.
+//! Every (shard, host) pair gets a score that no other pair influences, and so does every (shard, disk) pair in a host; the
+//! highest scores win. A disk wins in proportion to its weight, and every daemon that knows the same disks chooses the
+//! same ones. The choice is written into the shard's record, so a later version may choose differently without
+//! moving anything. docs/scale.md has figures for a thousand hosts.
 
-use std::collections::BTreeMap;
+mod balance;
+mod map;
 
-use types::{DiskId, ShardId};
+pub use balance::{Holding, Load, Move, Placed, plan_moves};
+pub use map::DiskMap;
+use types::DiskId;
 
 /// A disk that may be chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,8 +20,10 @@ pub struct Candidate {
     pub disk: DiskId,
     /// Weight: bytes it can store. 0 is never chosen.
     pub bytes: u64,
-    /// Failure domain. Replicas go to different ones where there are enough. Disks with an empty zone are each a
-    /// domain of their own.
+    /// The machine it is in; disks of one host are in one zone. Empty: a host of its own.
+    pub host: String,
+    /// Failure domain above the host. Replicas go to different ones where there are enough. Empty: the host is a
+    /// zone of its own.
     pub zone: String,
 }
 
@@ -45,86 +51,21 @@ pub struct TooFewDisks {
     pub disks: usize,
 }
 
-/// Chooses `replicas` different disks for `shard`, best first; in different zones as far as there are any.
-///
-/// # Errors
-/// When there are fewer candidates with a weight than replicas.
-///
-/// # Panics
-/// When a disk is listed twice.
-pub fn place(shard: ShardId, replicas: usize, candidates: &[Candidate]) -> Result<Vec<DiskId>, TooFewDisks> {
-    extend(shard, &[], replicas, candidates)
-}
-
-/// Chooses one more disk for `shard`, none of `present`, preferably in a zone that none of those is in: for a
-/// disk that leaves. `candidates` may or may not list the disks of `present`.
-///
-/// # Errors
-/// When there is no further candidate with a weight.
-pub fn replace(shard: ShardId, present: &[DiskId], candidates: &[Candidate]) -> Result<DiskId, TooFewDisks> {
-    let chosen = extend(shard, present, 1, candidates)?;
-    Ok(chosen[0])
-}
-
-fn extend(
-    shard: ShardId,
-    present: &[DiskId],
-    more: usize,
-    candidates: &[Candidate],
-) -> Result<Vec<DiskId>, TooFewDisks> {
-    // Zones that hold a replica, and how many; best scores go first among the zones that hold the fewest.
-    let mut zones: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut ranked: Vec<(f64, &Candidate)> = Vec::new();
-    for (i, candidate) in candidates.iter().enumerate() {
-        assert!(
-            candidates[..i].iter().all(|c| c.disk != candidate.disk),
-            "disk {} twice",
-            candidate.disk
-        );
-        if present.contains(&candidate.disk) {
-            *zones.entry(&candidate.zone).or_default() += usize::from(!candidate.zone.is_empty());
-        } else if candidate.bytes > 0 {
-            ranked.push((score(shard, candidate), candidate));
-        }
-    }
-    if ranked.len() < more {
-        return Err(TooFewDisks {
-            replicas: present.len() + more,
-            disks: present.len() + ranked.len(),
-        });
-    }
-    ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.disk.cmp(&b.1.disk)));
-    let mut chosen = Vec::with_capacity(more);
-    for _ in 0..more {
-        let crowd = |c: &Candidate| zones.get(c.zone.as_str()).copied().unwrap_or(0);
-        let (at, _) = ranked
-            .iter()
-            .enumerate()
-            .min_by_key(|(rank, (_, c))| (crowd(c), *rank))
-            .expect("counted above");
-        let (_, best) = ranked.remove(at);
-        *zones.entry(&best.zone).or_default() += usize::from(!best.zone.is_empty());
-        chosen.push(best.disk);
-    }
-    Ok(chosen)
-}
-
-/// Weighted rendezvous score: -weight / ln(u), u uniform in (0, 1). The highest of n such scores belongs to each
-/// with probability weight / sum of weights.
-fn score(shard: ShardId, candidate: &Candidate) -> f64 {
-    let mut input = [0u8; 24];
-    input[..8].copy_from_slice(&shard.to_u64().to_le_bytes());
-    input[8..].copy_from_slice(&candidate.disk.0.to_le_bytes());
-    let hash = blake3::hash(&input);
-    let bits = u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("8 of 32 bytes")) >> 11;
-    // 53 bits and a half: never 0 and never 1.
-    let uniform = (bits as f64 + 0.5) / (1u64 << 53) as f64;
-    -(candidate.bytes as f64) / uniform.ln()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use types::{ShardId, ShardNo, VdiId};
+
     use super::*;
+
+    fn place(shard: ShardId, replicas: usize, candidates: &[Candidate]) -> Result<Vec<DiskId>, TooFewDisks> {
+        DiskMap::new(candidates).place(shard, replicas)
+    }
+
+    fn replace(shard: ShardId, present: &[DiskId], candidates: &[Candidate]) -> Result<DiskId, TooFewDisks> {
+        DiskMap::new(candidates).replace(shard, present)
+    }
 
     #[test]
     fn few_shards_spread_over_equal_disks() {
@@ -136,12 +77,13 @@ mod tests {
                     .map(|disk| Candidate {
                         disk: DiskId(disk as u128 + 1),
                         bytes: weight(bytes, placed[disk]),
+                        host: String::new(),
                         zone: String::new(),
                     })
                     .collect();
                 let shard = ShardId {
-                    vdi: types::VdiId(vdi),
-                    no: types::ShardNo(no),
+                    vdi: VdiId(vdi),
+                    no: ShardNo(no),
                 };
                 let chosen = place(shard, 1, &candidates).expect("three disks")[0];
                 placed[(chosen.0 - 1) as usize] += 1 << 30;
@@ -160,12 +102,11 @@ mod tests {
         assert!(weights.windows(2).all(|pair| pair[0] >= pair[1]), "{weights:?}");
         assert!(weight(bytes, u64::MAX) >= 1 && weight(0, 0) >= 1 && weight(u64::MAX, 0) > 0);
     }
-    use types::{ShardNo, VdiId};
-
     fn disks(weights: &[u64]) -> Vec<Candidate> {
         let disk = |(i, bytes): (usize, &u64)| Candidate {
             disk: DiskId(0x1000 + i as u128),
             bytes: *bytes,
+            host: String::new(),
             zone: String::new(),
         };
         weights.iter().enumerate().map(disk).collect()
@@ -282,6 +223,51 @@ mod tests {
     }
 
     #[test]
+    fn replicas_go_to_different_hosts_where_zones_are_too_few() {
+        let mut candidates = disks(&[1 << 40; 8]);
+        for (i, candidate) in candidates.iter_mut().enumerate() {
+            candidate.host = format!("host{}", i / 2);
+            candidate.zone = format!("room{}", i / 4);
+        }
+        let find = |disk: DiskId| candidates.iter().find(|c| c.disk == disk).unwrap();
+        for no in 0..300 {
+            let chosen = place(shard(no), 3, &candidates).unwrap();
+            let mut hosts: Vec<_> = chosen.iter().map(|disk| &find(*disk).host).collect();
+            let mut zones: Vec<_> = chosen.iter().map(|disk| &find(*disk).zone).collect();
+            hosts.sort();
+            hosts.dedup();
+            zones.sort();
+            zones.dedup();
+            assert_eq!((zones.len(), hosts.len()), (2, 3), "shard {no}: {chosen:?}");
+        }
+    }
+
+    #[test]
+    fn disks_of_a_host_share_its_part_by_their_bytes() {
+        // Host a has two disks of 1 and 3 TiB, host b one of 4: b gets half, a's disks an eighth and three.
+        let mut candidates = disks(&[1 << 40, 3 << 40, 4 << 40]);
+        for (candidate, host) in candidates.iter_mut().zip(["a", "a", "b"]) {
+            candidate.host = host.to_owned();
+        }
+        let counts: Vec<u32> = counts(1, &candidates, 8000).into_values().collect();
+        for (count, wanted) in counts.iter().zip([1000, 3000, 4000]) {
+            assert!(count.abs_diff(wanted) < 225, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_takes_nothing_still_keeps_its_zone_taken() {
+        let mut candidates = disks(&[0, 1 << 40, 1 << 40]);
+        for (candidate, zone) in candidates.iter_mut().zip(["a", "a", "b"]) {
+            candidate.zone = zone.to_owned();
+        }
+        for no in 0..50 {
+            let present = [candidates[0].disk];
+            assert_eq!(replace(shard(no), &present, &candidates), Ok(candidates[2].disk));
+        }
+    }
+
+    #[test]
     fn too_few_disks_are_counted() {
         let candidates = disks(&[1 << 40, 0, 1 << 40]);
         assert_eq!(
@@ -306,7 +292,7 @@ mod tests {
         // Recorded: a change of the hash would move what a new disk wins.
         let mut candidates = disks(&[1 << 40; 5]);
         let forwards = place(shard(3), 3, &candidates).unwrap();
-        assert_eq!(forwards, [1, 3, 2].map(|n| DiskId(0x1000 + n)));
+        assert_eq!(forwards, [4, 1, 3].map(|n| DiskId(0x1000 + n)));
         candidates.reverse();
         assert_eq!(place(shard(3), 3, &candidates).unwrap(), forwards);
     }
