@@ -69,7 +69,7 @@ pub enum DiskOutcome<B> {
 }
 
 /// Why an operation failed. A short transfer is a failure: implementations retry the rest first.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum DiskError {
     /// The operating system's word.
     #[error("{operation} of {bytes} B at {offset}: {reason} (errno {errno})")]

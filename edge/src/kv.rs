@@ -1,7 +1,7 @@
 //! A small ordered key-value store with atomic batches: the index checkpoint of a disk, and the control records.
 
 /// Why the key-value store failed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("{operation} in the key-value store at {place}: {reason}")]
 pub struct KvError {
     /// `open`, `get`, `scan` or `apply`.

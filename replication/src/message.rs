@@ -7,7 +7,7 @@ use store::{BlockVersion, ClearKind, ReadParts, StoreError};
 use types::{BlockCrcs, BlockNo, DiskId, LayerId, LeafNo, RequestId, Seq, ShardId, Token};
 
 /// From the writer of a shard to one of its replicas.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct ToReplica<B> {
     /// Which shard.
     pub shard: ShardId,
@@ -20,7 +20,7 @@ pub struct ToReplica<B> {
 }
 
 /// What a writer asks of a replica.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub enum ReplicaRequest<B> {
     /// Promise to refuse lower tokens, durably; keep `record` (the shard's record as bytes) beside the promise.
     /// First message of every writer to every replica. Answered by [`ReplicaReply::Promised`].
@@ -110,7 +110,7 @@ pub enum ReplicaRequest<B> {
 }
 
 /// What a repair puts in place.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub enum RepairContent<B> {
     /// Whole blocks, at most 256, with the crc32c of each.
     Data(B, BlockCrcs),
@@ -119,7 +119,7 @@ pub enum RepairContent<B> {
 }
 
 /// From a replica to the writer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct FromReplica<B> {
     /// Which shard.
     pub shard: ShardId,
@@ -134,7 +134,7 @@ pub struct FromReplica<B> {
 }
 
 /// What a replica answers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub enum ReplicaReply<B> {
     /// The promise is durable.
     Promised {
@@ -156,7 +156,7 @@ pub enum ReplicaReply<B> {
 }
 
 /// Why a replica did not do it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Refusal {
     /// A newer writer was promised: the sender is out of date and can complete nothing.
     #[error("a newer writer holds {promised:?}")]

@@ -12,6 +12,7 @@
 //! reports counts every write that an older writer may still be told about.
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 
 use edge::{Completion, DiskOp, IoId};
 use store::{
@@ -75,7 +76,7 @@ pub enum NodeEffect<B> {
 }
 
 /// What the disk remembers of a shard besides its blocks.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Promise {
     /// Tells this life of the shard on this disk from one that was dropped.
     life: u64,
@@ -94,7 +95,7 @@ struct Promise {
     fences: Vec<FenceWait>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct FenceWait {
     token: Token,
     id: RequestId,
@@ -103,7 +104,7 @@ struct FenceWait {
 }
 
 /// What the store is working on.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Pending {
     shard: ShardId,
     life: u64,
@@ -112,7 +113,7 @@ struct Pending {
     kind: PendingKind,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum PendingKind {
     Stream(Seq),
     Change,
@@ -151,7 +152,7 @@ impl PendingKind {
 }
 
 /// The replica side of every shard on one disk; owns the disk's log store.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct DiskNode<B, S = store::Store<B>> {
     disk: DiskId,
     store: S,
@@ -163,6 +164,23 @@ pub struct DiskNode<B, S = store::Store<B>> {
     doubted: Vec<ShardId>,
     /// Reused between steps.
     store_effects: Vec<StoreEffect<B>>,
+}
+
+/// Two nodes that hash alike do the same from here on: what a search of all states asks.
+impl<B, S: Hash> Hash for DiskNode<B, S> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let DiskNode {
+            disk,
+            store,
+            shards,
+            pending,
+            next_life,
+            doubted,
+            store_effects,
+        } = self;
+        assert!(store_effects.is_empty(), "effects are handed on within a step");
+        (disk, store, shards, pending, next_life, doubted).hash(state);
+    }
 }
 
 impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {

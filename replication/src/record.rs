@@ -10,7 +10,7 @@ pub const ENDED_MAX: usize = 64;
 const RECORD_VERSION: u8 = 2;
 
 /// Where a past epoch ended: what a replica holds of that epoch above `end` was never chosen and is resynced away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct EpochEnd {
     /// The epoch.
     pub epoch: Epoch,
@@ -22,7 +22,7 @@ pub struct EpochEnd {
 ///
 /// Invariants, asserted where it is built: `in_sync` is a subset of `replicas`, not empty once the shard has
 /// taken a write; with three replicas `in_sync` never has fewer than two members (writes wait instead).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ShardRecord {
     /// Which shard.
     pub shard: ShardId,

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use types::{BlockCrcs, BlockNo, LayerId, LeafNo, RequestId, Seq, ShardId};
 
 /// Where a write came from; decides whether it may replace what the index holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// The writer's stream: always replaces (streams arrive in order).
     Live,
@@ -24,7 +24,7 @@ pub enum Origin {
 }
 
 /// How a range without data came to be. Both read as zeros.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ClearKind {
     /// Zeros were written.
     Zero,
@@ -33,7 +33,7 @@ pub enum ClearKind {
 }
 
 /// One thing to do. Ranges are of blocks within one shard and inside the shard's size (the caller asserts).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub enum Request<B> {
     /// Stores `data`, whole blocks, from `block` on. Replied when its batch and all earlier ones are complete.
     Write {
@@ -126,7 +126,7 @@ pub enum Request<B> {
 }
 
 /// What the index knows of one block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BlockState {
     /// Never written in this layer.
     Absent,
@@ -138,7 +138,7 @@ pub enum BlockState {
 }
 
 /// State and seq of one block; equal versions hold equal content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockVersion {
     /// Seq of the write that made it; `Seq(0)` where absent.
     pub seq: Seq,
@@ -147,7 +147,7 @@ pub struct BlockVersion {
 }
 
 /// A run of blocks that a read brought, in order.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub enum ReadPart<B> {
     /// Whole blocks of verified content.
     Data(B),
@@ -175,7 +175,7 @@ pub struct ShardSummary {
 }
 
 /// Why a request was not done.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum StoreError {
     /// The block's content does not match its sum, or could not be read; other blocks may be fine.
     #[error("block {block} of shard {shard} does not match its checksum")]

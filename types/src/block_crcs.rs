@@ -1,5 +1,6 @@
 //! The checksums that travel with a write.
 
+use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -54,6 +55,12 @@ impl PartialEq for BlockCrcs {
 }
 
 impl Eq for BlockCrcs {}
+
+impl Hash for BlockCrcs {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (**self).hash(state);
+    }
+}
 
 impl<'a> IntoIterator for &'a BlockCrcs {
     type Item = &'a u32;

@@ -1,5 +1,7 @@
 //! Things under way, each found again by the number it got.
 
+use std::hash::{Hash, Hasher};
+
 /// What is under way, by number: constant time in and out, and no allocation once it has grown to what is ever under
 /// way at once.
 ///
@@ -33,6 +35,19 @@ impl<T> Default for InFlight<T> {
             slots: Vec::new(),
             free: Vec::new(),
             begun: 0,
+        }
+    }
+}
+
+/// By what is under way, oldest first. Numbers only name things: which one a thing got depends on the order in which
+/// earlier things ended, and says nothing about what comes next.
+impl<T: Hash> Hash for InFlight<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let mut entries: Vec<&Entry<T>> = self.slots.iter().flatten().collect();
+        entries.sort_unstable_by_key(|entry| entry.order);
+        entries.len().hash(state);
+        for entry in entries {
+            entry.content.hash(state);
         }
     }
 }

@@ -15,6 +15,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("store", &["types", "edge"]),
     ("replication", &["types", "edge", "store"]),
     ("wire", &["types", "edge", "store", "replication"]),
+    // Searches the states of small worlds; nobody imports it.
+    ("replication-model", &["types", "store", "replication"]),
     ("vdi", &["types", "store", "replication"]),
     ("sim", &["types", "edge", "store", "replication", "vdi"]),
     ("vhost-blk", &["types", "vdi"]),

@@ -23,6 +23,7 @@ pub fn test(long_hours: Option<f64>) -> Result<()> {
     run(&mut cargo(&["test", "--workspace", "--locked", "--quiet"]))?;
     request_cost()?;
     let is_long = long_hours.is_some();
+    search()?;
     simulate(if is_long { 20_000 } else { 1_000 })?;
     soak::kills(None, if is_long { 50 } else { 5 }, None)?;
     if is_long {
@@ -49,6 +50,8 @@ pub fn lint() -> Result<()> {
         "warnings",
     ]))?;
     install_cargo_deny()?;
+    // What is judged offline includes crates of other platforms, which no build here has brought.
+    run(&mut cargo(&["fetch", "--locked", "--quiet"]))?;
     run(&mut cargo(&[
         "deny",
         "--offline",
@@ -72,6 +75,17 @@ fn request_cost() -> Result<()> {
         "weft-request-cost",
         "--",
         "check",
+    ]))
+}
+
+/// Every state of the small worlds of `replication-model`.
+fn search() -> Result<()> {
+    run(&mut cargo(&[
+        "run",
+        "--quiet",
+        "--locked",
+        "--package",
+        "weft-replication-model",
     ]))
 }
 

@@ -7,7 +7,7 @@ use crate::{FromReplica, ShardRecord, ToReplica};
 
 /// What is asked of one shard. Blocks are inside the shard; two requests under way never touch the same block
 /// unless both read (the caller's conflict table sees to it).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub enum ShardOp<B> {
     /// Read 1 to 256 blocks.
     Read {
@@ -51,7 +51,7 @@ impl<B> ShardOp<B> {
 }
 
 /// What a request brought.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub enum ShardReply<B> {
     /// Write, clear or flush is done.
     Done,
@@ -62,7 +62,7 @@ pub enum ShardReply<B> {
 }
 
 /// Why a request failed. Missing replicas are not among the reasons: requests wait for them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum ShardError {
     /// No reachable replica has a good copy of this block.
     #[error("no replica has a good copy of block {block}")]
@@ -79,7 +79,7 @@ pub enum ShardError {
 }
 
 /// What happened.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub enum WriterEvent<B> {
     /// The VDI wants something. Ids are unique among requests not yet answered.
     Request(RequestId, ShardOp<B>),
@@ -112,7 +112,7 @@ pub enum WriterEvent<B> {
 }
 
 /// What to do about it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub enum WriterEffect<B> {
     /// Answer whoever asked.
     Reply(RequestId, Result<ShardReply<B>, ShardError>),
@@ -126,7 +126,7 @@ pub enum WriterEffect<B> {
 }
 
 /// Things an operator wants to know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WriterNotice {
     /// A replica is no longer in sync.
     Degraded {
@@ -170,7 +170,7 @@ pub enum WriterNotice {
 }
 
 /// Where a writer is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WriterPhase {
     /// Nobody asked anything yet; no message was sent.
     Idle,

@@ -66,7 +66,7 @@ const WINDOW_ENTRIES: usize = 4096;
 const WINDOW_BYTES: usize = 64 << 20;
 
 /// One disk this writer talks to.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Member {
     disk: DiskId,
     is_up: bool,
@@ -86,7 +86,7 @@ struct Member {
     moved_blocks: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 enum MemberState {
     /// Down, or failed, or not yet spoken to.
     Away,
@@ -103,7 +103,7 @@ enum MemberState {
 }
 
 /// What a replica said to a fence.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 struct Report {
     end: Seq,
     good_until: Option<Seq>,
@@ -158,7 +158,7 @@ impl Member {
 }
 
 /// Why a message was sent; found again by its id.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 enum Purpose {
     Fence,
     /// The same right under a new epoch; nothing depends on the answer but a refusal.
@@ -187,7 +187,7 @@ enum Purpose {
 }
 
 /// The owner of one shard.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Writer<B> {
     shard: ShardId,
     shard_blocks: u32,

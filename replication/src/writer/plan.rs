@@ -7,14 +7,14 @@ use crate::message::ReplicaRequest;
 use crate::record::{ENDED_MAX, EpochEnd, ShardRecord};
 
 /// A change of the record that was asked for.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Saving {
     pub record: ShardRecord,
     pub said_at: Instant,
 }
 
 /// A disk that takes another's place.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Replace {
     old: DiskId,
     new: DiskId,

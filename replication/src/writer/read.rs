@@ -13,7 +13,7 @@ use super::{
 use crate::message::{Refusal, ReplicaReply, ReplicaRequest};
 
 /// A read under way.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct ReadOp<B> {
     pub id: RequestId,
     what: What,
@@ -28,7 +28,7 @@ pub(super) struct ReadOp<B> {
     pieces_done: u32,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 enum What {
     Blocks { block: BlockNo, count: u32 },
     Versions(LeafNo),

@@ -11,7 +11,7 @@ use crate::message::{Refusal, RepairContent, ReplicaReply, ReplicaRequest};
 const REPAIRS_MAX: usize = 64;
 
 /// Bad blocks on one disk, repaired a run at a time: as many as are known to be bad and came by one write.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct RepairJob {
     target: DiskId,
     source: DiskId,
@@ -31,7 +31,7 @@ pub(super) struct RepairJob {
     scrub: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 enum Stage {
     Version,
     Content(Seq),
@@ -42,7 +42,7 @@ enum Stage {
 }
 
 /// What is known of the blocks that a repair begins with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub(super) struct BadRange {
     /// The first; bad for certain.
     pub block: BlockNo,

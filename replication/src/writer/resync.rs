@@ -30,7 +30,7 @@ const LEAVES_AT_ONCE: usize = 4;
 const LISTING_MAX: usize = 1024;
 
 /// One replica being brought up to date.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Sync {
     no: u64,
     since: Seq,
@@ -44,7 +44,7 @@ pub(super) struct Sync {
     moved_blocks: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Stage {
     Begin,
     ListSource,
@@ -55,7 +55,7 @@ enum Stage {
 }
 
 /// One leaf being compared.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct LeafJob {
     leaf: LeafNo,
     source_versions: Option<Vec<BlockVersion>>,
@@ -65,7 +65,7 @@ struct LeafJob {
 }
 
 /// Adjacent blocks that differ, written at the source by one write.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 struct Run {
     block: BlockNo,
     count: u32,
@@ -75,7 +75,7 @@ struct Run {
 }
 
 /// Which answer is awaited.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub(super) enum SyncPart {
     Begin,
     ListSource,

@@ -18,7 +18,7 @@ use crate::message::{Refusal, ReplicaReply, ReplicaRequest};
 const LISTING_MAX: usize = 1024;
 
 /// A scrub under way.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Scrub {
     /// Answers to another number are of before a member was lost.
     no: u64,
@@ -42,7 +42,7 @@ pub(super) struct Scrub {
     unreadable: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 struct Fix {
     target: DiskId,
     block: BlockNo,
@@ -51,7 +51,7 @@ struct Fix {
 }
 
 /// Which answer is awaited.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub(super) enum ScrubPart {
     List,
     /// Of a read from this block on.

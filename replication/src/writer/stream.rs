@@ -15,7 +15,7 @@ use crate::message::ReplicaRequest;
 use crate::record::ShardRecord;
 
 /// A write or clear that is not yet complete; kept so that a member that returns can be sent it again.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Entry<B> {
     pub id: RequestId,
     pub seq: Seq,
@@ -23,7 +23,7 @@ pub(super) struct Entry<B> {
     content: Content<B>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 enum Content<B> {
     Data(B, BlockCrcs),
     Clear(u32, ClearKind),
@@ -39,7 +39,7 @@ impl<B: Payload> Entry<B> {
 }
 
 /// A flush under way.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct FlushOp {
     pub id: RequestId,
     no: u64,

@@ -1,0 +1,126 @@
+//! The worlds that are searched, each to its bound.
+
+use crate::setup::Ask::{Flush, Read, Write};
+use crate::setup::{Budget, Expected, Rules, Setup};
+
+const NONE: Budget = Budget {
+    writer_kills: 0,
+    take_overs: 0,
+    disk_kills: 0,
+    cuts: 0,
+    blackouts: 0,
+    disk_blackouts: 0,
+    ticks: 0,
+    replaces: 0,
+    lost_words: 0,
+};
+
+const BASE: Setup = Setup {
+    name: "",
+    about: "",
+    replicas: 3,
+    scripts: &[],
+    is_warm: true,
+    budget: NONE,
+    rules: Rules::KEPT,
+    expected: Expected::Holds,
+};
+
+/// All of them.
+pub const SCENARIOS: &[Setup] = &[
+    Setup {
+        name: "first-writer",
+        about: "one writer opens a new shard of three replicas and dies",
+        scripts: &[&[Write(0)], &[Read(0)]],
+        is_warm: false,
+        budget: Budget {
+            writer_kills: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+    Setup {
+        name: "restart",
+        about: "the writer of three replicas dies and starts again",
+        scripts: &[&[Write(0), Write(0), Write(256)], &[Read(0)]],
+        budget: Budget {
+            writer_kills: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+    Setup {
+        name: "take-over",
+        about: "three replicas: another host takes the VDI while its writer goes on",
+        scripts: &[&[Write(0), Write(0)], &[Read(0), Write(0)]],
+        budget: Budget {
+            take_overs: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+    Setup {
+        name: "pair-cut-restart",
+        about: "two replicas: a link breaks, the writer dies",
+        replicas: 2,
+        scripts: &[&[Write(0), Write(0)], &[Read(0), Write(256)]],
+        budget: Budget {
+            cuts: 1,
+            writer_kills: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+    Setup {
+        name: "pair-blackout",
+        about: "two replicas: power is lost everywhere",
+        replicas: 2,
+        scripts: &[&[Write(0), Flush, Write(0)], &[Read(0), Write(0)]],
+        budget: Budget {
+            blackouts: 1,
+            cuts: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+    Setup {
+        name: "blackout",
+        about: "three replicas: power is lost everywhere",
+        scripts: &[&[Write(0), Flush, Write(0)], &[Read(0), Write(0)]],
+        budget: Budget { blackouts: 1, ..NONE },
+        ..BASE
+    },
+    Setup {
+        name: "disk-restart",
+        about: "three replicas: one's process dies",
+        scripts: &[&[Write(0), Write(0), Read(0)]],
+        budget: Budget {
+            disk_kills: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+    Setup {
+        name: "cut-restart",
+        about: "three replicas: a link breaks, the writer dies",
+        scripts: &[&[Write(0), Write(0)], &[Read(0)]],
+        budget: Budget {
+            cuts: 1,
+            writer_kills: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+    Setup {
+        name: "replace-pair",
+        about: "two replicas: one is replaced",
+        replicas: 2,
+        scripts: &[&[Write(0), Write(0)], &[Read(0)]],
+        budget: Budget {
+            replaces: 1,
+            writer_kills: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+];
