@@ -1,9 +1,11 @@
-//! The real world of a data-plane thread: one io_uring for its disks, its guests' kicks and its mailbox.
+//! The real world of a data-plane thread: one io_uring for its disks, its guests' kicks, its links to other
+//! hosts and its mailbox.
 //!
 //! ```text
 //!  other threads ──Waker──┐
 //!  guests' kick fds ──────┤ watch                     ┌─► Event::Woken, Event::Ready(token)
-//!  Ring::submit(disk) ────┴─► Ring::turn(wait) ───────┴─► Event::Disk(slot, completion)
+//!  Ring::submit(disk) ────┤                            ├─► Event::Disk(slot, completion)
+//!  Ring::send, receive ───┴─► Ring::turn(wait) ───────┴─► Event::Sent, Event::Received(slot, …)
 //!                             one io_uring_enter
 //! ```
 //!
@@ -14,11 +16,13 @@ mod operation;
 mod pool;
 mod ring;
 mod setup;
+mod stream;
 mod waker;
 
 pub use alone::RingDisk;
 pub use pool::{BUFFER_ALIGN, Buf, BufMut, Pool, PoolConfig, PoolCounters, SLOT_BYTES};
 pub use ring::{DiskSlot, Event, Ring, RingConfig, RingError, RingTraits, Token, Wait};
+pub use stream::{Gather, Landing, StreamError, StreamSlot};
 pub use waker::Waker;
 
 use types::Instant;

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
-use types::Payload;
+use types::{Payload, Room};
 
 /// Sizes of a pool's slots in bytes, ascending: a block, a usual large guest request, a leaf.
 pub const SLOT_BYTES: [usize; 3] = [4 << 10, 64 << 10, 1 << 20];
@@ -313,7 +313,7 @@ enum Origin {
     Nothing,
 }
 
-/// A writable buffer with one owner.
+/// A writable buffer with one owner; its front can be split off as a finished view ([`Room`]).
 pub struct BufMut {
     start: NonNull<u8>,
     length: usize,
@@ -353,12 +353,42 @@ impl BufMut {
     }
 }
 
+impl Room for BufMut {
+    type Payload = Buf;
+
+    fn content(&self) -> &[u8] {
+        self
+    }
+
+    fn content_mut(&mut self) -> &mut [u8] {
+        self
+    }
+
+    fn split_front(&mut self, length: usize) -> Buf {
+        assert!(length <= self.length, "splitting {length} of {} B", self.length);
+        if length == 0 {
+            return BufMut::empty().freeze();
+        }
+        let front = Buf {
+            start: self.start,
+            length,
+            origin: self.origin.clone(),
+        };
+        // SAFETY: `length` is at most ours, so the address stays inside the same allocation or at its end. From here
+        // on the bytes before it belong to `front`, which nobody writes, and we reach only what is behind it.
+        self.start = unsafe { self.start.add(length) };
+        self.length -= length;
+        front
+    }
+}
+
 impl Deref for BufMut {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
         // SAFETY: `start..start + length` lies in the slot or allocation that `origin` keeps, which was
-        // zeroed when mapped, so it is initialised; a `BufMut` is its only owner, and `&self` bars writers.
+        // zeroed when mapped, so it is initialised; a `BufMut` is the only owner of these bytes (views that were
+        // split off hold the bytes before them), and `&self` bars writers.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
     }
 }
@@ -377,7 +407,7 @@ impl AsRef<[u8]> for Buf {
 
 impl DerefMut for BufMut {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`; a `BufMut` is neither cloned nor cut, and `&mut self` makes us the only user.
+        // SAFETY: as in `deref`; a `BufMut` is not cloned, what was split off it is not in its range, and `&mut self` makes us the only user.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
     }
 }
@@ -409,7 +439,7 @@ unsafe impl Sync for BufMut {}
 impl Payload for Buf {
     fn bytes(&self) -> &[u8] {
         // SAFETY: `start..start + length` lies in memory that `origin` keeps, initialised when it was mapped;
-        // no `BufMut` of it exists any more, so nobody writes.
+        // no `BufMut` reaches these bytes any more, so nobody writes.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
     }
 

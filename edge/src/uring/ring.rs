@@ -8,8 +8,9 @@
 //! entry per kick, but reports changes only: a reader that does not empty its descriptor would sleep for ever.
 //!
 //! UNSAFETY: submission entries carry raw addresses. They point into an [`Operation`] (header, iovecs, buffers:
-//! all on the heap or in the pool, none moves), which stays in `slab` until its completion is reaped; dropping
-//! the ring waits for the rest.
+//! all on the heap or in the pool, none moves), which stays in `slab` until its completion is reaped, or into the boxes
+//! and buffers of a [`Stream`], which stays in `streams` until both its transfers are; dropping the ring waits for
+//! the rest.
 #![allow(unsafe_code)]
 
 use std::collections::{BTreeMap, VecDeque};
@@ -29,6 +30,7 @@ use super::MonotonicClock;
 use super::operation::{Operation, Place, Progress};
 use super::pool::{Buf, Pool};
 use super::setup::{fixed_buffer, register_region, set_up};
+use super::stream::{Gather, Landing, Passed, Stream, StreamError, StreamSlot, Way};
 use super::waker::Waker;
 use crate::{Clock, Completion, DiskOp, IoId};
 
@@ -97,6 +99,10 @@ pub enum Event {
     Ready(Token),
     /// Somebody called [`Waker::wake`]; look into the mailbox.
     Woken,
+    /// All of a [`Ring::send`] is with the kernel, or the stream is broken. What was sent comes back.
+    Sent(StreamSlot, Gather, Result<(), StreamError>),
+    /// So many bytes came, none when the other end sends no more; or the stream is broken.
+    Received(StreamSlot, Landing, Result<usize, StreamError>),
 }
 
 /// One io_uring and what is under way in it. Stays on the thread that made it.
@@ -106,11 +112,14 @@ pub struct Ring {
     traits: RingTraits,
     entries: usize,
     disks: BTreeMap<DiskSlot, DiskEntry>,
+    streams: BTreeMap<StreamSlot, Stream>,
     next_slot: u64,
     free_files: Vec<u32>,
     slab: Slab<UnderWay>,
     /// Disk operations that are to go to the kernel, oldest first.
     waiting: VecDeque<usize>,
+    /// Transfers on streams that are to go to the kernel.
+    transfers: Vec<(StreamSlot, Way)>,
     /// Lists of memory pieces that no write uses now; never more than writes were under way at once.
     spares: Vec<Vec<iovec>>,
     /// Polls that are to be armed.
@@ -137,6 +146,7 @@ struct DiskEntry {
 enum UnderWay {
     Disk(DiskSlot, Operation),
     Poll(Poll),
+    Transfer(StreamSlot, Way),
 }
 
 struct Poll {
@@ -180,6 +190,7 @@ impl Ring {
             },
             entries: config.entries as usize,
             disks: BTreeMap::new(),
+            streams: BTreeMap::new(),
             next_slot: 0,
             free_files: if has_registered_files {
                 (0..REGISTERED_DISKS).rev().collect()
@@ -188,6 +199,7 @@ impl Ring {
             },
             slab: Slab::with_capacity(config.entries as usize),
             waiting: VecDeque::new(),
+            transfers: Vec::new(),
             spares: Vec::new(),
             unarmed: Vec::new(),
             cancels: Vec::new(),
@@ -348,6 +360,58 @@ impl Ring {
         }
     }
 
+    /// Adds a connected stream socket. The ring closes it.
+    ///
+    /// # Errors
+    /// It is no socket.
+    pub fn add_stream(&mut self, socket: OwnedFd) -> Result<StreamSlot, RingError> {
+        let stream = Stream::new(socket).map_err(|errno| RingError {
+            operation: "adding a socket",
+            source: errno.into(),
+        })?;
+        let slot = StreamSlot(self.next_slot);
+        self.next_slot += 1;
+        self.streams.insert(slot, stream);
+        Ok(slot)
+    }
+
+    /// Sends all of `gather`; [`Event::Sent`] says when the kernel has it. One at a time.
+    pub fn send(&mut self, slot: StreamSlot, gather: Gather) {
+        self.stream(slot).start_send(gather);
+        self.transfers.push((slot, Way::Send));
+    }
+
+    /// Receives what comes, at least a byte; [`Event::Received`] brings it. One at a time.
+    pub fn receive(&mut self, slot: StreamSlot, landing: Landing) {
+        self.stream(slot).start_receive(landing);
+        self.transfers.push((slot, Way::Receive));
+    }
+
+    fn stream(&mut self, slot: StreamSlot) -> &mut Stream {
+        let stream = self.streams.get_mut(&slot).filter(|stream| !stream.is_over);
+        stream.expect("the slot of a stream that was added and not removed")
+    }
+
+    /// Ends a stream: nothing of it is reported any more, and it is closed when the kernel has let go of its buffers.
+    /// Does nothing for one that was ended.
+    pub fn remove_stream(&mut self, slot: StreamSlot) {
+        let Some(stream) = self.streams.get_mut(&slot).filter(|stream| !stream.is_over) else {
+            return;
+        };
+        stream.is_over = true;
+        stream.shut_down();
+        // What the kernel was not given yet is forgotten.
+        self.transfers.retain(|(other, way)| {
+            if *other == slot {
+                stream.forget(*way);
+            }
+            *other != slot
+        });
+        if stream.is_idle() {
+            self.streams.remove(&slot);
+        }
+    }
+
     /// Whether a [`Ring::turn`] would bring something now: two loads, no system call.
     #[must_use]
     pub fn has_news(&mut self) -> bool {
@@ -363,6 +427,7 @@ impl Ring {
     /// Hands everything queued to the kernel now; what completes shows in the next turn.
     pub fn flush(&mut self) {
         self.queue_polls();
+        self.queue_transfers();
         self.queue_operations();
         self.enter(Wait::No);
     }
@@ -372,6 +437,7 @@ impl Ring {
         let before = events.len();
         self.reap(events);
         self.queue_polls();
+        self.queue_transfers();
         self.queue_operations();
         let wait = if events.len() > before { Wait::No } else { wait };
         self.enter(wait);
@@ -401,6 +467,22 @@ impl Ring {
         self.unarmed = unarmed;
     }
 
+    /// Before disk operations: the other end begins while we go on.
+    fn queue_transfers(&mut self) {
+        let mut transfers = std::mem::take(&mut self.transfers);
+        for (slot, way) in transfers.drain(..) {
+            let stream = self
+                .streams
+                .get_mut(&slot)
+                .expect("a stream with a transfer stays");
+            let entry = stream.entry(way);
+            let key = self.slab.insert(UnderWay::Transfer(slot, way));
+            self.in_kernel += 1;
+            self.push(&entry.user_data(key as u64));
+        }
+        self.transfers = transfers;
+    }
+
     fn queue_operations(&mut self) {
         while self.disk_in_kernel < self.entries {
             let Some(key) = self.waiting.pop_front() else {
@@ -422,7 +504,8 @@ impl Ring {
     fn push(&mut self, entry: &Entry) {
         loop {
             // SAFETY: the entry is a poll or its removal, which carries no address, or comes from an operation in
-            // `slab`, which keeps every address in it valid and still until its completion (module comment).
+            // `slab` or a stream in `streams`, which keeps every address in it valid and still until its completion
+            // (module comment).
             let pushed = unsafe { self.uring.submission().push(entry) };
             if pushed.is_ok() {
                 return;
@@ -479,6 +562,11 @@ impl Ring {
             match &mut self.slab[key] {
                 UnderWay::Disk(..) => self.reap_disk(key, completion.result(), events),
                 UnderWay::Poll(_) => self.reap_poll(key, completion.result(), events),
+                UnderWay::Transfer(slot, way) => {
+                    let (slot, way) = (*slot, *way);
+                    self.slab.remove(key);
+                    self.reap_transfer(slot, way, completion.result(), events);
+                }
             }
         }
     }
@@ -502,6 +590,25 @@ impl Ring {
                 disk.under_way -= 1;
                 events.push(Event::Disk(slot, operation.finish(result, &mut self.spares)));
             }
+        }
+    }
+
+    fn reap_transfer(&mut self, slot: StreamSlot, way: Way, result: i32, events: &mut Vec<Event>) {
+        let stream = self
+            .streams
+            .get_mut(&slot)
+            .expect("a stream stays until its last transfer is back");
+        let passed = stream.advance(way, result);
+        if stream.is_over {
+            if stream.is_idle() {
+                self.streams.remove(&slot);
+            }
+            return;
+        }
+        match passed {
+            Passed::Again => self.transfers.push((slot, way)),
+            Passed::Sent(gather, result) => events.push(Event::Sent(slot, gather, result)),
+            Passed::Received(landing, result) => events.push(Event::Received(slot, landing, result)),
         }
     }
 
@@ -536,6 +643,9 @@ impl Drop for Ring {
     fn drop(&mut self) {
         self.waiting.clear();
         self.unarmed.clear();
+        for slot in self.streams.keys().copied().collect::<Vec<_>>() {
+            self.remove_stream(slot);
+        }
         let armed = self
             .slab
             .iter()
