@@ -155,6 +155,13 @@ pub enum Event<B> {
         /// Whether it can be reached.
         is_up: bool,
     },
+    /// Where a disk is: reads go to disks of this host first. All are near until told.
+    Distance {
+        /// Which.
+        disk: DiskId,
+        /// On another host.
+        is_far: bool,
+    },
     /// The control store took, or (epoch conflict) refused, the record of a [`Effect::SaveRecord`].
     RecordSaved {
         /// Which shard.

@@ -27,6 +27,8 @@ pub struct Vdi<B: Payload> {
     pub(crate) shard_blocks: u32,
     incarnation: Incarnation,
     pub(crate) up: BTreeSet<DiskId>,
+    /// Disks on other hosts.
+    far: BTreeSet<DiskId>,
     pub(crate) shards: Vec<Shard<B>>,
     /// Admitted requests.
     pub(crate) requests: Slab<B>,
@@ -101,6 +103,7 @@ impl<B: Payload> Vdi<B> {
             spec,
             incarnation,
             up: up.into_iter().collect(),
+            far: BTreeSet::new(),
             shards: Vec::with_capacity(records.len()),
             requests: Slab::new(),
             conflicts: Conflicts::default(),
@@ -124,6 +127,7 @@ impl<B: Payload> Vdi<B> {
             Event::Request(id, op) => self.request(turn, id, op),
             Event::Replica(message) => self.replica(turn, message),
             Event::DiskState { disk, is_up } => self.disk_state(turn, disk, is_up),
+            Event::Distance { disk, is_far } => self.distance(turn, disk, is_far),
             Event::RecordSaved { shard, record } => self.record_saved(turn, shard, record),
             Event::Resized { bytes, added } => self.resize(bytes, added),
             Event::ReplaceDisk { old, new } => self.replace_disk(turn, old, new),
@@ -173,13 +177,15 @@ impl<B: Payload> Vdi<B> {
         let shard = &mut self.shards[no.0 as usize];
         let writer = shard.writer.get_or_insert_with(|| {
             let up: Vec<DiskId> = self.up.iter().copied().collect();
-            Box::new(Writer::new(
+            let mut writer = Writer::new(
                 shard.record.clone(),
                 self.shard_blocks,
                 self.spec.head,
                 self.incarnation,
                 &up,
-            ))
+            );
+            writer.set_far(&self.far);
+            Box::new(writer)
         });
         let mut produced = std::mem::take(&mut self.writer_effects);
         writer.step(turn.now, event, &mut produced);
@@ -224,6 +230,17 @@ impl<B: Payload> Vdi<B> {
         }
         for no in self.touched_shards() {
             self.tell(turn, no, WriterEvent::DiskState { disk, is_up });
+        }
+    }
+
+    fn distance(&mut self, turn: &mut Turn<'_, B>, disk: DiskId, is_far: bool) {
+        if is_far {
+            self.far.insert(disk);
+        } else {
+            self.far.remove(&disk);
+        }
+        for no in self.touched_shards() {
+            self.tell(turn, no, WriterEvent::Distance { disk, is_far });
         }
     }
 

@@ -92,6 +92,13 @@ pub enum WriterEvent<B> {
         /// Whether it can be reached.
         is_up: bool,
     },
+    /// Where a disk is, seen from the writer: reads go to near ones first. All are near until told.
+    Distance {
+        /// Which.
+        disk: DiskId,
+        /// On another host.
+        is_far: bool,
+    },
     /// What the control store holds after a [`WriterEffect::SaveRecord`]: what was sent when it was taken.
     RecordSaved(ShardRecord),
     /// `old` gives its place to `new`, which is filled by resync.

@@ -30,7 +30,7 @@ mod resync;
 mod scrub;
 mod stream;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use types::{DiskId, InFlight, Incarnation, Instant, LayerId, Payload, RequestId, Seq, ShardId, Token};
@@ -82,6 +82,8 @@ struct Member {
     lag_bytes: usize,
     /// Since when it has acknowledged nothing although it was asked to.
     quiet_since: Instant,
+    /// It let a read wait: until then others are asked first.
+    slow_until: Instant,
     /// Blocks that the last resync moved, for the notice.
     moved_blocks: u64,
 }
@@ -143,6 +145,7 @@ impl Member {
             lag_entries: 0,
             lag_bytes: 0,
             quiet_since: Instant(0),
+            slow_until: Instant(0),
             moved_blocks: 0,
         }
     }
@@ -200,6 +203,8 @@ pub struct Writer<B> {
     saving: Option<Saving>,
     replaces: Vec<Replace>,
     members: Vec<Member>,
+    /// Disks on other hosts, members or not.
+    far: BTreeSet<DiskId>,
     /// Messages without an answer, by their id.
     pending: InFlight<(DiskId, Purpose)>,
     started_at: Instant,
@@ -271,6 +276,7 @@ impl<B: Payload> Writer<B> {
             saving: None,
             replaces: Vec::new(),
             members,
+            far: BTreeSet::new(),
             pending: InFlight::default(),
             started_at: Instant(0),
             chosen: None,
@@ -294,6 +300,11 @@ impl<B: Payload> Writer<B> {
         }
     }
 
+    /// The disks that are on other hosts, for a writer just made; later [`WriterEvent::Distance`] tells of changes.
+    pub fn set_far(&mut self, far: &BTreeSet<DiskId>) {
+        self.far.clone_from(far);
+    }
+
     /// Takes one event and says what to do about it.
     pub fn step(&mut self, now: Instant, event: WriterEvent<B>, effects: &mut Effects<B>) {
         self.now = self.now.max(now);
@@ -302,6 +313,13 @@ impl<B: Payload> Writer<B> {
             WriterEvent::Request(id, op) => self.request(id, op, effects),
             WriterEvent::Replica(message) => self.replica(message, effects),
             WriterEvent::DiskState { disk, is_up } => self.disk_state(disk, is_up, effects),
+            WriterEvent::Distance { disk, is_far } => {
+                if is_far {
+                    self.far.insert(disk);
+                } else {
+                    self.far.remove(&disk);
+                }
+            }
             WriterEvent::RecordSaved(record) => self.record_saved(&record, effects),
             WriterEvent::ReplaceDisk { old, new } => self.replace_disk(old, new, effects),
             WriterEvent::Scrub => self.start_scrub(effects),
@@ -538,7 +556,7 @@ impl<B: Payload> Writer<B> {
         self.scrub_lost(disk, effects);
         for purpose in lost {
             match purpose {
-                Purpose::Read(no) => self.read_lost(no, effects),
+                Purpose::Read(no) => self.read_lost(no, disk, effects),
                 // Its source went: the target starts again with whatever source there is then.
                 Purpose::Sync { target, no, .. } if target != disk && self.sync_is(target, no) => {
                     self.lose(target, effects);
@@ -585,6 +603,7 @@ impl<B: Payload> Writer<B> {
             effects.push(WriterEffect::SaveRecord(saving.record.clone()));
         }
         self.expel_stalled();
+        self.hedge(effects);
         if self.phase == WriterPhase::Open && !self.is_steady() {
             self.pace_syncs(effects);
         }

@@ -1,7 +1,13 @@
-//! Reads: from one replica that holds everything completed, from another where that one's copy is bad.
+//! Reads: from one replica that holds everything completed, near ones first; from another where that one's copy is bad
+//! or does not come.
+//!
+//! A read that one replica has not answered for [`HEDGE`] is asked of the next as well, and the first answer counts. For
+//! a while the slow one is asked last, so that only what was under way pays for its slowness.
+
+use std::time::Duration;
 
 use smallvec::SmallVec;
-use types::{BlockNo, DiskId, LEAF_BLOCKS, LeafNo, Payload, RequestId};
+use types::{BlockNo, DiskId, Instant, LEAF_BLOCKS, LeafNo, Payload, RequestId};
 
 use store::{REQUEST_BLOCKS_MAX, ReadParts, StoreError};
 
@@ -12,6 +18,13 @@ use super::{
 };
 use crate::message::{Refusal, ReplicaReply, ReplicaRequest};
 
+/// How long one replica may take over a read before another is asked too. Above anything that a device that works does,
+/// below what a guest would notice as a stop.
+const HEDGE: Duration = Duration::from_millis(100);
+
+/// How long a replica that let a read wait is asked last.
+const SLOW_FOR: Duration = Duration::from_secs(2);
+
 /// A read under way.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct ReadOp<B> {
@@ -19,6 +32,9 @@ pub(super) struct ReadOp<B> {
     what: What,
     /// Replicas that failed at the piece being read.
     tried: SmallVec<[DiskId; 3]>,
+    /// Replicas that have yet to answer, and when the last of them was asked.
+    asked: SmallVec<[DiskId; 3]>,
+    asked_at: Instant,
     /// Bad copies met on the way, to be repaired when there is a good one.
     bad: SmallVec<[(DiskId, BlockNo); 1]>,
     /// Nobody can be asked now.
@@ -61,6 +77,8 @@ impl<B: Payload> Writer<B> {
             id,
             what,
             tried: SmallVec::new(),
+            asked: SmallVec::new(),
+            asked_at: self.now,
             bad: SmallVec::new(),
             is_parked: false,
             pieces: None,
@@ -70,7 +88,7 @@ impl<B: Payload> Writer<B> {
     }
 
     /// Replicas that hold everything completed. In turn by 1 MiB, so that a sequential read stays on one disk
-    /// while all of them work.
+    /// while all of them work; those on other hosts after those here, and slow ones last.
     pub(super) fn readable(&self, block: BlockNo) -> SmallVec<[DiskId; 4]> {
         let mut disks: SmallVec<[DiskId; 4]> = self
             .members
@@ -81,6 +99,14 @@ impl<B: Payload> Writer<B> {
         if !disks.is_empty() {
             let first = block.leaf().0 as usize % disks.len();
             disks.rotate_left(first);
+        }
+        let is_plain = |member: &Member| member.slow_until <= self.now && !self.far.contains(&member.disk);
+        if !self.members.iter().all(is_plain) {
+            let is_slow = |disk| {
+                self.member(disk)
+                    .is_some_and(|member| member.slow_until > self.now)
+            };
+            disks.sort_by_key(|disk| (is_slow(*disk), self.far.contains(disk)));
         }
         disks
     }
@@ -97,27 +123,34 @@ impl<B: Payload> Writer<B> {
         is_coming && member.is_up && self.record.replicas.contains(&member.disk)
     }
 
+    /// Asks the next replica that may know, if there is one; else waits for those that were asked, or for one to come.
     fn ask(&mut self, no: u64, effects: &mut Effects<B>) {
         let read = self.reads.get(no).expect("asked for a read that is under way");
         let (block, count) = read.piece();
         let next = self
             .readable(block)
             .into_iter()
-            .find(|disk| !read.tried.contains(disk));
+            .find(|disk| !read.tried.contains(disk) && !read.asked.contains(disk));
         // Nobody gives a read up while a replica that was not asked is on its way back: it may have the good copy.
         let may_come = self
             .members
             .iter()
             .any(|member| self.may_become_readable(member) && !read.tried.contains(&member.disk));
-        let is_exhausted = !read.tried.is_empty() && !may_come;
+        let is_awaited = !read.asked.is_empty();
+        let is_exhausted = !read.tried.is_empty() && !may_come && !is_awaited;
         let layer = self.layer;
         let request = match read.what {
             What::Blocks { .. } => ReplicaRequest::Read { layer, block, count },
             What::Versions(leaf) => ReplicaRequest::LeafVersions { layer, leaf },
         };
-        self.set_parked(no, next.is_none() && !is_exhausted);
+        self.set_parked(no, next.is_none() && !is_exhausted && !is_awaited);
         match next {
-            Some(disk) => self.send(disk, Purpose::Read(no), request, effects),
+            Some(disk) => {
+                let read = self.reads.get_mut(no).expect("asked for just now");
+                read.asked.push(disk);
+                read.asked_at = self.now;
+                self.send(disk, Purpose::Read(no), request, effects);
+            }
             None if is_exhausted => self.read_exhausted(no, effects),
             None => {}
         }
@@ -145,9 +178,34 @@ impl<B: Payload> Writer<B> {
         }
     }
 
-    /// The replica that was asked is gone.
-    pub(super) fn read_lost(&mut self, no: u64, effects: &mut Effects<B>) {
-        if self.reads.get(no).is_some() {
+    /// A replica that was asked is gone.
+    pub(super) fn read_lost(&mut self, no: u64, disk: DiskId, effects: &mut Effects<B>) {
+        let Some(read) = self.reads.get_mut(no) else {
+            return;
+        };
+        read.asked.retain(|asked| *asked != disk);
+        self.ask(no, effects);
+    }
+
+    /// Asks another replica for what one has not answered for long. What is put together block by block is left to
+    /// whom it was asked: its answers do not say which block they are of.
+    pub(super) fn hedge(&mut self, effects: &mut Effects<B>) {
+        if self.reads.is_empty() {
+            return;
+        }
+        let now = self.now;
+        let is_late = |read: &ReadOp<B>| {
+            !read.asked.is_empty() && read.pieces.is_none() && now.since(read.asked_at) >= HEDGE
+        };
+        for no in self.reads.numbers(is_late) {
+            let read = self.reads.get_mut(no).expect("listed just now");
+            read.asked_at = now;
+            let silent = read.asked.clone();
+            for member in &mut self.members {
+                if silent.contains(&member.disk) {
+                    member.slow_until = now + SLOW_FOR;
+                }
+            }
             self.ask(no, effects);
         }
     }
@@ -162,6 +220,7 @@ impl<B: Payload> Writer<B> {
         let Some(read) = self.reads.get_mut(no) else {
             return;
         };
+        read.asked.retain(|asked| *asked != disk);
         let parts = match result {
             Ok(ReplicaReply::Read(parts)) => parts,
             Ok(ReplicaReply::Versions(versions)) => {

@@ -1,0 +1,252 @@
+//! Whom a read is asked of: near replicas before far ones, another one where the first does not answer.
+
+use std::time::Duration;
+
+use smallvec::smallvec;
+use store::{ReadPart, StoreError};
+use types::{
+    BlockNo, DiskId, HeapBlock, Incarnation, Instant, LayerId, RequestId, Seq, ShardId, ShardNo, Token, VdiId,
+};
+use weft_replication::{
+    FromReplica, Refusal, ReplicaReply, ReplicaRequest, ShardError, ShardOp, ShardRecord, Writer,
+    WriterEffect, WriterEvent,
+};
+
+const SHARD: ShardId = ShardId {
+    vdi: VdiId(1),
+    no: ShardNo(0),
+};
+const GUEST: RequestId = RequestId(1);
+
+type Question = (DiskId, Token, RequestId, ReplicaRequest<HeapBlock>);
+
+struct Bench {
+    writer: Writer<HeapBlock>,
+    now: Instant,
+    asked: Vec<Question>,
+    /// What the guest was told.
+    replies: Vec<(RequestId, Result<(), ShardError>)>,
+}
+
+impl Bench {
+    /// An open writer over disks 1 to 3.
+    fn open(far: &[u128]) -> Bench {
+        let mut record = ShardRecord::new(SHARD, (1..=3).map(DiskId).collect());
+        record.was_written = true;
+        let up: Vec<DiskId> = (1..=3).map(DiskId).collect();
+        let mut bench = Bench {
+            writer: Writer::new(record, 1024, LayerId(1), Incarnation(7), &up),
+            now: Instant::default(),
+            asked: Vec::new(),
+            replies: Vec::new(),
+        };
+        bench.writer.set_far(&far.iter().copied().map(DiskId).collect());
+        bench.step(WriterEvent::Touch);
+        for disk in 1..=3 {
+            let (_, token, id, _) = bench.take(disk);
+            let promised = ReplicaReply::Promised {
+                previous: Token::default(),
+                end: Seq(5),
+                good_until: None,
+            };
+            bench.answer(disk, token, id, Ok(promised));
+        }
+        // Whatever the opening asks for besides: done.
+        while let Some((disk, token, id, _)) = bench.asked.pop() {
+            bench.answer(disk.0, token, id, Ok(ReplicaReply::Done));
+        }
+        bench
+    }
+
+    fn step(&mut self, event: WriterEvent<HeapBlock>) {
+        let mut effects = Vec::new();
+        self.writer.step(self.now, event, &mut effects);
+        for effect in effects {
+            match effect {
+                WriterEffect::Send(disk, message) => {
+                    self.asked
+                        .push((disk, message.token, message.id, message.request));
+                }
+                WriterEffect::Reply(id, result) => self.replies.push((id, result.map(|_| ()))),
+                WriterEffect::SaveRecord(record) => {
+                    // Saved at once.
+                    self.step(WriterEvent::RecordSaved(record));
+                }
+                WriterEffect::Notice(_) => {}
+            }
+        }
+    }
+
+    fn take(&mut self, disk: u128) -> Question {
+        let at = self.asked.iter().position(|question| question.0 == DiskId(disk));
+        self.asked.remove(at.expect("this disk was asked"))
+    }
+
+    fn answer(
+        &mut self,
+        disk: u128,
+        token: Token,
+        id: RequestId,
+        result: Result<ReplicaReply<HeapBlock>, Refusal>,
+    ) {
+        self.step(WriterEvent::Replica(FromReplica {
+            shard: SHARD,
+            disk: DiskId(disk),
+            token,
+            id,
+            result,
+        }));
+    }
+
+    fn read(&mut self, block: u32) {
+        let op = ShardOp::Read {
+            block: BlockNo(block),
+            count: 1,
+        };
+        self.step(WriterEvent::Request(GUEST, op));
+    }
+
+    fn give(&mut self, disk: u128) {
+        let (_, token, id, _) = self.take(disk);
+        let content = smallvec![ReadPart::Zeros(1)];
+        self.answer(disk, token, id, Ok(ReplicaReply::Read(content)));
+    }
+
+    fn refuse(&mut self, disk: u128) {
+        let (_, token, id, request) = self.take(disk);
+        let ReplicaRequest::Read { block, .. } = request else {
+            panic!("not a read: {request:?}");
+        };
+        let corrupt = StoreError::Corrupt { shard: SHARD, block };
+        self.answer(disk, token, id, Err(Refusal::Store(corrupt)));
+    }
+
+    fn wait(&mut self, milliseconds: u64) {
+        self.now = self.now + Duration::from_millis(milliseconds);
+        self.step(WriterEvent::Tick);
+    }
+
+    fn asked(&self) -> Vec<u128> {
+        self.asked.iter().map(|question| question.0.0).collect()
+    }
+}
+
+#[test]
+fn reads_go_round_the_near_replicas_only() {
+    let mut bench = Bench::open(&[2]);
+    let mut whom = Vec::new();
+    for leaf in 0..4 {
+        bench.read(leaf * 256);
+        let disk = bench.asked()[0];
+        whom.push(disk);
+        bench.give(disk);
+    }
+    assert!(
+        whom.contains(&1) && whom.contains(&3) && !whom.contains(&2),
+        "{whom:?}"
+    );
+    assert_eq!(bench.replies.len(), 4);
+}
+
+#[test]
+fn a_far_replica_is_asked_where_no_near_one_can_be() {
+    let mut bench = Bench::open(&[2, 3]);
+    bench.step(WriterEvent::DiskState {
+        disk: DiskId(1),
+        is_up: false,
+    });
+    bench.asked.clear();
+    bench.read(0);
+    assert!(matches!(bench.asked()[..], [2 | 3]), "{:?}", bench.asked());
+    bench.step(WriterEvent::Distance {
+        disk: DiskId(3),
+        is_far: false,
+    });
+    bench.read(0);
+    assert_eq!(bench.asked()[1], 3, "it came near");
+}
+
+#[test]
+fn a_read_that_is_not_answered_is_asked_of_another() {
+    let mut bench = Bench::open(&[2, 3]);
+    bench.read(0);
+    bench.wait(99);
+    assert_eq!(bench.asked(), [1], "not yet");
+    bench.wait(1);
+    let second = bench.asked()[1];
+    bench.give(second);
+    assert_eq!(bench.replies, [(GUEST, Ok(()))]);
+    bench.give(1);
+    assert_eq!(bench.replies.len(), 1, "the late answer is nobody's");
+
+    // For a while the slow one is asked last, then first again.
+    bench.read(0);
+    assert_ne!(bench.asked(), [1]);
+    let other = bench.asked()[0];
+    bench.give(other);
+    bench.wait(3000);
+    bench.read(0);
+    assert_eq!(bench.asked(), [1]);
+}
+
+#[test]
+fn each_is_asked_once_and_the_last_answer_decides() {
+    let mut bench = Bench::open(&[]);
+    bench.read(0);
+    for _ in 0..5 {
+        bench.wait(100);
+    }
+    let mut asked = bench.asked();
+    asked.sort_unstable();
+    assert_eq!(asked, [1, 2, 3]);
+    bench.refuse(1);
+    bench.refuse(2);
+    bench.wait(100);
+    assert!(bench.replies.is_empty(), "the third may have it");
+    bench.give(3);
+    assert_eq!(bench.replies, [(GUEST, Ok(()))]);
+}
+
+#[test]
+fn the_third_is_asked_at_once_where_one_is_silent_and_one_fails() {
+    let mut bench = Bench::open(&[]);
+    bench.read(0);
+    bench.wait(100);
+    let [_, second] = bench.asked()[..] else {
+        panic!("{:?}", bench.asked());
+    };
+    bench.refuse(second);
+    assert_eq!(bench.asked().len(), 2);
+    assert!(!bench.asked().contains(&second));
+}
+
+#[test]
+fn a_read_that_all_fail_has_failed() {
+    let mut bench = Bench::open(&[]);
+    bench.read(0);
+    for _ in 0..5 {
+        bench.wait(100);
+    }
+    for disk in [1, 2, 3] {
+        bench.refuse(disk);
+    }
+    assert_eq!(
+        bench.replies,
+        [(GUEST, Err(ShardError::Unreadable { block: BlockNo(0) }))]
+    );
+}
+
+#[test]
+fn a_silent_replica_that_goes_takes_nothing_with_it() {
+    let mut bench = Bench::open(&[2, 3]);
+    bench.read(0);
+    bench.wait(100);
+    let second = bench.asked()[1];
+    bench.step(WriterEvent::DiskState {
+        disk: DiskId(second),
+        is_up: false,
+    });
+    assert!(bench.replies.is_empty());
+    bench.give(1);
+    assert_eq!(bench.replies, [(GUEST, Ok(()))]);
+}
