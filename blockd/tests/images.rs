@@ -3,48 +3,12 @@
 
 mod support;
 
-use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::json;
-use support::{Daemon, GIB, NbdClient};
-
-const MIB: u64 = 1 << 20;
-const PIECE: u64 = 64 * 1024;
-
-fn fill(daemon: &Daemon, vdi: &str, from: u64, count: u64, byte: u8) {
-    let mut client = NbdClient::connect(&daemon.path(&format!("{vdi}.nbd"))).expect("connect");
-    for number in from..from + count {
-        client
-            .write(number * PIECE, &[byte; PIECE as usize])
-            .expect("write");
-    }
-    client.flush().expect("flush");
-}
-
-fn verify(daemon: &Daemon, vdi: &str, from: u64, count: u64, byte: u8) {
-    let mut client = NbdClient::connect(&daemon.path(&format!("{vdi}.nbd"))).expect("connect");
-    for number in from..from + count {
-        let data = client.read(number * PIECE, PIECE as u32).expect("read");
-        assert!(data.iter().all(|found| *found == byte), "piece {number} of {vdi}");
-    }
-}
-
-fn damage(disk: &Path, offset: u64) {
-    let mut file = std::fs::File::options().write(true).open(disk).expect("open");
-    file.seek(SeekFrom::Start(offset)).expect("seek");
-    file.write_all(&[0x55; 4096]).expect("write");
-}
-
-fn copy(from: &Path, to: &Path) {
-    let copied = Command::new("cp")
-        .arg("--sparse=always")
-        .args([from, to])
-        .status();
-    assert!(copied.expect("cp").success());
-}
+use support::{Daemon, GIB, MIB, copy, damage, fill, verify};
 
 /// A batch in a disk's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

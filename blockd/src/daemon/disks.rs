@@ -10,10 +10,10 @@ use control::{
     ApiError, ApiResult, DISK_BYTES_MIN, DiskAdd, DiskRecord, DiskState, ErrorKind, PoolRecord, Severity,
 };
 use edge::BlockFile;
-use edge::file::{Access, OsFile};
+use edge::file::{Access, OsFile, ProbeReport};
 use edge::rocks::Rocks;
 use replication::{DiskNode, ReplicaRequest, ShardRecord, ToReplica};
-use store::{FormatParams, RebuildReason, RecoveryReport, ShardSummary, Store, Superblock};
+use store::{FormatParams, RebuildReason, RecoveryReport, ShardSummary, Store, Superblock, SuperblockError};
 use types::{ByteSize, DiskId, Epoch, RequestId, ShardId, ShardNo, Token, VdiId};
 use vdi::Event;
 
@@ -394,7 +394,8 @@ impl Daemon {
             .zone
             .as_ref()
             .map_or_else(String::new, |zone| zone.as_str().to_owned());
-        if let Ok(superblock) = store::read_superblock(&file) {
+        let read = store::read_superblock(&file);
+        if let Ok(superblock) = &read {
             let record = known.iter().find(|disk| disk.id == superblock.disk);
             if let Some(record) = record.filter(|_| superblock.pool == pool.id) {
                 if self.is_up(record.id) {
@@ -414,24 +415,12 @@ impl Daemon {
                 let opened = self.open_disk(path, Some(&record), request.accept_old)?;
                 return Ok((record, opened));
             }
-            if !request.force {
-                let whose = if superblock.pool == pool.id {
-                    "this pool, which let it go".to_owned()
-                } else {
-                    format!("pool {}", superblock.pool)
-                };
-                let message = format!("{} is Weft disk {} of {whose}", path.display(), superblock.disk);
-                return Err(ApiError::needs_force(
-                    message,
-                    "--force overwrites it; its data is lost",
-                ));
-            }
         }
         let report = edge::file::probe(path).map_err(|error| ApiError::conflict(error.to_string(), ""))?;
-        if !report.signatures.is_empty() && !request.force {
-            let message = format!("{} holds {}", path.display(), report.signatures.join(", "));
+        let held = what_it_holds(&read, &report, pool, path, &known);
+        if let Some(held) = held.filter(|_| !request.force) {
             return Err(ApiError::needs_force(
-                message,
+                format!("{} {held}", path.display()),
                 "--force overwrites it; its data is lost",
             ));
         }
@@ -691,6 +680,29 @@ fn stay(shard: &ShardRecord, old: DiskId) -> Vec<DiskId> {
         .copied()
         .filter(|disk| *disk != old)
         .collect()
+}
+
+/// What would be lost with a disk that is none of this pool's. One of Weft's that cannot be read today, because it is
+/// damaged, cut or of a newer format, is full of data all the same.
+fn what_it_holds(
+    read: &Result<Superblock, SuperblockError>,
+    report: &ProbeReport,
+    pool: &PoolRecord,
+    path: &Path,
+    known: &[DiskRecord],
+) -> Option<String> {
+    match read {
+        Ok(Superblock { disk, pool: its, .. }) if *its == pool.id => {
+            Some(format!("is Weft disk {disk} of this pool, which let it go"))
+        }
+        Ok(Superblock { disk, pool, .. }) => Some(format!("is Weft disk {disk} of pool {pool}")),
+        Err(SuperblockError::NotFormatted) if report.signatures.is_empty() => known
+            .iter()
+            .find(|record| record.path == path && !report.is_blank)
+            .map(|record| format!("is where disk {} belongs; its superblocks are gone", record.id)),
+        Err(SuperblockError::NotFormatted) => Some(format!("holds {}", report.signatures.join(", "))),
+        Err(error) => Some(format!("is a Weft disk: {error}")),
+    }
 }
 
 fn what_it_lost(report: &RecoveryReport) -> &'static str {

@@ -2,7 +2,9 @@
 
 #![allow(dead_code, unused_imports)] // Each test binary uses a part.
 
+mod content;
 mod nbd_client;
+mod weft;
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
@@ -10,14 +12,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+pub use content::{copy, damage, fill, flip_bits, set_version, verify};
 pub use nbd_client::{NbdClient, WRITE};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+pub use weft::{Outcome, weft};
 
 /// How long anything may take before the test counts it as hung.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub const GIB: u64 = 1 << 30;
+pub const MIB: u64 = 1 << 20;
 
 /// A daemon with its state and disks in a folder of its own, ended with the test.
 pub struct Daemon {
