@@ -15,7 +15,6 @@ use edge::rocks::Rocks;
 use replication::{DiskNode, ReplicaRequest, ShardRecord, ToReplica};
 use store::{FormatParams, RebuildReason, RecoveryReport, ShardSummary, Store, Superblock, SuperblockError};
 use types::{ByteSize, DiskId, Epoch, RequestId, ShardId, ShardNo, Token, VdiId};
-use vdi::Event;
 
 use super::{Daemon, ask};
 use crate::index::IndexThread;
@@ -95,7 +94,7 @@ impl Daemon {
         }
         let _one = self.changes.lock().await;
         for record in self.records(|control| control.disks())? {
-            let may_come_back = record.state == DiskState::Active && !self.is_up_or_refused(record.id);
+            let may_come_back = record.state != DiskState::Failed && !self.is_up_or_refused(record.id);
             if !may_come_back || !record.path.exists() {
                 continue;
             }
@@ -111,6 +110,7 @@ impl Daemon {
                     self.serve_disk(opened).await?;
                     let message = format!("disk {} ({}) is back", record.id, record.path.display());
                     self.events.add(Severity::Info, message);
+                    self.retry_removals().await?;
                 }
                 Err(error) => {
                     // Said once when it went missing; the reason in `weft disk list` is kept fresh.
@@ -477,7 +477,7 @@ impl Daemon {
 
     /// The disks of the pool, weighted by their size and what is placed on them already. Those that take no new
     /// replicas are there too, without weight: what is on them counts where replicas are to be kept apart.
-    fn disk_map(&self, placed: &BTreeMap<DiskId, u64>) -> ApiResult<DiskMap> {
+    pub(super) fn disk_map(&self, placed: &BTreeMap<DiskId, u64>) -> ApiResult<DiskMap> {
         let records = self.records(|control| control.disks())?;
         let candidates: Vec<Candidate> = records
             .into_iter()
@@ -500,7 +500,7 @@ impl Daemon {
     }
 
     /// Virtual bytes of the shards placed on each disk.
-    fn placed_bytes(&self) -> ApiResult<BTreeMap<DiskId, u64>> {
+    pub(super) fn placed_bytes(&self) -> ApiResult<BTreeMap<DiskId, u64>> {
         let mut placed: BTreeMap<DiskId, u64> = BTreeMap::new();
         for vdi in self.records(|control| control.vdis())? {
             for shard in self.records(|control| control.shards(vdi.id))? {
@@ -559,7 +559,7 @@ impl Daemon {
         Ok(())
     }
 
-    async fn stop_serving(&self, disk: DiskId, reason: String) -> ApiResult<()> {
+    pub(super) async fn stop_serving(&self, disk: DiskId, reason: String) -> ApiResult<()> {
         let plane = {
             let mut disks = self.disks.lock().expect("disks");
             let Some(runtime) = disks.get_mut(&disk).filter(|runtime| runtime.is_up) else {
@@ -575,111 +575,6 @@ impl Daemon {
         tokio::task::block_in_place(|| drop(index));
         Ok(())
     }
-
-    /// Gives every shard's place on `old` to `new`, or, where there is none, to whom placement chooses.
-    pub(super) async fn move_away(&self, old: DiskId, new: Option<DiskId>, force: bool) -> ApiResult<()> {
-        let mut map = self.disk_map(&self.placed_bytes()?)?;
-        map.set_weight(old, 0);
-        let mut moves = Vec::new();
-        for vdi in self.records(|control| control.vdis())? {
-            let mut places: Vec<(ShardNo, DiskId)> = Vec::new();
-            for shard in self.records(|control| control.shards(vdi.id))? {
-                if !shard.replicas.contains(&old) {
-                    continue;
-                }
-                let is_last = shard.in_sync == [old];
-                if is_last && !self.is_up(old) && !force {
-                    let message = format!(
-                        "shard {} of VDI {} has its only good copy on disk {old}, which is not up",
-                        shard.shard.no, vdi.name
-                    );
-                    return Err(ApiError::unavailable(
-                        message,
-                        "bring the disk back with `weft disk add PATH`",
-                    ));
-                }
-                // A single replica that was on its way to another disk when the daemon died goes on to that one.
-                let half_way = (shard.replicas.len() > usize::from(vdi.replicas))
-                    .then(|| shard.replicas.iter().copied().find(|disk| *disk != old))
-                    .flatten();
-                let place = match half_way.or(new.filter(|new| !shard.replicas.contains(new))) {
-                    Some(place) => place,
-                    None => map.replace(shard.shard, &stay(&shard, old)).map_err(|_| {
-                        let message = format!(
-                            "no other disk can take shard {} of VDI {}",
-                            shard.shard.no, vdi.name
-                        );
-                        ApiError::unavailable(message, "add a disk first: `weft disk add PATH`")
-                    })?,
-                };
-                places.push((shard.shard.no, place));
-            }
-            if !places.is_empty() {
-                moves.push((vdi.id, places));
-            }
-        }
-        if let Some(mut record) = self.records(|control| control.disk(old))? {
-            record.state = DiskState::Removing;
-            self.records(|control| control.put_disk(&record))?;
-        }
-        for (vdi, new) in moves {
-            self.home(vdi).send(Command::Vdi {
-                vdi,
-                event: Event::ReplaceDisk { old, new },
-            });
-        }
-        Ok(())
-    }
-
-    /// Goes on with the removals that the last life of the daemon had not finished.
-    pub(super) async fn resume_removals(&self) -> ApiResult<()> {
-        let disks = self.records(|control| control.disks())?;
-        for disk in disks.iter().filter(|disk| disk.state == DiskState::Removing) {
-            if let Err(error) = self.move_away(disk.id, None, false).await {
-                let message = format!("disk {} cannot be emptied: {error}", disk.id);
-                self.events.add(Severity::Warning, message);
-            }
-        }
-        self.finish_removals().await
-    }
-
-    /// Lets go of disks whose replicas have all moved away.
-    pub(super) async fn finish_removals(&self) -> ApiResult<()> {
-        let leaving: Vec<DiskRecord> = self
-            .records(|control| control.disks())?
-            .into_iter()
-            .filter(|disk| disk.state == DiskState::Removing)
-            .collect();
-        if leaving.is_empty() {
-            return Ok(());
-        }
-        let mut placed = Vec::new();
-        for vdi in self.records(|control| control.vdis())? {
-            for shard in self.records(|control| control.shards(vdi.id))? {
-                placed.extend(shard.replicas);
-            }
-        }
-        for record in leaving.iter().filter(|record| !placed.contains(&record.id)) {
-            self.stop_serving(record.id, "removed".to_owned()).await?;
-            self.records(|control| control.delete_disk(record.id))?;
-            self.disks.lock().expect("disks").remove(&record.id);
-            self.events.add(
-                Severity::Info,
-                format!("disk {} ({}) left the pool", record.id, record.path.display()),
-            );
-        }
-        Ok(())
-    }
-}
-
-/// The replicas that remain when `old` leaves.
-fn stay(shard: &ShardRecord, old: DiskId) -> Vec<DiskId> {
-    shard
-        .replicas
-        .iter()
-        .copied()
-        .filter(|disk| *disk != old)
-        .collect()
 }
 
 /// What would be lost with a disk that is none of this pool's. One of Weft's that cannot be read today, because it is

@@ -4,7 +4,7 @@
 //! ```text
 //!  main ─▶ Daemon::start ─▶ planes ─▶ disks (recovered side by side) ─▶ VDIs ─▶ doors (vhost-user, NBD)
 //!            ▲    reports task: records to save, notices, failed disks ◀── planes
-//!            └──  REST (control::rest) ─▶ service.rs ─▶ disks.rs | vdis.rs | doors.rs
+//!            └──  REST (control::rest) ─▶ service.rs ─▶ disks.rs, removal.rs | vdis.rs | doors.rs
 //! ```
 //! Operations that change something run one at a time (`changes`); questions run beside them.
 
@@ -12,6 +12,7 @@ mod disks;
 mod doors;
 mod events;
 mod metrics;
+mod removal;
 mod reports;
 mod service;
 mod vdis;
@@ -54,6 +55,8 @@ pub struct Daemon {
     next_door: AtomicU64,
     sizes: Mutex<BTreeMap<VdiId, Arc<AtomicU64>>>,
     deleting: Mutex<BTreeSet<VdiId>>,
+    /// Disks that are to leave and could not begin to.
+    removals_stalled: Mutex<BTreeSet<DiskId>>,
     events: EventLog,
     changes: tokio::sync::Mutex<()>,
     /// Held for the process' life: a second daemon on the same state is refused.
@@ -86,6 +89,7 @@ impl Daemon {
             next_door: AtomicU64::new(0),
             sizes: Mutex::default(),
             deleting: Mutex::default(),
+            removals_stalled: Mutex::default(),
             events: EventLog::default(),
             changes: tokio::sync::Mutex::default(),
             _lock: lock,

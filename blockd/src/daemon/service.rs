@@ -206,6 +206,7 @@ impl Service for RestService {
     async fn disk_add(&self, request: DiskAdd) -> ApiResult<DiskInfo> {
         let _one = self.0.changes.lock().await;
         let id = self.0.add_disk(request).await?;
+        self.0.retry_removals().await?;
         self.0.one_disk(id).await
     }
 

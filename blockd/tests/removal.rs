@@ -1,0 +1,70 @@
+//! Disks that are to leave the pool, with a daemon that dies and disks that are away meanwhile.
+
+mod support;
+
+use serde_json::json;
+use support::{Daemon, fill, verify};
+
+/// 256 MiB: long enough on their way that the daemon dies before the end.
+const PIECES: u64 = 4096;
+
+/// A daemon that was killed while it moved the only replica of VDI `a` from disk 1 to disk 2.
+fn killed_while_disk_1_leaves() -> Daemon {
+    let mut daemon = Daemon::with_disks(1, &[]);
+    daemon.create_vdi("a", PIECES * 64 * 1024, 1);
+    daemon.attach_nbd("a");
+    fill(&daemon, "a", 0, PIECES, 7);
+    let leaving = daemon.get("/v1/disks")[0]["id"].clone();
+    daemon.add_disk(2);
+    let (code, answer) = daemon.call(
+        "DELETE",
+        &format!("/v1/disks/{}", leaving.as_str().expect("an id")),
+        None,
+    );
+    assert!((200..300).contains(&code), "{answer}");
+    daemon.kill();
+    daemon
+}
+
+fn state_of_disk_1(daemon: &Daemon) -> Option<String> {
+    let path = json!(daemon.disk_path(1));
+    let disks = daemon.get("/v1/disks");
+    let mut disks = disks.as_array().expect("a list").iter();
+    let disk = disks.find(|disk| disk["path"] == path)?;
+    Some(disk["state"].as_str().expect("a state").to_owned())
+}
+
+fn until_disk_1_has_left(daemon: &mut Daemon) {
+    daemon.until("disk 1 has left", |daemon| state_of_disk_1(daemon).is_none());
+    // Nothing reads it any more.
+    std::fs::remove_file(daemon.disk_path(1)).expect("remove");
+    verify(daemon, "a", 0, PIECES, 7);
+    daemon.kill();
+    daemon.start_again();
+    verify(daemon, "a", 0, PIECES, 7);
+}
+
+#[test]
+fn a_removal_goes_on_after_a_kill() {
+    let mut daemon = killed_while_disk_1_leaves();
+    daemon.start_again();
+    until_disk_1_has_left(&mut daemon);
+}
+
+#[test]
+fn a_removal_waits_for_the_disk_that_is_to_leave() {
+    let mut daemon = killed_while_disk_1_leaves();
+    let (here, elsewhere) = (daemon.disk_path(1), daemon.path("elsewhere.img"));
+    std::fs::rename(&here, &elsewhere).expect("take the disk away");
+    daemon.start_again();
+    assert_eq!(
+        state_of_disk_1(&daemon).as_deref(),
+        Some("removing"),
+        "it left before the kill"
+    );
+    let events = daemon.get("/v1/status")["events"].to_string();
+    assert!(events.contains("cannot be emptied yet"), "{events}");
+    // It is noticed without being told.
+    std::fs::rename(&elsewhere, &here).expect("bring it back");
+    until_disk_1_has_left(&mut daemon);
+}
