@@ -1,0 +1,221 @@
+//! Each answer of the store, held against what the oracle allows.
+
+use store::{ReadPart, Reply, StoreError};
+use types::{HeapBlock, LayerId, Payload, RequestId, Seq, ShardId};
+
+use super::pending::Pending;
+use super::{LAYERS, Profile, World};
+use crate::content;
+use crate::store_oracle::{ShardModel, address};
+use crate::trace::tell;
+
+impl World {
+    pub(super) fn answered(&mut self, id: RequestId, result: Result<Reply<HeapBlock>, StoreError>) {
+        let pending = self
+            .pending
+            .remove(&id)
+            .expect("an answer to something asked once");
+        self.summary.answers += 1;
+        let is_dropped = pending
+            .shard()
+            .is_some_and(|shard| !self.shards.contains_key(&shard));
+        let is_drop = matches!(pending, Pending::Drop { .. });
+        if is_dropped && !is_drop && matches!(result, Ok(_) | Err(StoreError::NoShard(_))) {
+            return;
+        }
+        let reply = match result {
+            Ok(reply) => reply,
+            Err(error) => return self.refused(id, pending, &error),
+        };
+        tell(|| format!("  {id} done"));
+        match pending {
+            Pending::Write { shard, seq } => {
+                self.shard_mut(shard).completed = seq.max(self.shards[&shard].completed);
+            }
+            Pending::Read {
+                shard,
+                layer,
+                block,
+                count,
+                floor,
+            } => {
+                let Reply::Read(parts) = reply else {
+                    panic!("{id}: a read brought {reply:?}")
+                };
+                self.check_read(id, shard, layer, block, count, floor, &parts);
+            }
+            Pending::Flush { targets } => self.flushed(id, &targets),
+            Pending::Record { shard, record } => {
+                // A header that rots takes its record with it, silently if nothing behind it is durable.
+                let may_forget = self.lies();
+                let model = self.shard_mut(shard);
+                let at = model.records.iter().position(|r| *r == record).expect("put");
+                if !may_forget {
+                    model.records.drain(..at);
+                }
+                model.is_known = true;
+            }
+            Pending::Drop { shard } => {
+                let model = self.shards.remove(&shard);
+                if self.lies() {
+                    self.dropped.extend(model.map(|model| (shard, model)));
+                }
+            }
+            Pending::Versions {
+                shard,
+                layer,
+                leaf,
+                issued,
+            } => {
+                let Reply::Versions(versions) = reply else {
+                    panic!("{id}: versions brought {reply:?}")
+                };
+                assert_eq!(versions.len(), 256, "{id}");
+                let may_be_lost = self.lies();
+                if self.shards[&shard].issued == issued
+                    && self.shards[&shard].is_exact()
+                    && let Err(why) =
+                        self.shards[&shard].check_versions(shard, layer, leaf, &versions, may_be_lost)
+                {
+                    panic!("{id} versions of shard {shard} layer {layer}: {why}");
+                }
+            }
+            Pending::Leaves {
+                shard,
+                layer,
+                newer_than,
+                issued,
+            } => {
+                let Reply::Leaves(leaves) = reply else {
+                    panic!("{id}: leaves brought {reply:?}")
+                };
+                if self.shards[&shard].issued == issued && self.shards[&shard].is_exact() {
+                    let expected = self.shards[&shard].changed_leaves(layer, newer_than);
+                    assert_eq!(
+                        leaves, expected,
+                        "{id} leaves of {shard} layer {layer} above {newer_than}"
+                    );
+                }
+            }
+        }
+    }
+
+    pub(super) fn refused(&mut self, id: RequestId, pending: Pending, error: &StoreError) {
+        tell(|| format!("  {id} refused: {error}"));
+        let is_allowed = match error {
+            StoreError::Corrupt { .. } => self.lies() && matches!(&pending, Pending::Read { .. }),
+            StoreError::DiskFailed(_) => self.profile == Profile::Failing,
+            StoreError::NoShard(shard) => self
+                .pending
+                .values()
+                .any(|p| matches!(p, Pending::Drop { shard: s } if s == shard)),
+            StoreError::IndexFailed(_) => false,
+        };
+        assert!(is_allowed, "{id} ({}) was refused: {error}", pending.name());
+        self.summary.corrupt_reads += u64::from(matches!(error, StoreError::Corrupt { .. }));
+        match (error, pending) {
+            (StoreError::NoShard(_), Pending::Write { shard, seq }) => {
+                // Its shard is being dropped: nothing that waits for it waits any longer.
+                let model = self.shard_mut(shard);
+                model.completed = model.completed.max(seq);
+            }
+            // A failed disk may have done it all the same: that is open until the disk is back.
+            (StoreError::DiskFailed(_), pending) => drop(self.pending.insert(id, pending)),
+            _ => {}
+        }
+    }
+
+    pub(super) fn shard_mut(&mut self, shard: ShardId) -> &mut ShardModel {
+        self.shards.get_mut(&shard).expect("known to the oracle")
+    }
+
+    pub(super) fn check_read(
+        &self,
+        id: RequestId,
+        shard: ShardId,
+        layer: LayerId,
+        block: u32,
+        count: u32,
+        floor: Seq,
+        parts: &[ReadPart<HeapBlock>],
+    ) {
+        let mut at = block;
+        let mut check = |bytes: Option<&[u8]>| {
+            let version = match bytes {
+                None => Some(0),
+                Some(bytes) => content::block_version(address(shard, layer, at), bytes),
+            };
+            let result = match version {
+                Some(version) => self.shards[&shard].check(layer, at, floor, version),
+                None => Err(format!("layer {layer} block {at} holds what nobody wrote there")),
+            };
+            if let Err(why) = result {
+                panic!("{id} read of shard {shard} lied: {why}");
+            }
+            at += 1;
+        };
+        for part in parts {
+            match part {
+                ReadPart::Zeros(blocks) => (0..*blocks).for_each(|_| check(None)),
+                ReadPart::Data(data) => data.bytes().chunks(4096).for_each(|bytes| check(Some(bytes))),
+            }
+        }
+        assert_eq!(
+            at,
+            block + count,
+            "{id}: a read of {count} blocks brought {}",
+            at - block
+        );
+    }
+
+    pub(super) fn flushed(&mut self, id: RequestId, targets: &[(ShardId, u64, Seq)]) {
+        for (shard, life, target) in targets {
+            let may_prune = !self.lies() && self.is_quiet(*shard);
+            let model = self.shards.get_mut(shard).filter(|model| model.life == *life);
+            let Some(model) = model else {
+                continue;
+            };
+            assert!(
+                model.completed >= *target,
+                "flush {id} is done but {shard} is completed to {} only, it was asked for {target}",
+                model.completed
+            );
+            model.durable = model.durable.max(*target);
+            if may_prune {
+                model.prune(model.durable);
+            }
+        }
+    }
+
+    /// Reads everything and compares versions, data counts and content; nothing else is under way.
+    pub(super) fn audit(&mut self) {
+        self.settle();
+        for shard in self.shards.keys().copied().collect::<Vec<_>>() {
+            for layer in LAYERS {
+                let mut block = 0;
+                while block < self.blocks && !self.has_failed {
+                    let count = (self.blocks - block).min(self.rng.between(1, 256) as u32);
+                    self.send_read(shard, layer, block, count);
+                    block += count;
+                    self.turn();
+                }
+                self.settle();
+            }
+        }
+        let summaries = self.store.shards();
+        for summary in summaries {
+            let Some(model) = self.shards.get(&summary.shard) else {
+                continue;
+            };
+            if !self.has_failed && !self.lies() {
+                // Cleaning gives up blocks that rotted.
+                assert_eq!(
+                    summary.data_blocks,
+                    model.data_blocks(),
+                    "data blocks of {}",
+                    summary.shard
+                );
+            }
+        }
+    }
+}

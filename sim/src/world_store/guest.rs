@@ -1,0 +1,271 @@
+//! Who uses the store: what is asked, of which shards and blocks, and what people do about a full disk.
+
+use store::{ClearKind, Event, Origin, Request};
+use types::{BlockNo, HeapBlock, LayerId, LeafNo, Payload, RequestId, Seq, ShardId, ShardNo, VdiId};
+
+use super::pending::Pending;
+use super::{LAYERS, PATIENCE, Profile, REQUESTS_MAX, World};
+use crate::content;
+use crate::store_oracle::{ShardModel, Value, address};
+use crate::trace::tell;
+
+impl World {
+    pub(super) fn live(&mut self, ops: u64) {
+        let mut left = ops;
+        let mut patience = i64::from(PATIENCE);
+        while left > 0 && !self.has_failed && patience > 0 {
+            patience -= if self.is_full { 50 } else { 1 };
+            let many = self.rng.below(5).min(left);
+            for _ in 0..many {
+                if self.pending.len() < REQUESTS_MAX {
+                    self.issue();
+                    left -= 1;
+                }
+            }
+            self.turn();
+            if self.profile == Profile::Rot && self.rng.chance(1, 150) {
+                self.rot_somewhere();
+            }
+        }
+    }
+
+    pub(super) fn shard(&mut self) -> ShardId {
+        ShardId {
+            vdi: VdiId(7),
+            no: ShardNo(self.rng.below(u64::from(self.shard_count)) as u32),
+        }
+    }
+
+    pub(super) fn is_quiet(&self, shard: ShardId) -> bool {
+        !self.pending.values().any(|p| p.shard() == Some(shard))
+    }
+
+    pub(super) fn issue(&mut self) {
+        let shard = self.shard();
+        let is_dropping = |p: &Pending| matches!(p, Pending::Drop { shard: s } if *s == shard);
+        if self.pending.values().any(is_dropping) {
+            return;
+        }
+        let Some(model) = self.shards.get(&shard) else {
+            let mut model = ShardModel::default();
+            model.life = self.next_version;
+            self.shards.insert(shard, model);
+            return self.issue_record(shard);
+        };
+        if !model.is_known {
+            return; // its first record is under way
+        }
+        match self.rng.below(100) {
+            0..=54 => self.issue_write(shard),
+            55..=64 => self.issue_clear(shard),
+            65..=89 => self.issue_read(shard),
+            90..=95 => self.issue_flush(),
+            96..=97 => self.issue_record(shard),
+            98 if self.is_quiet(shard) => self.issue_versions(shard),
+            99 if self.is_quiet(shard) && self.rng.chance(1, 6) => {
+                self.send(Request::DropShard { shard }, Pending::Drop { shard });
+            }
+            _ => self.issue_read(shard),
+        }
+    }
+
+    /// A range of up to `most` blocks, small ones mostly, hot near the start of the shard.
+    pub(super) fn range(&mut self, most: u32) -> (u32, u32) {
+        let count = match self.rng.below(10) {
+            0..=6 => self.rng.between(1, 4),
+            7 | 8 => self.rng.between(1, 24),
+            _ => self.rng.between(1, u64::from(most)),
+        } as u32;
+        let count = count.min(self.blocks);
+        let span = u64::from(self.blocks - count) + 1;
+        let span = if self.rng.chance(1, 3) {
+            span.div_ceil(8)
+        } else {
+            span
+        };
+        (self.rng.below(span) as u32, count)
+    }
+
+    pub(super) fn next_seq(&mut self, shard: ShardId) -> Seq {
+        let jump = if self.rng.chance(1, 50) {
+            self.rng.below(1000)
+        } else {
+            0
+        };
+        Seq(self.shards[&shard].issued.0 + 1 + jump)
+    }
+
+    pub(super) fn issue_write(&mut self, shard: ShardId) {
+        // At most what the first batch of a segment holds: longer writes are split and can be torn.
+        let (first, count) = self.range(62);
+        let layer = self.rng.pick(&LAYERS);
+        let seq = self.next_seq(shard);
+        let version = self.next_version;
+        self.next_version += 1;
+        let data = content::sectors(address(shard, layer, first), u64::from(count) * 8, version);
+        let crcs = data.bytes().chunks(4096).map(types::crc32c).collect();
+        let model = self.shards.get_mut(&shard).expect("known");
+        model.issue(seq, layer, BlockNo(first), count, Value::Data(version));
+        let request = Request::Write {
+            shard,
+            layer,
+            block: BlockNo(first),
+            seq,
+            data,
+            crcs,
+            origin: Origin::Live,
+        };
+        self.send(request, Pending::Write { shard, seq });
+    }
+
+    pub(super) fn issue_clear(&mut self, shard: ShardId) {
+        let (first, count) = self.range(self.blocks);
+        let layer = self.rng.pick(&LAYERS);
+        let seq = self.next_seq(shard);
+        let kind = self.rng.pick(&[ClearKind::Zero, ClearKind::Trim]);
+        let model = self.shards.get_mut(&shard).expect("known");
+        model.issue(seq, layer, BlockNo(first), count, Value::Clear(kind));
+        let request = Request::Clear {
+            shard,
+            layer,
+            block: BlockNo(first),
+            count,
+            seq,
+            kind,
+            origin: Origin::Live,
+        };
+        self.send(request, Pending::Write { shard, seq });
+    }
+
+    pub(super) fn issue_read(&mut self, shard: ShardId) {
+        let (first, count) = self.range(200);
+        let layer = self.rng.pick(&LAYERS);
+        self.send_read(shard, layer, first, count.min(256));
+    }
+
+    pub(super) fn send_read(&mut self, shard: ShardId, layer: LayerId, block: u32, count: u32) {
+        let request = Request::Read {
+            shard,
+            layer,
+            block: BlockNo(block),
+            count,
+        };
+        let floor = self.shards[&shard].completed;
+        let pending = Pending::Read {
+            shard,
+            layer,
+            block,
+            count,
+            floor,
+        };
+        self.send(request, pending);
+    }
+
+    pub(super) fn issue_flush(&mut self) {
+        let targets = self
+            .shards
+            .iter()
+            .map(|(shard, model)| (*shard, model.life, model.issued))
+            .collect();
+        self.send(Request::Flush, Pending::Flush { targets });
+    }
+
+    pub(super) fn issue_record(&mut self, shard: ShardId) {
+        if self
+            .pending
+            .values()
+            .any(|p| matches!(p, Pending::Record { shard: s, .. } if *s == shard))
+        {
+            return;
+        }
+        let length = self.rng.between(8, 200) as usize;
+        let mut record = self.next_version.to_le_bytes().to_vec();
+        record.resize(length, 0x5a);
+        self.next_version += 1;
+        let model = self.shards.get_mut(&shard).expect("known");
+        model.records.push(record.clone());
+        model.doubt = model.doubt.when_put();
+        let request = Request::PutRecord {
+            shard,
+            record: record.clone(),
+        };
+        self.send(request, Pending::Record { shard, record });
+    }
+
+    pub(super) fn issue_versions(&mut self, shard: ShardId) {
+        let layer = self.rng.pick(&LAYERS);
+        let issued = self.shards[&shard].issued;
+        if self.rng.chance(1, 2) {
+            let leaf = BlockNo(self.rng.below(u64::from(self.blocks)) as u32).leaf();
+            self.send(
+                Request::LeafVersions { shard, layer, leaf },
+                Pending::Versions {
+                    shard,
+                    layer,
+                    leaf,
+                    issued,
+                },
+            );
+        } else {
+            let newer_than = Seq(self.rng.between(0, self.shards[&shard].issued.0));
+            let request = Request::ChangedLeaves {
+                shard,
+                layer,
+                newer_than,
+                from: LeafNo(0),
+            };
+            self.send(
+                request,
+                Pending::Leaves {
+                    shard,
+                    layer,
+                    newer_than,
+                    issued,
+                },
+            );
+        }
+    }
+
+    pub(super) fn send(&mut self, request: Request<HeapBlock>, pending: Pending) {
+        let id = RequestId(self.next_request);
+        self.next_request += 1;
+        tell(|| format!("  {id} {request:?}"));
+        self.pending.insert(id, pending);
+        self.step(Event::Request(id, request));
+    }
+
+    /// What people do about a full disk: discard what they can, and, where discards wait behind writes that wait for
+    /// space, take a shard off the disk.
+    pub(super) fn make_room(&mut self, has_trimmed: bool) {
+        let is_dropping = |shard: ShardId| {
+            let drops = |p: &Pending| matches!(p, Pending::Drop { shard: s } if *s == shard);
+            self.pending.values().any(drops)
+        };
+        let shards: Vec<ShardId> = self.shards.keys().copied().filter(|s| !is_dropping(*s)).collect();
+        if !has_trimmed {
+            for shard in shards {
+                self.give_space_back(shard);
+            }
+        } else if let Some(shard) = shards.first().copied() {
+            self.send(Request::DropShard { shard }, Pending::Drop { shard });
+        }
+    }
+
+    pub(super) fn give_space_back(&mut self, shard: ShardId) {
+        for layer in LAYERS {
+            let seq = self.next_seq(shard);
+            let model = self.shards.get_mut(&shard).expect("known");
+            model.issue(seq, layer, BlockNo(0), self.blocks, Value::Clear(ClearKind::Trim));
+            let request = Request::Clear {
+                shard,
+                layer,
+                block: BlockNo(0),
+                count: self.blocks,
+                seq,
+                kind: ClearKind::Trim,
+                origin: Origin::Live,
+            };
+            self.send(request, Pending::Write { shard, seq });
+        }
+    }
+}
