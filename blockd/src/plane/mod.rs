@@ -139,6 +139,9 @@ impl Plane {
                     RingEvent::Disk(slot, completion) => self.disk_completed(slot, completion),
                     RingEvent::Ready(Watch(slot)) => self.guests.kicked(slot as usize),
                     RingEvent::Woken => self.has_mail = true,
+                    RingEvent::Sent(..) | RingEvent::Received(..) => {
+                        unreachable!("a plane has no streams yet: nothing was sent and nothing awaited")
+                    }
                 }
             }
             self.take_commands();
