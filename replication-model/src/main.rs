@@ -20,6 +20,9 @@ struct Arguments {
     /// Breadth first: slower and larger, and the counterexample it finds is among the shortest.
     #[arg(long)]
     shortest: bool,
+    /// Tell the way to a broken promise also where one is expected.
+    #[arg(long)]
+    tell: bool,
     /// Of how many states one is healed to see that it comes to rest.
     #[arg(long, default_value_t = 256)]
     heal_one_of: u64,
@@ -45,7 +48,7 @@ fn main() -> ExitCode {
     println!("| scenario | unique states | depth | seconds | comes to |\n|---|---|---|---|---|");
     let mut is_well = true;
     for setup in chosen {
-        is_well &= tell(setup, options);
+        is_well &= report(setup, options, arguments.tell);
     }
     if is_well {
         ExitCode::SUCCESS
@@ -55,7 +58,7 @@ fn main() -> ExitCode {
 }
 
 /// Searches one and prints what came of it; says whether that was to be expected.
-fn tell(setup: &Setup, options: Options) -> bool {
+fn report(setup: &Setup, options: Options, tells: bool) -> bool {
     let begin = Instant::now();
     let found = Found::search(setup, options);
     let (end, is_well) = match (&found.broken, setup.expected) {
@@ -71,7 +74,7 @@ fn tell(setup: &Setup, options: Options) -> bool {
         setup.name, found.states, found.depth
     );
     if let Some(way) = &found.broken
-        && !is_well
+        && (tells || !is_well)
     {
         println!("{way}");
     }

@@ -28,6 +28,8 @@ pub enum Action {
     KillWriter(usize),
     /// The VDI is opened elsewhere, or again.
     TakeOver,
+    /// Somebody who is going to open it reads the record already.
+    ReadEarly,
     /// A disk's process dies and starts again.
     RestartDisk(usize),
     /// A link breaks.
@@ -84,8 +86,9 @@ impl World {
                 if state.lives[state.newest()].writer.is_some() {
                     state.budget.take_overs -= 1;
                 }
-                state.begin_life(None);
+                state.begin_life();
             }
+            Action::ReadEarly => state.read_early = Some(state.control.record.clone()),
             Action::RestartDisk(disk) => {
                 state.budget.disk_kills -= 1;
                 state.restart_disk(disk, None);
@@ -139,7 +142,11 @@ impl World {
         }
         let may_take_over = budget.take_overs > 0 || !alive(&newest);
         if state.lives.len() < self.setup.scripts.len() && may_take_over {
-            actions.push(Action::TakeOver);
+            if self.setup.rules.read_after_swap || state.read_early.is_some() {
+                actions.push(Action::TakeOver);
+            } else {
+                actions.push(Action::ReadEarly);
+            }
         }
         // One host may be lost at a time: while one has lost what was complete, nothing happens to the others.
         if budget.disk_kills > 0 && !is_hurt {
@@ -335,7 +342,7 @@ impl World {
     fn heal(&self, state: &mut State) {
         state.hurt = None;
         if state.lives[state.newest()].writer.is_none() {
-            state.begin_life(None);
+            state.begin_life();
         }
         let newest = state.newest();
         for round in 0.. {

@@ -60,6 +60,26 @@ pub const SCENARIOS: &[Setup] = &[
         ..BASE
     },
     Setup {
+        name: "take-over-pair",
+        about: "two replicas: another host takes the VDI while its writer goes on; a link breaks",
+        replicas: 2,
+        scripts: &[&[Write(0), Write(0)], &[Read(0), Write(0)]],
+        budget: Budget {
+            take_overs: 1,
+            cuts: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+    Setup {
+        name: "pair-cut",
+        about: "two replicas, one writer: links break twice, the in-sync set shrinks and grows",
+        replicas: 2,
+        scripts: &[&[Write(0), Write(0), Write(256)]],
+        budget: Budget { cuts: 2, ..NONE },
+        ..BASE
+    },
+    Setup {
         name: "pair-cut-restart",
         about: "two replicas: a link breaks, the writer dies",
         replicas: 2,
@@ -121,6 +141,52 @@ pub const SCENARIOS: &[Setup] = &[
             writer_kills: 1,
             ..NONE
         },
+        ..BASE
+    },
+    Setup {
+        name: "late-messages",
+        about: "three replicas: what was under way on a broken link arrives after it was mended",
+        scripts: &[&[Write(0), Write(0)]],
+        budget: Budget { cuts: 1, ..NONE },
+        rules: Rules {
+            links_break_whole: false,
+            ..Rules::KEPT
+        },
+        expected: Expected::Breaks,
+        ..BASE
+    },
+    Setup {
+        name: "saves-of-anybody",
+        about: "two replicas: the control store takes changes of the record from a writer that was overtaken",
+        replicas: 2,
+        scripts: &[&[Write(0), Write(0)], &[Read(0), Write(0)]],
+        budget: Budget {
+            cuts: 2,
+            take_overs: 1,
+            ..NONE
+        },
+        rules: Rules {
+            saves_compare_the_writer: false,
+            ..Rules::KEPT
+        },
+        expected: Expected::Breaks,
+        ..BASE
+    },
+    Setup {
+        name: "record-read-early",
+        about: "two replicas: the new writer reads the record before it is the VDI's writer",
+        replicas: 2,
+        scripts: &[&[Write(0), Write(0)], &[Read(0), Write(0)]],
+        budget: Budget {
+            cuts: 1,
+            take_overs: 1,
+            ..NONE
+        },
+        rules: Rules {
+            read_after_swap: false,
+            ..Rules::KEPT
+        },
+        expected: Expected::Breaks,
         ..BASE
     },
 ];

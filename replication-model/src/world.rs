@@ -119,6 +119,8 @@ pub struct State {
     pub oracle: Sealed<Oracle>,
     /// What fate may still do.
     pub budget: Budget,
+    /// A record that was read too early, where the rules allow it.
+    pub read_early: Option<ShardRecord>,
     /// A disk that lost what was complete, until the shard is whole again.
     pub hurt: Option<usize>,
     /// The promise that is broken.
@@ -134,10 +136,12 @@ impl Hash for State {
             control,
             oracle,
             budget,
+            read_early,
             hurt,
             broken,
         } = self;
-        (disks, lives, links, control, oracle, budget, hurt, broken).hash(state);
+        (disks, lives, links, control, oracle).hash(state);
+        (budget, read_early, hurt, broken).hash(state);
     }
 }
 
@@ -149,6 +153,7 @@ impl PartialEq for State {
             && self.control == other.control
             && self.oracle == other.oracle
             && (self.budget, self.hurt, &self.broken) == (other.budget, other.hurt, &other.broken)
+            && self.read_early == other.read_early
     }
 }
 
@@ -184,10 +189,11 @@ impl State {
             }),
             oracle: Sealed::new(Oracle::default()),
             budget: setup.budget,
+            read_early: None,
             hurt: None,
             broken: None,
         };
-        state.begin_life(None);
+        state.begin_life();
         state
     }
 
@@ -217,10 +223,11 @@ impl State {
 
     /// A daemon becomes the VDI's writer, by a swap in the control store, and reads the shard's record after that;
     /// or it has read it before, as the rules forbid.
-    pub fn begin_life(&mut self, record: Option<ShardRecord>) {
+    pub fn begin_life(&mut self) {
         let life = self.lives.len();
         self.control.change(|control| control.writer = life);
-        let record = record.unwrap_or_else(|| self.control.record.clone());
+        let read_early = self.read_early.take();
+        let record = read_early.unwrap_or_else(|| self.control.record.clone());
         let up: Vec<DiskId> = (0..self.disks.len()).map(id_of).collect();
         let writer = Writer::new(record, SHARD_BLOCKS, LayerId(0), incarnation_of(life), &up);
         self.lives.push(Sealed::new(Life {

@@ -1,13 +1,13 @@
 //! The control store's record of one shard: who its replicas are and which of them hold everything.
 
 use serde::{Deserialize, Serialize};
-use types::{DiskId, Epoch, Seq, ShardId};
+use types::{DiskId, Epoch, Incarnation, Seq, ShardId};
 
 /// Entries of `ended` that are kept.
 pub const ENDED_MAX: usize = 64;
 
-/// Version 1 said nothing of `was_written`.
-const RECORD_VERSION: u8 = 2;
+/// Version 1 said nothing of `was_written`, version 2 nothing of `saved_by`.
+const RECORD_VERSION: u8 = 3;
 
 /// Where a past epoch ended: what a replica holds of that epoch above `end` was never chosen and is resynced away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -37,6 +37,10 @@ pub struct ShardRecord {
     /// Set before the first write is numbered: from then on a disk that knows nothing of the shard has lost it.
     #[serde(default)]
     pub was_written: bool,
+    /// The life of the writer that made this record of the one before; 0 for the first. Two writers may ask for the
+    /// same change, and only one of them may believe that it was its own that was taken.
+    #[serde(default)]
+    pub saved_by: Incarnation,
 }
 
 impl ShardRecord {
@@ -57,6 +61,7 @@ impl ShardRecord {
             replicas,
             ended: Vec::new(),
             was_written: false,
+            saved_by: Incarnation(0),
         }
     }
 
@@ -71,8 +76,7 @@ impl ShardRecord {
     }
 
     /// The form kept on the replicas' disks, for `weft pool recover`: version, shard, epoch, replicas with a mark on
-    /// those in sync, past epochs, whether
-    /// it was written; little endian. Replicas come before everything that varies.
+    /// those in sync, past epochs, whether it was written, who saved it; little endian. Replicas come before everything that varies.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         assert!(self.replicas.len() <= 3 && self.ended.len() <= ENDED_MAX);
@@ -90,6 +94,7 @@ impl ShardRecord {
             bytes.extend_from_slice(&ended.end.0.to_le_bytes());
         }
         bytes.push(u8::from(self.was_written));
+        bytes.extend_from_slice(&self.saved_by.0.to_le_bytes());
         bytes
     }
 
@@ -117,6 +122,7 @@ impl ShardRecord {
             ended: Vec::new(),
             // The careful answer, where it is not said.
             was_written: true,
+            saved_by: Incarnation(0),
         };
         let replicas = take(rest, 1)?[0];
         if !(1..=3).contains(&replicas) {
@@ -147,6 +153,9 @@ impl ShardRecord {
         if version > 1 {
             record.was_written = take(rest, 1)?[0] != 0;
         }
+        if version > 2 {
+            record.saved_by = Incarnation(number(rest)?);
+        }
         rest.is_empty().then_some(record)
     }
 
@@ -176,13 +185,19 @@ mod tests {
             epoch: Epoch(4),
             end: Seq(1 << 40),
         }];
+        record.saved_by = Incarnation(6);
         let bytes = record.encode();
         assert_eq!(ShardRecord::decode(&bytes), Some(record.clone()));
-        let mut first_version = bytes[..bytes.len() - 1].to_vec();
-        first_version[0] = 1;
         record.was_written = true;
-        assert_eq!(ShardRecord::decode(&first_version), Some(record.clone()));
-        assert_eq!(ShardRecord::decode(&record.encode()), Some(record));
+        assert_eq!(ShardRecord::decode(&record.encode()), Some(record.clone()));
+        record.saved_by = Incarnation(0);
+        let mut second_version = record.encode();
+        second_version.truncate(bytes.len() - 8);
+        second_version[0] = 2;
+        assert_eq!(ShardRecord::decode(&second_version), Some(record.clone()));
+        let mut first_version = bytes[..bytes.len() - 9].to_vec();
+        first_version[0] = 1;
+        assert_eq!(ShardRecord::decode(&first_version), Some(record));
         for length in 0..bytes.len() {
             assert_eq!(ShardRecord::decode(&bytes[..length]), None, "{length} bytes");
         }

@@ -60,14 +60,14 @@ impl<B: Payload> Writer<B> {
                 next.ended.clear();
             }
         } else if self.wants_epoch {
-            // A mark that no other writer's change has, or its change could be taken for ours. The lowest end is
-            // always right; comparing everything is the price of a disaster.
+            // A change there must be, and a lowest end is always right; comparing everything is the price of a disaster.
             self.push_ended(&mut next, Seq(0));
         } else if let Some(end) = self.fork {
             self.push_ended(&mut next, end);
         }
         if next != self.record {
             next.epoch.0 += 1;
+            next.saved_by = self.incarnation;
             self.saving = Some(Saving {
                 record: next.clone(),
                 said_at: self.now,

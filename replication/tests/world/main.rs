@@ -19,8 +19,7 @@ use model::{MapStore, Rng, value_of};
 use oracle::Oracle;
 use store::{ClearKind, ReadPart};
 use types::{
-    BlockNo, DiskId, Epoch, HeapBlock, Incarnation, Instant, LayerId, Payload, RequestId, ShardId, ShardNo,
-    VdiId,
+    BlockNo, DiskId, HeapBlock, Incarnation, Instant, LayerId, Payload, RequestId, ShardId, ShardNo, VdiId,
 };
 use weft_replication::{
     DiskNode, FromReplica, NodeEffect, NodeEvent, ShardError, ShardOp, ShardRecord, ShardReply, ToReplica,
@@ -151,17 +150,16 @@ impl World {
         self.tell(life, WriterEvent::Touch);
     }
 
-    /// The daemon restarts: its changes of the record have landed or never will.
+    /// The daemon restarts; what it asked of the control store may still arrive there.
     fn restart_writer(&mut self) {
         let life = self.current();
         self.lives[life].is_alive = false;
-        self.lives[life].saves.clear();
         self.start_writer();
     }
 
-    /// Another host takes over while the old writer knows nothing of it.
+    /// Another host takes over while the old writer knows nothing of it: it is the VDI's writer in the control store
+    /// first, and reads the record then.
     fn take_over(&mut self) {
-        self.record.epoch = Epoch(self.record.epoch.0 + 1);
         self.start_writer();
     }
 
@@ -361,7 +359,8 @@ impl World {
         let Some(record) = self.lives[life].saves.pop_front() else {
             return false;
         };
-        if record.epoch.0 == self.record.epoch.0 + 1 {
+        let is_writer = life == self.current();
+        if is_writer && record.epoch.0 == self.record.epoch.0 + 1 {
             let least = if record.replicas.len() == 3 { 2 } else { 1 };
             assert!(record.in_sync.len() >= least, "{record:?}");
             self.say(|| format!("control takes {record:?}"));
