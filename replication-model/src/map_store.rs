@@ -226,7 +226,7 @@ fn apply(shards: &mut Shards, request: &Request<Value>) {
         Request::DropShard { shard } => {
             shards.remove(shard);
         }
-        Request::Flush
+        Request::Flush { .. }
         | Request::Read { .. }
         | Request::ChangedLeaves { .. }
         | Request::LeafVersions { .. } => {}

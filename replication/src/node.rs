@@ -455,7 +455,7 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
                 promise.good_until = Some(promise.good_until.map_or(since, |good| good.min(since)));
                 (promise.put(shard), PendingKind::Change)
             }
-            ReplicaRequest::Flush => (Request::Flush, PendingKind::Plain),
+            ReplicaRequest::Flush => (Request::Flush { shard }, PendingKind::Plain),
             ReplicaRequest::Read { layer, block, count } => (
                 Request::Read {
                     shard,
@@ -637,7 +637,8 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
                 end: promise.end,
                 good_until: promise.good_until,
             };
-            self.submit(now, shard, fence.token, fence.id, Request::Flush, kind, effects);
+            let flush = Request::Flush { shard };
+            self.submit(now, shard, fence.token, fence.id, flush, kind, effects);
         }
     }
 

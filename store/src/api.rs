@@ -80,8 +80,12 @@ pub enum Request<B> {
         /// How many, 1 to 256.
         count: u32,
     },
-    /// Makes every request that was received before this one durable; replied after them.
-    Flush,
+    /// Makes every request of this shard that was received before this one durable; replied after them. Requests of
+    /// other shards may wait for space for ever, and are not waited for.
+    Flush {
+        /// Whose.
+        shard: ShardId,
+    },
     /// Keeps `record` (opaque, at most 3 KiB) as the shard's record, replacing the last one. Durable when replied.
     /// Also makes the shard known to this disk.
     PutRecord {

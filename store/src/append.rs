@@ -32,7 +32,7 @@ pub(crate) struct Op<B> {
 
 enum OpKind<B> {
     Blocks(Blocks<B>),
-    Flush,
+    Flush { shard: ShardId },
     Record { shard: ShardId, record: Vec<u8> },
     Drop { shard: ShardId },
     SetEnd { shard: ShardId, end: u64 },
@@ -111,7 +111,7 @@ impl<B: Payload> Op<B> {
                 origin,
                 taken: 0,
             }),
-            Request::Flush => OpKind::Flush,
+            Request::Flush { shard } => OpKind::Flush { shard },
             Request::PutRecord { shard, record } => {
                 assert!(record.len() <= RECORD_BYTES_MAX, "record of {} B", record.len());
                 OpKind::Record { shard, record }
@@ -267,8 +267,14 @@ struct Held {
     shards: SmallVec<[ShardId; 4]>,
     /// A repair of theirs waits for its leaf.
     repairs: SmallVec<[ShardId; 4]>,
-    any: bool,
     writes: u64,
+}
+
+impl Held {
+    /// Whether what comes later in the shard's order has to wait as well. Other shards go on.
+    fn is_before(&self, shard: ShardId) -> bool {
+        self.shards.contains(&shard) || self.repairs.contains(&shard)
+    }
 }
 
 impl<B: Payload> Store<B> {
@@ -368,7 +374,6 @@ impl<B: Payload> Store<B> {
                     return false;
                 }
                 Taken::Hold(op) => {
-                    held.any = true;
                     kept.push_back(op);
                 }
                 Taken::Stop(op) => {
@@ -390,14 +395,11 @@ impl<B: Payload> Store<B> {
         let Op { id, kind } = op;
         match kind {
             OpKind::Blocks(blocks) => self.take_blocks(id, blocks, draft, held, effects),
-            OpKind::Flush => {
+            OpKind::Flush { shard } | OpKind::SetEnd { shard, .. } if held.is_before(shard) => {
+                Taken::Hold(Op { id, kind })
+            }
+            OpKind::Flush { .. } => {
                 let id = id.expect("only requests flush");
-                if held.any {
-                    return Taken::Hold(Op {
-                        id: Some(id),
-                        kind: OpKind::Flush,
-                    });
-                }
                 let upto = if draft.is_empty() {
                     self.number
                 } else {
@@ -405,9 +407,6 @@ impl<B: Payload> Store<B> {
                 };
                 self.syncs.flush(id, upto);
                 Taken::All
-            }
-            OpKind::SetEnd { shard, .. } if held.shards.contains(&shard) || held.repairs.contains(&shard) => {
-                Taken::Hold(Op { id, kind })
             }
             OpKind::Checkpoint => self.take_checkpoint(draft),
             kind => self.take_note(id, kind, draft),
@@ -465,7 +464,7 @@ impl<B: Payload> Store<B> {
                 known.end_submitted = end;
                 (plain(Kind::SetEnd, shard, 0, end), Vec::new())
             }
-            OpKind::Blocks(_) | OpKind::Flush | OpKind::Checkpoint => unreachable!("not a note"),
+            OpKind::Blocks(_) | OpKind::Flush { .. } | OpKind::Checkpoint => unreachable!("not a note"),
         };
         draft.push_note(entry, &inline);
         draft.waiters.extend(id.map(|id| Waiter { id, is_durable: true }));

@@ -242,7 +242,8 @@ impl<B: Payload> Store<B> {
 
     fn take(&mut self, id: RequestId, request: Request<B>, effects: &mut Vec<Effect<B>>) {
         let shard = match &request {
-            Request::Flush => None,
+            // Of a shard that is not there everything is durable.
+            Request::Flush { .. } => None,
             Request::PutRecord { shard, .. } => {
                 self.ledger.shards.entry(*shard).or_default().will_be_known = true;
                 None

@@ -44,6 +44,10 @@ fn write(no: u32, block: u32, count: u32, seq: u64) -> Request<HeapBlock> {
     write_as(no, block, count, seq, Origin::Live)
 }
 
+fn flush(no: u32) -> Request<HeapBlock> {
+    Request::Flush { shard: shard(no) }
+}
+
 fn trim(no: u32, block: u32, count: u32, seq: u64) -> Request<HeapBlock> {
     Request::Clear {
         shard: shard(no),
@@ -121,10 +125,10 @@ fn one_small_write_is_one_disk_write() {
     world.call(write(0, 5, 1, 1)).expect("write");
     assert_eq!(world.submitted, ["write"]);
     world.submitted.clear();
-    world.call(Request::Flush).expect("flush");
+    world.call(flush(0)).expect("flush");
     // At rest a header says in the log what the flush promised, and is synced; once.
     assert_eq!(world.submitted, ["sync", "write", "sync"]);
-    world.call(Request::Flush).expect("flush");
+    world.call(flush(0)).expect("flush");
     assert_eq!(world.submitted.len(), 3, "a flush of nothing new needs no sync");
 }
 
@@ -155,7 +159,7 @@ fn requests_of_a_turn_share_a_batch_and_flushes_a_sync() {
     world.submitted.clear();
     for block in 0..20 {
         world.ask(write(0, block * 3, 1, u64::from(block) + 1));
-        world.ask(Request::Flush);
+        world.ask(flush(0));
     }
     world.settle();
     // The last two are the header that vouches for the flush, written at rest.
@@ -176,7 +180,7 @@ fn writes_survive_restart_and_the_loss_of_the_index() {
                 end: Seq(40),
             })
             .expect("end");
-        world.call(Request::Flush).expect("flush");
+        world.call(flush(0)).expect("flush");
         let report = world.crash_and(Crash::Power(0), |disk, kv| match fate {
             0 => {}
             1 => kv.0.clear(),
@@ -219,7 +223,7 @@ fn an_older_index_is_noticed_and_built_anew() {
     world.crash(Crash::Power(0));
     let old = world.kv.clone();
     world.call(write(0, 0, 30, 2)).expect("write");
-    world.call(Request::Flush).expect("flush");
+    world.call(flush(0)).expect("flush");
     world.crash(Crash::Power(0));
     let report = world.crash_and(Crash::Power(0), |_, kv| *kv = old);
     assert_eq!(report.rebuilt, Some(RebuildReason::RolledBack));
@@ -329,7 +333,7 @@ fn a_checkpoint_behind_a_torn_batch_is_dropped() {
 fn another_disks_index_is_not_believed() {
     let mut world = world();
     world.call(write(0, 0, 30, 1)).expect("write");
-    world.call(Request::Flush).expect("flush");
+    world.call(flush(0)).expect("flush");
     let mut other = MemDisk::new(64 << 20);
     let mut foreign = MemKv::default();
     let mut params = FormatParams::new(DiskId(5), PoolId(1), 3);
@@ -394,7 +398,7 @@ fn repair_does_not_replace_the_running_stream() {
         assert_holds(&mut world, 0, block, seq);
     }
     assert_eq!(world.store.shards()[0].end, Seq(13));
-    world.call(Request::Flush).expect("flush");
+    world.call(flush(0)).expect("flush");
     world.crash_and(Crash::Power(0), |_, kv| kv.0.clear());
     for (block, seq) in [(0, 8), (1, 8), (2, 12), (3, 13)] {
         assert_holds(&mut world, 0, block, seq);
@@ -408,8 +412,8 @@ fn a_failed_sync_is_final_and_answers_everyone() {
     world.disk.fails_sync = true;
     let flushes = [
         world.ask(write(0, 0, 1, 1)),
-        world.ask(Request::Flush),
-        world.ask(Request::Flush),
+        world.ask(flush(0)),
+        world.ask(flush(0)),
     ];
     world.settle();
     world.disk.fails_sync = false;
@@ -451,7 +455,7 @@ fn cleaning_keeps_up_with_overwrites_at_a_high_fill() {
     assert_eq!(world.store.stats().waiting_for_space, 0);
     assert!(world.store.stats().cleaned_blocks > 0);
     assert_eq!(world.full, []);
-    world.call(Request::Flush).expect("flush");
+    world.call(flush(0)).expect("flush");
     for round in 0..2 {
         for block in 0..blocks {
             assert_holds(&mut world, 0, block, last[block as usize]);
@@ -487,11 +491,16 @@ fn a_full_disk_waits_and_goes_on_when_a_shard_is_dropped() {
     world
         .call(trim(1, 0, 4, 9999))
         .expect("trims of other shards go on");
+    world.call(flush(0)).expect("flushes of other shards go on");
+    put_record(&mut world, 3);
+    let waits = world.ask(flush(2));
+    world.settle();
+    assert!(!world.replies.contains_key(&waits), "its writes are not done");
     put_record(&mut world, 1);
     world.call(Request::DropShard { shard: shard(0) }).expect("drop");
     world.settle();
     assert_eq!(world.full, [true, false]);
-    for id in waiting {
+    for id in waiting.into_iter().chain([waits]) {
         assert!(world.replies.remove(&id).expect("answered").is_ok());
     }
     assert_holds(&mut world, 2, 319, 20);
@@ -547,7 +556,7 @@ fn a_dropped_shard_stays_dropped_and_may_come_back_empty() {
             vec![0; 9 * BLOCK]
         );
         world.call(write(0, 3, 1, 5)).expect("write");
-        world.call(Request::Flush).expect("flush");
+        world.call(flush(0)).expect("flush");
         world.crash_and(Crash::Power(0), |_, kv| {
             if is_rebuilt {
                 kv.0.clear();
@@ -587,7 +596,7 @@ fn a_corrupt_block_stays_corrupt_when_its_segment_is_cleaned() {
         block: BlockNo(0),
     };
     assert_eq!(world.call(read(1, 0, 1)).unwrap_err(), corrupt);
-    world.call(Request::Flush).expect("flush");
+    world.call(flush(0)).expect("flush");
     world.crash_and(Crash::Power(0), |_, kv| kv.0.clear());
     assert_eq!(world.call(read(1, 0, 1)).unwrap_err(), corrupt);
 }
@@ -598,9 +607,9 @@ fn a_batch_missing_below_the_durable_point_is_reported_and_the_rest_kept() {
     world.call(write(0, 0, 1, 1)).expect("write");
     world.call(write(0, 1, 1, 2)).expect("write");
     world.call(write(0, 2, 1, 3)).expect("write");
-    world.call(Request::Flush).expect("flush");
+    world.call(flush(0)).expect("flush");
     world.call(write(0, 3, 1, 4)).expect("write");
-    world.call(Request::Flush).expect("flush");
+    world.call(flush(0)).expect("flush");
     let header = find_content(&world, 2, 1) - BLOCK as u64;
     let report = world.crash_and(Crash::Power(100), |disk, _| disk.flip_bit(header + 70));
     assert!(
@@ -662,7 +671,7 @@ fn offsets_beyond_five_tebibytes_are_right() {
     assert!(world.disk.bytes > 5 << 40);
     put_record(&mut world, 0);
     world.call(write(0, 0, 256, 1)).expect("write");
-    world.call(Request::Flush).expect("flush");
+    world.call(flush(0)).expect("flush");
     world.crash(Crash::Power(0));
     assert_holds(&mut world, 0, 255, 1);
     let info = inspect(&world.disk).expect("inspect");

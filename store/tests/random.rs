@@ -64,8 +64,8 @@ struct Model {
     durable: u64,
     /// Everything up to this seq was answered.
     replied: u64,
-    /// Flush request and the seq it covers.
-    flushes: BTreeMap<u64, u64>,
+    /// Flushes of both shards, and the seq that they cover together.
+    flushes: BTreeMap<[u64; 2], u64>,
     reads: BTreeMap<u64, (u32, u32, u32, u64)>,
     old_index: Option<MemKv>,
 }
@@ -108,8 +108,8 @@ impl Model {
             60..70 => self.change(no, block, [1, 5, 40][rng.below(3) as usize], false),
             70..72 => self.change(no, 0, BLOCKS, false),
             72..80 => {
-                let id = self.world.ask(Request::Flush);
-                self.flushes.insert(id, self.asked.len() as u64);
+                let ids = [0, 1].map(|no| self.world.ask(Request::Flush { shard: shard(no) }));
+                self.flushes.insert(ids, self.asked.len() as u64);
             }
             _ => {
                 let count = 1 + rng.below(40) as u32;
@@ -147,14 +147,10 @@ impl Model {
             }
             self.replied += 1;
         }
-        let done: Vec<u64> = self
-            .flushes
-            .keys()
-            .copied()
-            .filter(|id| self.world.replies.contains_key(id))
-            .collect();
-        for id in done {
-            let covered = self.flushes.remove(&id).expect("listed");
+        let is_done = |ids: &[u64; 2]| ids.iter().all(|id| self.world.replies.contains_key(id));
+        let done: Vec<[u64; 2]> = self.flushes.keys().copied().filter(is_done).collect();
+        for ids in done {
+            let covered = self.flushes.remove(&ids).expect("listed");
             assert!(
                 self.replied >= covered,
                 "a flush was answered before the writes it covers"

@@ -168,7 +168,7 @@ impl MapStore {
                     (first..first + LEAF_BLOCKS).map(version).collect(),
                 ))
             }
-            Request::Flush
+            Request::Flush { .. }
             | Request::PutRecord { .. }
             | Request::SetEnd { .. }
             | Request::DropShard { .. } => {

@@ -44,7 +44,7 @@ impl World {
                 };
                 self.check_read(id, shard, layer, block, count, floor, &parts);
             }
-            Pending::Flush { targets } => self.flushed(id, &targets),
+            Pending::Flush { shard, life, target } => self.flushed(id, shard, life, target),
             Pending::Record { shard, record } => {
                 // A header that rots takes its record with it, silently if nothing behind it is durable.
                 let may_forget = self.lies();
@@ -168,22 +168,20 @@ impl World {
         );
     }
 
-    pub(super) fn flushed(&mut self, id: RequestId, targets: &[(ShardId, u64, Seq)]) {
-        for (shard, life, target) in targets {
-            let may_prune = !self.lies() && self.is_quiet(*shard);
-            let model = self.shards.get_mut(shard).filter(|model| model.life == *life);
-            let Some(model) = model else {
-                continue;
-            };
-            assert!(
-                model.completed >= *target,
-                "flush {id} is done but {shard} is completed to {} only, it was asked for {target}",
-                model.completed
-            );
-            model.durable = model.durable.max(*target);
-            if may_prune {
-                model.prune(model.durable);
-            }
+    pub(super) fn flushed(&mut self, id: RequestId, shard: ShardId, life: u64, target: Seq) {
+        let may_prune = !self.lies() && self.is_quiet(shard);
+        let model = self.shards.get_mut(&shard).filter(|model| model.life == life);
+        let Some(model) = model else {
+            return;
+        };
+        assert!(
+            model.completed >= target,
+            "flush {id} is done but {shard} is completed to {} only, it was asked for {target}",
+            model.completed
+        );
+        model.durable = model.durable.max(target);
+        if may_prune {
+            model.prune(model.durable);
         }
     }
 

@@ -59,7 +59,7 @@ impl World {
             0..=54 => self.issue_write(shard),
             55..=64 => self.issue_clear(shard),
             65..=89 => self.issue_read(shard),
-            90..=95 => self.issue_flush(),
+            90..=95 => self.issue_flush(shard),
             96..=97 => self.issue_record(shard),
             98 if self.is_quiet(shard) => self.issue_versions(shard),
             99 if self.is_quiet(shard) && self.rng.chance(1, 6) => {
@@ -161,13 +161,10 @@ impl World {
         self.send(request, pending);
     }
 
-    pub(super) fn issue_flush(&mut self) {
-        let targets = self
-            .shards
-            .iter()
-            .map(|(shard, model)| (*shard, model.life, model.issued))
-            .collect();
-        self.send(Request::Flush, Pending::Flush { targets });
+    pub(super) fn issue_flush(&mut self, shard: ShardId) {
+        let model = &self.shards[&shard];
+        let (life, target) = (model.life, model.issued);
+        self.send(Request::Flush { shard }, Pending::Flush { shard, life, target });
     }
 
     pub(super) fn issue_record(&mut self, shard: ShardId) {

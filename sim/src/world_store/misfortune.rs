@@ -30,7 +30,8 @@ impl World {
     /// Everything is flushed, the store comes to rest, and then one of the last things it wrote rots.
     pub(super) fn rot_the_tail(&mut self) {
         self.settle();
-        self.issue_flush();
+        let shards: Vec<_> = self.shards.keys().copied().collect();
+        shards.into_iter().for_each(|shard| self.issue_flush(shard));
         self.settle();
         let mut patience = PATIENCE;
         while !self.store.is_witnessed() && !self.has_failed {

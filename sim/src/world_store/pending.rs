@@ -15,7 +15,9 @@ pub(super) enum Pending {
         floor: Seq,
     },
     Flush {
-        targets: Vec<(ShardId, u64, Seq)>,
+        shard: ShardId,
+        life: u64,
+        target: Seq,
     },
     Record {
         shard: ShardId,
