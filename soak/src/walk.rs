@@ -4,6 +4,7 @@
 //! been reported.
 
 mod events;
+mod full;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -65,6 +66,13 @@ struct World<'a> {
     descriptors_max: usize,
 }
 
+/// What an event came to.
+pub enum Done {
+    Did(String),
+    /// There was nothing to do it to.
+    CouldNot(String),
+}
+
 struct Vdi {
     name: &'static str,
     disk: std::sync::Arc<Disk>,
@@ -73,7 +81,7 @@ struct Vdi {
 /// Walks for so long; `home` is an empty folder.
 pub fn run(programs: &Programs<'_>, home: &Path, length: Duration, seed: u64) -> Result<()> {
     let start = Instant::now();
-    let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut counts: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
     let mut world = World::start(programs, home, seed)?;
     // Every kind comes once in a drawn order, then any.
     let mut round: Vec<events::Kind> = Vec::new();
@@ -89,22 +97,35 @@ pub fn run(programs: &Programs<'_>, home: &Path, length: Duration, seed: u64) ->
         world.explained = &[];
         let outcome = event(&mut world).and_then(|what| world.is_well().map(|()| what));
         let at = start.elapsed().as_secs_f64();
-        let what = outcome.with_context(|| {
+        let done = outcome.with_context(|| {
             format!(
                 "{name}, at {at:.1} s (seed {seed})\n{}",
                 world.daemon.last_words()
             )
         })?;
+        let (did, could_not) = counts.entry(name).or_default();
+        let what = match done {
+            Done::Did(what) => {
+                *did += 1;
+                what
+            }
+            Done::CouldNot(why) => {
+                *could_not += 1;
+                format!("not now: {why}")
+            }
+        };
         println!(
             "{at:>7.1} s  {name:<12} {:>5.1} s  {what}",
             began.elapsed().as_secs_f64()
         );
-        *counts.entry(name).or_default() += 1;
     }
     world.end().context("at the end")?;
     let counts: Vec<String> = counts
         .iter()
-        .map(|(name, count)| format!("{name} {count}"))
+        .map(|(name, (did, could_not))| match could_not {
+            0 => format!("{name} {did}"),
+            _ => format!("{name} {did} (not possible {could_not} times)"),
+        })
         .collect();
     println!(
         "soak: {} s, seed {seed}: {}",
@@ -332,25 +353,52 @@ impl<'a> World<'a> {
             load.stop()?;
         }
         self.until_whole()?;
-        self.is_idle()?;
+        let ticks = self.until_idle()?;
         self.daemon.stop()?;
-        for disk in &self.disks {
-            if !disk.had_noise {
-                events::fsck(self.programs.weft, &disk.path)?;
-            }
+        let mut sound = 0;
+        for disk in self.disks.iter().filter(|disk| !disk.had_noise) {
+            events::fsck(self.programs.weft, &disk.path)?;
+            sound += 1;
         }
+        let left = self.delete_everything()?;
+        println!(
+            "at the end: {} ms of CPU in {} s at rest; {sound} disks that never had noise are sound; {left} bytes left of {} deleted virtual disks",
+            ticks * 10,
+            IDLE.as_secs(),
+            self.vdis.len()
+        );
         Ok(())
     }
 
-    /// With nobody asking for anything it soon uses no CPU.
-    fn is_idle(&mut self) -> Result<()> {
+    /// What is deleted leaves nothing: no replica of any of the many virtual disks there were, no block.
+    fn delete_everything(&mut self) -> Result<u64> {
+        self.start_daemon()?;
+        for vdi in &self.vdis {
+            let path = format!("/v1/vdis/{}", vdi.name);
+            self.daemon.ask("POST", &format!("{path}/detach"), &json!({}))?;
+            self.daemon.ask("DELETE", &path, &serde_json::Value::Null)?;
+        }
+        let mut left = 0;
+        self.daemon.until("nothing is left on the disks", |daemon| {
+            let disks = daemon.get("/v1/disks")?;
+            let disks = disks.as_array().context("a list")?;
+            let sum = |name: &str| -> u64 { disks.iter().filter_map(|disk| disk[name].as_u64()).sum() };
+            left = sum("used_bytes");
+            Ok(left + sum("replicas") == 0)
+        })?;
+        self.daemon.stop()?;
+        Ok(left)
+    }
+
+    /// With nobody asking for anything it soon uses no CPU. Returns how much, in ticks of 10 ms.
+    fn until_idle(&mut self) -> Result<u64> {
         let start = Instant::now();
         loop {
             let before = self.cpu_ticks()?;
             std::thread::sleep(IDLE); // What is measured is sleep.
             let used = self.cpu_ticks()? - before;
             if used <= IDLE_TICKS_MAX {
-                return Ok(());
+                return Ok(used);
             }
             if start.elapsed() > PATIENCE {
                 bail!("the idle daemon uses {used} ticks of CPU in {IDLE:?}");

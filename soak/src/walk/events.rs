@@ -3,22 +3,19 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use super::World;
-use crate::client::{Client, Op};
+use super::{Done, World, full};
+use crate::MIB;
 use crate::hurt;
 use crate::kills::{ClientKind, start_load, sweep, until_all};
 use crate::load::{Disk, Load};
-use crate::nbd::NbdClient;
-use crate::oracle::SECTOR;
-use crate::{MIB, PATIENCE};
 
 /// One kind of event, and its name in the log.
-pub type Kind = (&'static str, fn(&mut World<'_>) -> Result<String>);
+pub type Kind = (&'static str, fn(&mut World<'_>) -> Result<Done>);
 
 pub const KINDS: &[Kind] = &[
     ("kill", kill),
@@ -35,7 +32,7 @@ pub const KINDS: &[Kind] = &[
     ("add-remove", add_and_remove_disk),
     ("away", disk_goes_away),
     ("disk-fails", disk_fails),
-    ("full", fill),
+    ("full", full::fill),
 ];
 
 /// The largest that a disk under load becomes.
@@ -44,31 +41,37 @@ const VDI_BYTES_MAX: u64 = 48 * MIB;
 /// By reads and by scrubs, of this life.
 const REPAIRED: &str = "weft_blocks_repaired_total";
 
-/// More than the pool holds.
-const FILLER_BYTES: u64 = 16 << 30;
-
-fn kill(world: &mut World<'_>) -> Result<String> {
+fn kill(world: &mut World<'_>) -> Result<Done> {
     let answers = world.rng.below(400);
     world.go_on(answers)?;
     world.daemon.kill()?;
     world.start_daemon()?;
-    Ok(format!("after {answers} more answers"))
+    Ok(Done::Did(format!("after {answers} more answers")))
 }
 
-fn kill_twice(world: &mut World<'_>) -> Result<String> {
+/// Two kills, the second while the daemon starts. Returns when that was, after its start.
+pub fn kill_while_starting(world: &mut World<'_>) -> Result<Duration> {
     world.daemon.kill()?;
     world.daemon.spawn(&["--cache", "16MiB"])?;
     let age = Duration::from_micros(world.rng.below(250_000));
     std::thread::sleep(age); // The moment of the fault is what is drawn.
     world.daemon.kill()?;
     world.start_daemon()?;
-    Ok(format!("the second {} ms after the start", age.as_millis()))
+    Ok(age)
 }
 
-fn stop(world: &mut World<'_>) -> Result<String> {
+fn kill_twice(world: &mut World<'_>) -> Result<Done> {
+    let age = kill_while_starting(world)?;
+    Ok(Done::Did(format!(
+        "the second {} ms after the start",
+        age.as_millis()
+    )))
+}
+
+fn stop(world: &mut World<'_>) -> Result<Done> {
     world.daemon.stop()?;
     world.start_daemon()?;
-    Ok(String::new())
+    Ok(Done::Did(String::new()))
 }
 
 /// Ends the daemon, well or not.
@@ -81,7 +84,7 @@ fn end_life(world: &mut World<'_>) -> Result<&'static str> {
     Ok("kill")
 }
 
-fn delete_index(world: &mut World<'_>) -> Result<String> {
+fn delete_index(world: &mut World<'_>) -> Result<Done> {
     let index = world.any_disk();
     let how = end_life(world)?;
     let disk = &world.disks[index];
@@ -89,10 +92,10 @@ fn delete_index(world: &mut World<'_>) -> Result<String> {
     std::fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let number = disk.number;
     world.start_daemon()?;
-    Ok(format!("{how}, index of disk {number} deleted, start"))
+    Ok(Done::Did(format!("{how}, index of disk {number} deleted, start")))
 }
 
-fn damage_superblock(world: &mut World<'_>) -> Result<String> {
+fn damage_superblock(world: &mut World<'_>) -> Result<Done> {
     use std::os::unix::fs::FileExt;
     let index = world.any_disk();
     let how = end_life(world)?;
@@ -105,9 +108,9 @@ fn damage_superblock(world: &mut World<'_>) -> Result<String> {
     file.sync_data()?;
     let number = disk.number;
     world.start_daemon()?;
-    Ok(format!(
+    Ok(Done::Did(format!(
         "{how}, copy {copy} of disk {number}'s superblock damaged, start"
-    ))
+    )))
 }
 
 /// `weft disk fsck` on a disk that nobody serves.
@@ -128,7 +131,7 @@ pub fn fsck(weft: &Path, disk: &Path) -> Result<()> {
     Ok(())
 }
 
-fn check_offline(world: &mut World<'_>) -> Result<String> {
+fn check_offline(world: &mut World<'_>) -> Result<Done> {
     let clean: Vec<usize> = (0..world.disks.len())
         .filter(|index| !world.disks[*index].had_noise)
         .collect();
@@ -142,12 +145,12 @@ fn check_offline(world: &mut World<'_>) -> Result<String> {
         }
     };
     world.start_daemon()?;
-    Ok(format!("{how}, {what}, start"))
+    Ok(Done::Did(format!("{how}, {what}, start")))
 }
 
-fn noise(world: &mut World<'_>) -> Result<String> {
+fn noise(world: &mut World<'_>) -> Result<Done> {
     let Some(index) = world.spare_disk()? else {
-        return Ok("no disk can be spared".to_owned());
+        return Ok(Done::CouldNot("no disk can be spared".to_owned()));
     };
     world.disks[index].had_noise = true;
     let path = world.disks[index].path.clone();
@@ -157,31 +160,31 @@ fn noise(world: &mut World<'_>) -> Result<String> {
     let (blocks, scrubbed) = hurt::scrub(&mut world.daemon)?;
     let repaired = world.daemon.metric(REPAIRED)? - before;
     world.repaired += repaired;
-    Ok(format!(
+    Ok(Done::Did(format!(
         "{} MiB over disk {}; scrub read {blocks} blocks; {repaired} repaired, {scrubbed} of them by the scrub",
         bytes / MIB,
         world.disks[index].number
-    ))
+    )))
 }
 
-fn scrub(world: &mut World<'_>) -> Result<String> {
+fn scrub(world: &mut World<'_>) -> Result<Done> {
     let (blocks, repaired) = hurt::scrub(&mut world.daemon)?;
     world.repaired += repaired;
-    Ok(format!("{blocks} blocks read, {repaired} repaired"))
+    Ok(Done::Did(format!("{blocks} blocks read, {repaired} repaired")))
 }
 
-fn read_all(world: &mut World<'_>) -> Result<String> {
+fn read_all(world: &mut World<'_>) -> Result<Done> {
     sweep(&mut world.daemon, &mut world.loads)?;
-    Ok(String::new())
+    Ok(Done::Did(String::new()))
 }
 
-fn resize(world: &mut World<'_>) -> Result<String> {
+fn resize(world: &mut World<'_>) -> Result<Done> {
     let index = world.rng.below(world.vdis.len() as u64) as usize;
     let grown = (1 + world.rng.below(4)) * MIB;
     let vdi = &world.vdis[index];
     let bytes = vdi.disk.oracle().bytes() + grown;
     if bytes > VDI_BYTES_MAX {
-        return Ok(format!("{} is large enough", vdi.name));
+        return Ok(Done::CouldNot(format!("{} is large enough", vdi.name)));
     }
     let path = format!("/v1/vdis/{}/resize", vdi.name);
     world.daemon.ask("POST", &path, &json!({"bytes": bytes}))?;
@@ -196,11 +199,11 @@ fn resize(world: &mut World<'_>) -> Result<String> {
         "the new size is seen",
         |_, load| !is_of_vdi(load) || load.bytes_max() >= bytes,
     )?;
-    Ok(format!("{} has {} MiB", vdi.name, bytes / MIB))
+    Ok(Done::Did(format!("{} has {} MiB", vdi.name, bytes / MIB)))
 }
 
 /// A virtual disk's whole life: made, written, read, detached, deleted.
-fn create_and_delete(world: &mut World<'_>) -> Result<String> {
+fn create_and_delete(world: &mut World<'_>) -> Result<Done> {
     let number = 100 + world.rng.below(1 << 20) as u32;
     let name = format!("guest-{number}");
     let replicas = 1 + world.rng.below(3);
@@ -227,25 +230,29 @@ fn create_and_delete(world: &mut World<'_>) -> Result<String> {
         .daemon
         .ask("POST", &format!("/v1/vdis/{name}/detach"), &json!({}))?;
     delete_vdi(world, &name)?;
-    Ok(format!(
+    Ok(Done::Did(format!(
         "{name}: {} MiB, {replicas} replicas, {} answers",
         bytes / MIB,
         loads[0].answers()
-    ))
+    )))
 }
 
 fn delete_vdi(world: &mut World<'_>, name: &str) -> Result<()> {
     world
         .daemon
         .ask("DELETE", &format!("/v1/vdis/{name}"), &serde_json::Value::Null)?;
-    let path = format!("/v1/vdis/{name}");
+    wait_until_deleted(world, &format!("/v1/vdis/{name}"))
+}
+
+/// A record is gone; `path` is the API's.
+pub fn wait_until_deleted(world: &mut World<'_>, path: &str) -> Result<()> {
     world.daemon.until("a deleted disk is gone", |daemon| {
-        Ok(daemon.call("GET", &path, None)?.0 == 404)
+        Ok(daemon.call("GET", path, None)?.0 == 404)
     })
 }
 
 /// A new disk comes, an old one is drained and goes.
-fn add_and_remove_disk(world: &mut World<'_>) -> Result<String> {
+fn add_and_remove_disk(world: &mut World<'_>) -> Result<Done> {
     let leaving = world.any_disk();
     let added = world.add_disk(false)?;
     let added = world.disks[added].number;
@@ -262,10 +269,10 @@ fn add_and_remove_disk(world: &mut World<'_>) -> Result<String> {
     }
     wait_until_gone(world, &old.id)?;
     std::fs::remove_file(&old.path)?;
-    Ok(format!(
+    Ok(Done::Did(format!(
         "disk {added} came, disk {} was drained and left",
         old.number
-    ))
+    )))
 }
 
 fn wait_until_gone(world: &mut World<'_>, id: &str) -> Result<()> {
@@ -280,13 +287,16 @@ fn wait_until_gone(world: &mut World<'_>, id: &str) -> Result<()> {
 }
 
 /// A disk is not there at a start, and returns under the running daemon with what it had.
-fn disk_goes_away(world: &mut World<'_>) -> Result<String> {
+fn disk_goes_away(world: &mut World<'_>) -> Result<Done> {
     let Some(index) = world.spare_disk()? else {
-        return Ok("no disk can be spared".to_owned());
+        return Ok(Done::CouldNot("no disk can be spared".to_owned()));
     };
     let disk = &world.disks[index];
     if disk.device.is_some() {
-        return Ok(format!("disk {} is a device: it stays", disk.number));
+        return Ok(Done::CouldNot(format!(
+            "disk {} is a device: it stays",
+            disk.number
+        )));
     }
     let (here, number) = (disk.path.clone(), disk.number);
     let elsewhere = here.with_extension("away");
@@ -296,11 +306,13 @@ fn disk_goes_away(world: &mut World<'_>) -> Result<String> {
     world.go_on(100)?;
     std::fs::rename(&elsewhere, &here)?;
     world.until_whole()?;
-    Ok(format!("{how}, disk {number} gone, start, 100 answers, and back"))
+    Ok(Done::Did(format!(
+        "{how}, disk {number} gone, start, 100 answers, and back"
+    )))
 }
 
 /// A disk fails under load with all that it has, and another takes its place.
-fn disk_fails(world: &mut World<'_>) -> Result<String> {
+fn disk_fails(world: &mut World<'_>) -> Result<Done> {
     // One that may fail is added first; replicas move to it as another is drained.
     let leaving = world.any_disk();
     let failing = world.add_disk(true)?;
@@ -351,73 +363,5 @@ fn disk_fails(world: &mut World<'_>) -> Result<String> {
     world.is_well()?;
     world.daemon.stop()?;
     world.start_daemon()?;
-    Ok(format!("disk {number} {what} by disk {new_number}"))
-}
-
-/// The pool fills up: writes wait, none fails; then there is space again and they go on.
-fn fill(world: &mut World<'_>) -> Result<String> {
-    world.explained = &["is full"];
-    let body = json!({"name": "filler", "bytes": FILLER_BYTES, "replicas": 1, "shard_bytes": 32 * MIB});
-    world.daemon.ask("POST", "/v1/vdis", &body)?;
-    let socket = world.daemon.attach_nbd("filler")?;
-    world.loads.iter().for_each(|load| load.allow_waiting(true));
-    let filled = fill_until_writes_wait(world, &socket)?;
-    world.daemon.ask("POST", "/v1/vdis/filler/detach", &json!({}))?;
-    let with_kill = world.rng.chance(1, 2);
-    if with_kill {
-        world.daemon.kill()?;
-        world.start_daemon()?;
-    }
-    delete_vdi(world, "filler")?;
-    world.go_on(50)?;
-    world.loads.iter().for_each(|load| load.allow_waiting(false));
-    world.is_well()?;
-    // The event stays in the daemon's list: a new life begins a new one.
-    world.daemon.stop()?;
-    world.start_daemon()?;
-    let how = if with_kill { ", killed when full" } else { "" };
-    Ok(format!(
-        "{} MiB until writes waited{how}; then deleted",
-        filled / MIB
-    ))
-}
-
-fn fill_until_writes_wait(world: &mut World<'_>, socket: &Path) -> Result<u64> {
-    let mut client = NbdClient::connect(socket)?;
-    let mut data = vec![0; MIB as usize];
-    let (mut next, mut under_way, mut answered) = (0, 0, 0);
-    let start = Instant::now();
-    loop {
-        while under_way < client.depth() {
-            data.chunks_exact_mut(SECTOR as usize)
-                .for_each(|sector| sector[..8].copy_from_slice(&world.rng.draw().to_le_bytes()));
-            let op = Op::Write {
-                offset: next * MIB,
-                data: data.clone(),
-            };
-            ensure!(
-                client.submit(0, next, &op).is_ok(),
-                "the filler lost its connection"
-            );
-            next += 1;
-            under_way += 1;
-        }
-        let Ok(answers) = client.reap(Duration::from_millis(50)) else {
-            return Err(anyhow::anyhow!("the filler lost its connection"));
-        };
-        for answer in &answers {
-            ensure!(
-                answer.result.is_ok(),
-                "the filler was told of an error: {:?}",
-                answer.result
-            );
-        }
-        under_way -= answers.len();
-        answered += answers.len() as u64;
-        world.loads.iter_mut().try_for_each(Load::check)?;
-        if answers.is_empty() && world.daemon.metric("weft_disk_waiting_for_space")? > 0 {
-            return Ok(answered * MIB);
-        }
-        ensure!(start.elapsed() < 3 * PATIENCE, "the pool does not become full");
-    }
+    Ok(Done::Did(format!("disk {number} {what} by disk {new_number}")))
 }
