@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -152,7 +153,8 @@ fn noise(world: &mut World<'_>) -> Result<Done> {
     let Some(index) = world.spare_disk()? else {
         return Ok(Done::CouldNot("no disk can be spared".to_owned()));
     };
-    world.disks[index].had_noise = true;
+    let life = world.daemon.lives.load(Ordering::SeqCst);
+    world.disks[index].has_got_noise(life);
     let path = world.disks[index].path.clone();
     let before = world.daemon.metric(REPAIRED)?;
     let bytes = hurt::overwrite_with_noise(&path, &mut world.rng)?;
@@ -160,8 +162,12 @@ fn noise(world: &mut World<'_>) -> Result<Done> {
     let (blocks, scrubbed) = hurt::scrub(&mut world.daemon)?;
     let repaired = world.daemon.metric(REPAIRED)? - before;
     world.repaired += repaired;
+    // The gaps in its log show at the next start. Only what met them may be trusted with a single replica again.
+    let how = end_life(world)?;
+    world.start_daemon()?;
+    world.until_whole()?;
     Ok(Done::Did(format!(
-        "{} MiB over disk {}; scrub read {blocks} blocks; {repaired} repaired, {scrubbed} of them by the scrub",
+        "{} MiB over disk {}; scrub read {blocks} blocks; {repaired} repaired, {scrubbed} of them by the scrub; {how}, start",
         bytes / MIB,
         world.disks[index].number
     )))
