@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 /// What is under way, by number: constant time in and out, and no allocation once it has grown to what is ever under
 /// way at once.
 ///
-/// A number is a place in the table and the low half of a count of everything that was ever put in, so a late answer
+/// A number is a place in the table and the low 31 bits of a count of everything that was ever put in, so a late answer
 /// to something that has ended finds nothing, and not what has its place now. Tried before: a map ordered by a
 /// growing number, which cost a tenth of a request's instructions; a queue by the growing number, which one slow
 /// answer makes as long as everything that came after it.
@@ -16,6 +16,9 @@ pub struct InFlight<T> {
     begun: u64,
 }
 
+/// A number's highest bit is never set: whoever passes numbers of several tables on may tell them apart by it.
+const ORDER_MASK: u32 = u32::MAX >> 1;
+
 #[derive(Clone, Debug)]
 struct Entry<T> {
     /// How many came before it.
@@ -25,7 +28,7 @@ struct Entry<T> {
 
 impl<T> Entry<T> {
     fn is_called(&self, number: u64) -> bool {
-        self.order as u32 == (number >> 32) as u32
+        self.order as u32 & ORDER_MASK == (number >> 32) as u32
     }
 }
 
@@ -69,7 +72,7 @@ impl<T> InFlight<T> {
                 u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 things under way")
             }
         };
-        u64::from(order as u32) << 32 | u64::from(slot)
+        u64::from(order as u32 & ORDER_MASK) << 32 | u64::from(slot)
     }
 
     /// What has this number, if it is under way.

@@ -49,7 +49,7 @@ pub trait Room: fmt::Debug {
     fn split_front(&mut self, length: usize) -> Self::Payload;
 }
 
-/// Room on the heap, for tests. Splitting copies.
+/// Room on the heap, for tests and for what is said once. Splitting copies.
 #[derive(Debug)]
 pub struct HeapRoom(Vec<u8>);
 

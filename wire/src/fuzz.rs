@@ -5,7 +5,7 @@
 //! Checksums would keep nearly all inputs out, and an attacker computes them as well as we do: every input is tried as
 //! it is, and once more with the head of each frame signed.
 
-use types::{HeapRoom, Room};
+use types::HeapRoom;
 
 use crate::frame::{HEADER_BYTES, NO_VERSION, PAYLOAD_BYTES_MAX, VERSION, sign};
 use crate::{Frame, HEAD_BYTES_MAX, Hello, Identity, Incoming, LARGE_SPACE, Outgoing, WireError};
@@ -53,7 +53,7 @@ fn frames(stream: &[u8], version: u8, piece: usize) -> (Vec<String>, Option<Wire
     let mut seen = Vec::new();
     let mut rest = stream;
     while !rest.is_empty() {
-        let landed = feed(&mut incoming, &rest[..piece.min(rest.len())], take);
+        let landed = incoming.put(&rest[..piece.min(rest.len())], take);
         assert!(landed > 0, "no room for what comes next");
         rest = &rest[landed..];
         loop {
@@ -72,20 +72,6 @@ fn frames(stream: &[u8], version: u8, piece: usize) -> (Vec<String>, Option<Wire
         }
     }
     (seen, None)
-}
-
-/// As a socket would: as much of `bytes` as there is room for. How much that was.
-pub fn feed(incoming: &mut Incoming<HeapRoom>, bytes: &[u8], take: impl Fn(usize) -> HeapRoom) -> usize {
-    let mut landing = incoming.lend(take);
-    let mut landed = 0;
-    for (room, from) in landing.rooms.iter_mut().zip(landing.from) {
-        let room = &mut room.content_mut()[from..];
-        let count = room.len().min(bytes.len() - landed);
-        room[..count].copy_from_slice(&bytes[landed..landed + count]);
-        landed += count;
-    }
-    incoming.landed(landing, landed);
-    landed
 }
 
 /// What was read means the same when it is written and read again.
@@ -131,7 +117,7 @@ fn again(frame: Frame<types::HeapBlock>, version: u8) {
             return;
         }
         assert!(!rest.is_empty(), "{said} is not whole when written again");
-        let landed = feed(&mut incoming, rest, HeapRoom::new);
+        let landed = incoming.put(rest, HeapRoom::new);
         rest = &rest[landed..];
     }
 }

@@ -13,7 +13,7 @@ use replication::ToReplica;
 use types::{BLOCK_BYTES, BlockCrcs, DiskId, Payload, Room};
 
 use crate::bytes::Reader;
-use crate::frame::{Channel, FRONT_BYTES_MAX, Header, NO_VERSION, PAYLOAD_ALIGN, Type};
+use crate::frame::{Channel, FRONT_BYTES_MAX, HEADER_BYTES, Header, NO_VERSION, PAYLOAD_ALIGN, Type};
 use crate::hello::{Hello, Refused, Welcome};
 use crate::reply::Reply;
 use crate::{WireError, reply, request};
@@ -153,6 +153,21 @@ impl<R: Room> Incoming<R> {
         incoming
     }
 
+    /// How many more bytes belong to the frame that is coming, as far as can be told: never none. Who reads no more than
+    /// that reads nothing of the frame behind it.
+    #[must_use]
+    pub fn missing(&self) -> usize {
+        if let Some(large) = &self.large {
+            return (large.length - large.filled).max(1);
+        }
+        let content = self.space.as_ref().map_or(&[][..], Room::content);
+        let wanted = match Header::parse(&content[..self.filled], self.version) {
+            Ok(Some(header)) => header.front() + header.payload,
+            _ => HEADER_BYTES,
+        };
+        wanted.saturating_sub(self.filled).max(1)
+    }
+
     /// Bytes of data that were copied from where they landed.
     #[must_use]
     pub fn copied(&self) -> u64 {
@@ -171,7 +186,7 @@ impl<R: Room> Incoming<R> {
         }
     }
 
-    /// Memory for what comes next. `take` gives memory of so many bytes.
+    /// Memory for what comes next, once [`Incoming::next`] has nothing more to tell. `take` gives memory of so many bytes.
     pub fn lend(&mut self, take: impl Fn(usize) -> R) -> Landing<R> {
         self.renew_space(&take);
         let space = self.space.take().expect("lent once");
@@ -204,6 +219,11 @@ impl<R: Room> Incoming<R> {
             SMALL_SPACE
         };
         self.has_carried_data = false;
+        assert!(
+            self.filled <= FRONT_BYTES_MAX,
+            "{} B that `next` was not asked about",
+            self.filled
+        );
         let old = self.space.replace(take(size)).expect("not lent");
         self.skew = 0;
         self.align();
@@ -245,6 +265,20 @@ impl<R: Room> Incoming<R> {
         );
         self.filled += rest;
         self.space = Some(space);
+    }
+
+    /// Lands a copy of `bytes`, as much of it as there is room for; how much that was. For whoever reads elsewhere first.
+    pub fn put(&mut self, bytes: &[u8], take: impl Fn(usize) -> R) -> usize {
+        let mut landing = self.lend(take);
+        let mut landed = 0;
+        for (room, from) in landing.rooms.iter_mut().zip(landing.from) {
+            let room = &mut room.content_mut()[from..];
+            let count = room.len().min(bytes.len() - landed);
+            room[..count].copy_from_slice(&bytes[landed..landed + count]);
+            landed += count;
+        }
+        self.landed(landing, landed);
+        landed
     }
 
     /// The next frame, if it is all here. `take` gives memory of so many bytes.

@@ -8,7 +8,6 @@ use types::{
     BlockCrcs, BlockNo, BlockSum, DiskId, Epoch, HeapBlock, HeapRoom, HostId, Incarnation, LayerId, LeafNo,
     Payload, PoolId, RequestId, Seq, ShardId, ShardNo, Token, VdiId,
 };
-use weft_wire::fuzz::feed;
 use weft_wire::{
     Channel, Frame, Gather, HEADER_BYTES, Hello, Identity, Incoming, Outgoing, Refused, RefusedCode, VERSION,
     Welcome, WireError,
@@ -256,7 +255,7 @@ fn receive(bytes: &[u8], position: u64, piece: usize) -> (Vec<String>, Option<Wi
     let mut rest = bytes;
     let mut all = Vec::new();
     while !rest.is_empty() {
-        let fed = feed(&mut incoming, &rest[..piece.min(rest.len())], HeapRoom::new);
+        let fed = incoming.put(&rest[..piece.min(rest.len())], HeapRoom::new);
         rest = &rest[fed..];
         loop {
             match incoming.next(HeapRoom::new) {
@@ -344,7 +343,7 @@ fn copies(rounds: u32, sizes: &[usize]) -> Vec<(u64, u64)> {
         let mut rest = &bytes[..];
         let mut frames = 0;
         while !rest.is_empty() {
-            let fed = feed(&mut incoming, rest, HeapRoom::new);
+            let fed = incoming.put(rest, HeapRoom::new);
             rest = &rest[fed..];
             while incoming.next(HeapRoom::new).expect("good frames").is_some() {
                 frames += 1;
@@ -379,7 +378,7 @@ fn a_sender_that_does_not_align_costs_a_copy_and_nothing_else() {
     let mut heard_all = Vec::new();
     let mut rest = &bytes[..];
     while heard_all.len() < all.len() {
-        let fed = feed(&mut incoming, rest, HeapRoom::new);
+        let fed = incoming.put(rest, HeapRoom::new);
         rest = &rest[fed..];
         while let Some(frame) = incoming.next(HeapRoom::new).expect("good frames") {
             heard_all.push(format!("{:?}", heard(frame)));
@@ -418,7 +417,7 @@ fn messages_have_no_place_before_a_greeting_nor_a_greeting_after() {
     let mut bytes = encode(&[Said::Request(1, write(1, 1))], 0);
     bytes[4] = 0;
     let mut greeting = Incoming::new(HeapRoom::new);
-    feed(&mut greeting, &bytes, HeapRoom::new);
+    greeting.put(&bytes, HeapRoom::new);
     assert_eq!(greeting.next(HeapRoom::new).unwrap_err(), WireError::Type(33));
     let mut bytes = hello(1).encode();
     bytes[4] = VERSION;
@@ -443,14 +442,14 @@ fn greetings_travel_and_are_answered() {
     let me = identity(1);
     let hello = hello(1);
     let mut incoming = Incoming::new(HeapRoom::new);
-    feed(&mut incoming, &hello.encode(), HeapRoom::new);
+    incoming.put(&hello.encode(), HeapRoom::new);
     let Ok(Some(Frame::Hello(heard))) = incoming.next(HeapRoom::new) else {
         panic!("no hello")
     };
     assert_eq!(heard, hello);
     let welcome = Welcome::new(heard.check(&me).expect("welcome"), &me);
     let mut incoming = Incoming::new(HeapRoom::new);
-    feed(&mut incoming, &welcome.encode(), HeapRoom::new);
+    incoming.put(&welcome.encode(), HeapRoom::new);
     let Ok(Some(Frame::Welcome(heard))) = incoming.next(HeapRoom::new) else {
         panic!("no welcome")
     };
@@ -460,7 +459,7 @@ fn greetings_travel_and_are_answered() {
         text: "no".to_owned(),
     };
     let mut incoming = Incoming::new(HeapRoom::new);
-    feed(&mut incoming, &refused.encode(), HeapRoom::new);
+    incoming.put(&refused.encode(), HeapRoom::new);
     assert!(matches!(incoming.next(HeapRoom::new), Ok(Some(Frame::Refused(heard))) if heard == refused));
 }
 

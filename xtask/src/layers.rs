@@ -29,6 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "edge",
             "store",
             "replication",
+            "wire",
             "vdi",
             "vhost-blk",
             "nbd",

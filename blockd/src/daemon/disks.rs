@@ -18,7 +18,7 @@ use types::{ByteSize, DiskId, Epoch, RequestId, ShardId, ShardNo, Token, VdiId};
 
 use super::{Daemon, ask};
 use crate::index::IndexThread;
-use crate::plane::Command;
+use crate::plane::{Command, Home};
 
 /// How long a disk that is plugged in again may wait to be noticed.
 const MISSING_LOOKED_FOR_EVERY: Duration = Duration::from_secs(3);
@@ -261,7 +261,8 @@ impl Daemon {
         let index = IndexThread::start(disk, Box::new(opened.index), self.planes[plane].clone())
             .map_err(|error| ApiError::internal(format!("cannot start the index thread: {error}"), ""))?;
         for handle in &self.planes {
-            handle.send(Command::Home { disk, plane });
+            let home = Home::Plane(plane);
+            handle.send(Command::Home { disk, home });
         }
         let node = Box::new(opened.node);
         ask(&self.planes[plane], |reply| Command::AddDisk {

@@ -8,7 +8,7 @@ use store::StoreStats;
 use types::BLOCK_BYTES;
 
 use super::Daemon;
-use crate::plane::PlaneFigures;
+use crate::plane::{LinkFigures, LinkRole, PlaneFigures};
 
 /// Metric families under construction.
 #[derive(Default)]
@@ -98,6 +98,67 @@ const DISK_FIGURES: &[DiskFigure] = &[
         "gauge",
         "Requests that wait for free space.",
         |s| s.waiting_for_space,
+    ),
+];
+
+type LinkFigure = (&'static str, &'static str, &'static str, fn(&LinkFigures) -> u64);
+
+/// Name, type, help and source of what each link to another host has one of. `of` says whose it is: writers' here, with
+/// their plane; or disks' here, with the plane of the other host.
+const LINK_FIGURES: &[LinkFigure] = &[
+    ("weft_link_disks", "gauge", "Disks reached on the link.", |l| {
+        l.disks as u64
+    }),
+    (
+        "weft_link_frames_sent_total",
+        "counter",
+        "Messages sent since the link was made.",
+        |l| l.frames_sent,
+    ),
+    (
+        "weft_link_frames_received_total",
+        "counter",
+        "Messages and signs of life received.",
+        |l| l.frames_received,
+    ),
+    (
+        "weft_link_sends_total",
+        "counter",
+        "Sends, each of all messages of a turn.",
+        |l| l.sends,
+    ),
+    (
+        "weft_link_receives_total",
+        "counter",
+        "Receives that brought something.",
+        |l| l.receives,
+    ),
+    ("weft_link_sent_bytes_total", "counter", "Bytes sent.", |l| {
+        l.bytes_sent
+    }),
+    (
+        "weft_link_received_bytes_total",
+        "counter",
+        "Bytes received.",
+        |l| l.bytes_received,
+    ),
+    (
+        "weft_link_copied_bytes_total",
+        "counter",
+        "Bytes of data copied from where they landed.",
+        |l| l.copied_bytes,
+    ),
+    (
+        "weft_link_unsent_bytes",
+        "gauge",
+        "Bytes that wait to be sent.",
+        |l| l.unsent_bytes,
+    ),
+    (
+        "weft_link_unanswered_bytes",
+        "gauge",
+        "Bytes of requests that the disks here have not answered.",
+        |l| l.unanswered_bytes,
     ),
 ];
 
@@ -209,6 +270,21 @@ impl Daemon {
             "Times a data-plane thread asked the heap for memory.",
             of_plane(|plane| plane.allocations),
         );
+        for (name, kind, help, value) in LINK_FIGURES {
+            let planes = figures.planes.iter().enumerate();
+            let samples = planes.flat_map(|(number, plane)| {
+                let label = move |link: &LinkFigures| match link.role {
+                    LinkRole::Dialled => {
+                        format!("{{host=\"{}\",plane=\"{number}\",of=\"writers\"}}", link.host)
+                    }
+                    LinkRole::Served { plane } => {
+                        format!("{{host=\"{}\",plane=\"{plane}\",of=\"disks\"}}", link.host)
+                    }
+                };
+                plane.links.iter().map(move |link| (label(link), value(link)))
+            });
+            text.family(name, kind, help, samples);
+        }
         // The planes share one pool: each sees the same counters.
         if let Some(plane) = figures.planes.first() {
             let served = [("pool", plane.pool.pooled), ("heap", plane.pool.heap)];

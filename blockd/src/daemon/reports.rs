@@ -9,6 +9,7 @@ use vdi::{Event, Notice};
 
 use super::Daemon;
 use super::events::EventLog;
+use crate::links::LinkNews;
 use crate::plane::{Command, Report};
 
 impl Daemon {
@@ -41,6 +42,20 @@ impl Daemon {
                         daemon.events.add(Severity::Critical, format!("{error}"));
                     }
                 });
+                Ok(())
+            }
+            Report::Link { host, news } => {
+                match news {
+                    LinkNews::Up => self.events.add(Severity::Info, format!("host {host} is reached")),
+                    LinkNews::Down(reason) => {
+                        let message = format!("host {host} is not reached: {reason}");
+                        self.events.add(Severity::Warning, message);
+                    }
+                    LinkNews::Refused(reason) => {
+                        let message = format!("a caller from {host} was not let in: {reason}");
+                        self.events.add(Severity::Warning, message);
+                    }
+                }
                 Ok(())
             }
             Report::DiskFull { disk, is_full: true } => {

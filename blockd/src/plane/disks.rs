@@ -9,7 +9,8 @@ use store::{IndexResponse, Store};
 use tokio::sync::oneshot;
 use types::DiskId;
 
-use super::{Actor, Letter, NodeFigures, Plane, Report};
+use super::links::answer;
+use super::{Actor, NodeFigures, Plane, Report};
 use crate::index::IndexThread;
 
 /// One disk of this plane.
@@ -88,6 +89,7 @@ impl Plane {
         }
         let actor = self.disks.remove(&disk).expect("just found");
         self.homes.remove(&disk);
+        self.forget_ways(disk);
         self.ring.remove_disk(actor.slot);
         // The daemon waits for the index thread; this one must not.
         let _ = actor.leaving.expect("just found").send(Some(actor.index));
@@ -141,7 +143,7 @@ impl Plane {
         let mut letters = std::mem::take(&mut self.letters);
         for effect in effects.drain(..) {
             match effect {
-                NodeEffect::Send(message) => letters.push(Letter::ToVdi(message)),
+                NodeEffect::Send(message) => letters.push(answer(&mut self.ways, message)),
                 NodeEffect::Disk(id, operation) => {
                     actor.under_way += 1;
                     self.ring.submit(actor.slot, id, operation);

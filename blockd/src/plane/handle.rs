@@ -7,16 +7,26 @@ use edge::uring::{Buf, PoolCounters, RingError, Waker};
 use replication::{DiskNode, FromReplica, ShardRecord, ToReplica};
 use store::{IndexResponse, ShardSummary, Store, StoreError, StoreStats};
 use tokio::sync::oneshot;
-use types::{DiskId, Incarnation, VdiId};
+use types::{DiskId, HostId, Incarnation, VdiId};
 use vdi::{Event, Notice, Op, Outcome, VdiError, VdiSpec, VdiStatus};
 use vhost_blk::{Ring, RingId};
 
+use super::links::{LinkRole, LinkStart, Way};
 use crate::index::IndexThread;
+use crate::links::LinkNews;
 
 /// What a plane can be asked.
 pub enum Command {
-    /// From now on this disk is served by that plane.
-    Home { disk: DiskId, plane: usize },
+    /// From now on this disk is served there.
+    Home { disk: DiskId, home: Home },
+    /// Take a link to another host over.
+    Link(Box<LinkStart>),
+    /// End the links with a host.
+    Unlink { host: HostId, reason: String },
+    /// A request that came on a link of another plane.
+    FromLink(Way, ToReplica<Buf>),
+    /// An answer for a link of this plane.
+    ToLink(Way, FromReplica<Buf>),
     /// Serve a disk that has been recovered.
     AddDisk {
         disk: DiskId,
@@ -30,7 +40,7 @@ pub enum Command {
         disk: DiskId,
         reply: oneshot::Sender<Option<IndexThread>>,
     },
-    /// Tell every VDI that a disk came or went.
+    /// Tell every VDI, and every host that is linked to this one, that a disk of this host came or went.
     DiskState {
         disk: DiskId,
         is_up: bool,
@@ -70,6 +80,15 @@ pub enum Command {
     Stop,
 }
 
+/// Where a disk is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// By this plane of this daemon.
+    Plane(usize),
+    /// By another host, reached by a link to it.
+    Host(HostId),
+}
+
 /// What a plane tells the daemon.
 #[derive(Debug)]
 pub enum Report {
@@ -79,6 +98,8 @@ pub enum Report {
     Notice { vdi: VdiId, notice: Notice },
     /// The disk takes nothing any more.
     DiskFailed { disk: DiskId, error: StoreError },
+    /// A link to another host came, went, or was refused.
+    Link { host: String, news: LinkNews },
     /// The disk has no space for guests, or has it again.
     DiskFull { disk: DiskId, is_full: bool },
 }
@@ -101,12 +122,63 @@ pub struct VdiFigures {
     pub status: VdiStatus,
 }
 
+/// Figures of one link, since it was made.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkFigures {
+    /// The other end.
+    pub host: HostId,
+    /// Who asks.
+    pub role: LinkRole,
+    /// Disks reached on it.
+    pub disks: usize,
+    /// Messages.
+    pub frames_sent: u64,
+    /// Messages and signs of life.
+    pub frames_received: u64,
+    /// Operations of the ring, each some number of frames.
+    pub sends: u64,
+    /// Operations of the ring that brought something.
+    pub receives: u64,
+    /// All bytes.
+    pub bytes_sent: u64,
+    /// All bytes.
+    pub bytes_received: u64,
+    /// Bytes of data that were copied from where they landed.
+    pub copied_bytes: u64,
+    /// Bytes that wait to be sent.
+    pub unsent_bytes: u64,
+    /// Bytes of requests that the disks here have not answered.
+    pub unanswered_bytes: u64,
+}
+
+impl LinkFigures {
+    /// Of a link that did nothing yet.
+    pub fn new(host: HostId, role: LinkRole) -> LinkFigures {
+        LinkFigures {
+            host,
+            role,
+            disks: 0,
+            frames_sent: 0,
+            frames_received: 0,
+            sends: 0,
+            receives: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+            copied_bytes: 0,
+            unsent_bytes: 0,
+            unanswered_bytes: 0,
+        }
+    }
+}
+
 /// Figures of one plane.
 pub struct PlaneFigures {
     /// Its disks.
     pub disks: Vec<NodeFigures>,
     /// Its VDIs.
     pub vdis: Vec<VdiFigures>,
+    /// Its links.
+    pub links: Vec<LinkFigures>,
     /// Guests' queues it serves.
     pub guests: usize,
     /// Its buffers.

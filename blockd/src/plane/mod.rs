@@ -12,22 +12,25 @@
 mod disks;
 mod guests;
 mod handle;
+mod links;
 mod patience;
 mod vdis;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
 use edge::Clock;
-use edge::uring::{Buf, Event as RingEvent, MonotonicClock, Pool, Ring, Token as Watch, Wait};
+use edge::uring::{Buf, Event as RingEvent, MonotonicClock, Pool, Ring, StreamSlot, Token as Watch, Wait};
 use replication::{FromReplica, ToReplica};
 use tokio::sync::mpsc::UnboundedSender;
-use types::{DiskId, Instant, VdiId};
+use types::{DiskId, HostId, InFlight, Instant, VdiId};
 
 use disks::DiskActor;
 use guests::Guests;
-pub use handle::{Command, NodeFigures, PlaneFigures, PlaneHandle, Report, VdiFigures};
+pub use handle::{Command, Home, LinkFigures, NodeFigures, PlaneFigures, PlaneHandle, Report, VdiFigures};
+use links::{Link, Way};
+pub use links::{LinkRole, LinkStart};
 use patience::Patience;
 use vdis::VdiActor;
 
@@ -47,6 +50,7 @@ const COMMANDS_PER_TURN: usize = 256;
 enum Letter {
     ToDisk(DiskId, ToReplica<Buf>),
     ToVdi(FromReplica<Buf>),
+    Back(Way, FromReplica<Buf>),
 }
 
 /// Who wants Ticks.
@@ -66,11 +70,21 @@ pub struct Plane {
     mailbox: Receiver<Command>,
     peers: Vec<PlaneHandle>,
     reports: UnboundedSender<Report>,
-    /// Which plane serves a disk; the daemon tells every plane before the disk is used.
-    homes: BTreeMap<DiskId, usize>,
+    /// Where a disk is served; the daemon tells every plane before the disk is used.
+    homes: BTreeMap<DiskId, Home>,
     disks: BTreeMap<DiskId, DiskActor>,
     vdis: BTreeMap<VdiId, VdiActor>,
     guests: Guests,
+    links: BTreeMap<StreamSlot, Link>,
+    /// The links that were dialled: where writers here reach the disks of a host.
+    hosts: BTreeMap<HostId, StreamSlot>,
+    /// Links with something to send, or that are to end.
+    touched_links: Vec<StreamSlot>,
+    /// Where the answers to links' requests to the disks here go.
+    ways: InFlight<Way>,
+    /// Disks of this host, on whatever plane, that can be asked.
+    disks_up: BTreeSet<DiskId>,
+    next_beat: Option<Instant>,
     inbox: VecDeque<Letter>,
     /// Kept between steps so that a step allocates nothing.
     vdi_effects: Vec<vdi::Effect<Buf>>,
@@ -112,6 +126,12 @@ impl Plane {
             disks: BTreeMap::new(),
             vdis: BTreeMap::new(),
             guests: Guests::default(),
+            links: BTreeMap::new(),
+            hosts: BTreeMap::new(),
+            touched_links: Vec::new(),
+            ways: InFlight::default(),
+            disks_up: BTreeSet::new(),
+            next_beat: None,
             inbox: VecDeque::new(),
             vdi_effects: Vec::new(),
             node_effects: Vec::new(),
@@ -139,9 +159,8 @@ impl Plane {
                     RingEvent::Disk(slot, completion) => self.disk_completed(slot, completion),
                     RingEvent::Ready(Watch(slot)) => self.guests.kicked(slot as usize),
                     RingEvent::Woken => self.has_mail = true,
-                    RingEvent::Sent(..) | RingEvent::Received(..) => {
-                        unreachable!("a plane has no streams yet: nothing was sent and nothing awaited")
-                    }
+                    RingEvent::Sent(slot, gather, result) => self.link_sent(slot, gather, result),
+                    RingEvent::Received(slot, landing, result) => self.link_received(slot, landing, result),
                 }
             }
             self.take_commands();
@@ -149,6 +168,7 @@ impl Plane {
             self.settle();
             self.publish_guests();
             self.tick();
+            self.beat();
         }
     }
 
@@ -166,7 +186,12 @@ impl Plane {
             self.now = self.clock.now();
             return;
         }
-        let wake_at = self.next_tick.into_iter().chain(self.stop_by).min();
+        let wake_at = self
+            .next_tick
+            .into_iter()
+            .chain(self.stop_by)
+            .chain(self.next_beat)
+            .min();
         let wait = wake_at.map_or(Wait::Forever, Wait::Until);
         let before = self.clock.now();
         self.ring.turn(wait, events);
@@ -211,9 +236,11 @@ impl Plane {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Home { disk, plane } => {
-                self.homes.insert(disk, plane);
-            }
+            Command::Home { disk, home } => self.set_home(disk, home),
+            Command::Link(start) => self.add_link(*start),
+            Command::Unlink { host, reason } => self.unlink(host, &reason),
+            Command::FromLink(way, message) => self.request_from_link(way, message),
+            Command::ToLink(way, message) => self.inbox.push_back(Letter::Back(way, message)),
             Command::AddDisk {
                 disk,
                 file,
@@ -226,6 +253,7 @@ impl Plane {
             Command::RemoveDisk { disk, reply } => self.remove_disk(disk, reply),
             Command::DiskState { disk, is_up, reply } => {
                 self.disk_state(disk, is_up);
+                self.tell_links(disk, is_up);
                 let _ = reply.send(());
             }
             Command::OpenVdi {
@@ -255,6 +283,7 @@ impl Plane {
             }
             Command::Stop => {
                 self.stop_by = Some(self.now + STOP_PATIENCE);
+                self.close_links();
                 self.close_disks();
             }
         }
@@ -269,18 +298,22 @@ impl Plane {
                     let vdi = message.shard.vdi;
                     self.step_vdi(vdi, vdi::Event::Replica(message));
                 }
+                Letter::Back(way, message) => self.post_to_link(way, message),
             }
         }
     }
 
-    /// Hands letters over and closes batches until no core has anything more to say.
+    /// Hands letters over, closes batches and sends to other hosts until no core has anything more to say.
     fn settle(&mut self) {
         loop {
             self.deliver();
-            let Some(disk) = self.touched_disks.pop() else {
+            if let Some(disk) = self.touched_disks.pop() {
+                self.end_turn(disk);
+            } else if self.touched_links.is_empty() {
                 return;
-            };
-            self.end_turn(disk);
+            } else {
+                self.flush_links();
+            }
         }
     }
 
@@ -314,17 +347,23 @@ impl Plane {
 
     fn post(&mut self, letter: Letter) {
         let home = match &letter {
-            Letter::ToDisk(disk, _) => self.homes.get(disk).copied(),
-            Letter::ToVdi(message) => Some(PlaneHandle::home_of(message.shard.vdi, self.peers.len())),
+            // The disk left; whoever waits for its answer is told by the state change that made it leave.
+            Letter::ToDisk(disk, _) => match self.homes.get(disk).copied() {
+                Some(home) => home,
+                None => return,
+            },
+            Letter::ToVdi(message) => Home::Plane(PlaneHandle::home_of(message.shard.vdi, self.peers.len())),
+            Letter::Back(way, _) => Home::Plane(way.plane()),
         };
-        match home {
-            Some(home) if home == self.number => self.inbox.push_back(letter),
-            Some(home) => self.peers[home].send(match letter {
+        match (home, letter) {
+            (Home::Plane(plane), letter) if plane == self.number => self.inbox.push_back(letter),
+            (Home::Plane(plane), letter) => self.peers[plane].send(match letter {
                 Letter::ToDisk(disk, message) => Command::ToDisk(disk, message),
                 Letter::ToVdi(message) => Command::ToVdi(message),
+                Letter::Back(way, message) => Command::ToLink(way, message),
             }),
-            // The disk left; whoever waits for its answer is told by the state change that made it leave.
-            None => {}
+            (Home::Host(host), Letter::ToDisk(disk, message)) => self.post_to_host(host, disk, message),
+            (Home::Host(_), _) => unreachable!("only disks are at home at other hosts"),
         }
     }
 }

@@ -58,6 +58,7 @@ impl Plane {
         up: Vec<DiskId>,
     ) {
         let id = spec.id;
+        let up = up.into_iter().chain(self.disks_reached()).collect();
         let actor = VdiActor {
             core: Vdi::new(spec, records, incarnation, up),
             requests: Requests::default(),
@@ -166,6 +167,7 @@ impl Plane {
         PlaneFigures {
             disks: self.node_figures(),
             vdis: vdis.collect(),
+            links: self.link_figures(),
             guests: self.guests.count(),
             pool: self.pool.counters(),
             allocations: edge::allocations::Allocations::of_this_thread().calls,

@@ -392,6 +392,15 @@ impl Ring {
         stream.expect("the slot of a stream that was added and not removed")
     }
 
+    /// As [`Ring::remove_stream`], after `words`, if the socket takes them without waiting and nothing is being sent: a
+    /// courtesy to the other end.
+    pub fn remove_stream_saying(&mut self, slot: StreamSlot, words: &[u8]) {
+        if let Some(stream) = self.streams.get(&slot).filter(|stream| !stream.is_over) {
+            stream.say(words);
+        }
+        self.remove_stream(slot);
+    }
+
     /// Ends a stream: nothing of it is reported any more, and it is closed when the kernel has let go of its buffers.
     /// Does nothing for one that was ended.
     pub fn remove_stream(&mut self, slot: StreamSlot) {

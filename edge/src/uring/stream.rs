@@ -141,6 +141,14 @@ impl Stream {
         self.sending.is_none() && self.receiving.is_none()
     }
 
+    pub(super) fn say(&self, words: &[u8]) {
+        use rustix::net::SendFlags;
+        if self.sending.is_none() {
+            // Whether it arrives or not, the stream ends.
+            let _ = rustix::net::send(&self.socket, words, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        }
+    }
+
     /// Makes what is under way end soon.
     pub(super) fn shut_down(&self) {
         // An error means that the connection is gone already.
