@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports)] // Each test binary uses a part.
 
 mod content;
+pub mod http;
 mod nbd_client;
 mod weft;
 
@@ -16,7 +17,7 @@ pub use content::{copy, damage, fill, flip_bits, set_version, verify};
 pub use nbd_client::{NbdClient, WRITE};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-pub use weft::{Outcome, weft};
+pub use weft::{Outcome, weft, weft_program};
 
 /// How long anything may take before the test counts it as hung.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,6 +40,11 @@ impl Daemon {
             .prefix("blockd-")
             .tempdir_in(beside_the_build)
             .expect("a folder");
+        Daemon::start_in(home, arguments)
+    }
+
+    /// The same in a folder of the caller's choice.
+    pub fn start_in(home: TempDir, arguments: &[&str]) -> Daemon {
         let arguments = arguments.iter().map(|text| (*text).to_owned()).collect();
         let mut daemon = Daemon {
             home,

@@ -15,7 +15,7 @@ pub struct Outcome {
 
 /// Runs `weft`. It speaks to nobody unless `--socket` names a daemon, and has no terminal to ask at.
 pub fn weft<S: AsRef<OsStr>>(words: &[S]) -> Outcome {
-    let output = Command::new(program())
+    let output = Command::new(weft_program())
         .args(words)
         .env("WEFT_SOCKET", "/nonexistent/blockd.sock")
         .stdin(Stdio::null())
@@ -30,7 +30,7 @@ pub fn weft<S: AsRef<OsStr>>(words: &[S]) -> Outcome {
 
 /// The program beside the daemon's. Cargo builds it for its own crate's tests only, so it is built here, once: what
 /// lies there may be an older one.
-fn program() -> &'static Path {
+pub fn weft_program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         let blockd = Path::new(env!("CARGO_BIN_EXE_blockd"));
