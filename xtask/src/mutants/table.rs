@@ -101,6 +101,20 @@ pub const MUTANTS: &[Mutant] = &[
         net: Net::Tests("weft-store", "rows_round_trip_and_flipped_bits_are_noticed"),
     },
     Mutant {
+        name: "what was found damaged is forgotten by the next crash",
+        file: "store/src/recover.rs",
+        find: "if self.report.is_doubted() && self.superblock.doubt < self.next_number {",
+        put: "if self.report.is_doubted() && self.superblock.doubt > self.next_number {",
+        net: STORE,
+    },
+    Mutant {
+        name: "a log that comes to rest does not say how far it is durable",
+        file: "store/src/flush.rs",
+        find: "self.wants_witness() && (is_idle || is_closing);",
+        put: "self.wants_witness() && is_idle && is_closing;",
+        net: STORE,
+    },
+    Mutant {
         name: "a sync is said to cover what is still on its way",
         file: "store/src/flush.rs",
         find: "syncs.covers = self.applied;",
@@ -223,16 +237,9 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a bad copy is not read elsewhere",
         file: "replication/src/writer/read.rs",
-        find: "let is_exhausted = !read.tried.is_empty() && !may_come;",
+        find: "let is_exhausted = !read.tried.is_empty() && !may_come && !is_awaited;",
         put: "let (is_exhausted, next) = (!read.tried.is_empty(), next.filter(|_| read.tried.is_empty() || may_come));",
         net: VDI,
-    },
-    Mutant {
-        name: "a member joins before it holds what flushes promised",
-        file: "replication/src/writer/plan.rs",
-        find: ".is_some_and(|member| member.durable >= self.flushed)",
-        put: ".is_some_and(|member| member.durable <= self.flushed || member.durable >= self.flushed)",
-        net: MODEL,
     },
     // ---- vdi ----
     Mutant {
@@ -261,13 +268,6 @@ pub const MUTANTS: &[Mutant] = &[
         file: "vdi/src/flush.rs",
         find: "if !shard.is_dirty {\n            shard.is_dirty = true;",
         put: "if !shard.is_dirty && shard.flush_number == 0 {\n            shard.is_dirty = true;",
-        net: VDI,
-    },
-    Mutant {
-        name: "a flush joins one that was sent before the write",
-        file: "vdi/src/flush.rs",
-        find: "let shard = &mut self.shards[no.0 as usize];\n        if !shard.is_dirty {\n            if let",
-        put: "let shard = &mut self.shards[no.0 as usize];\n        if !shard.is_dirty || !shard.flushes.is_empty() {\n            if let",
         net: VDI,
     },
     Mutant {
