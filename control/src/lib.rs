@@ -4,13 +4,15 @@
 //!  weft, curl ──HTTP over DIR/blockd.sock──▶ rest ──checked request──▶ Service (blockd implements it)
 //!                                                                        │ placement (pure)
 //!                                                                        ▼
-//!                                                            ControlStore over an edge::KvStore
+//!                                                            ControlStore over a Backend: Embedded | Etcd
 //! ```
 //!
 //! Requests are checked once, where they enter ([`check`]); what reaches a [`Service`] is typed and valid.
 
 mod api;
+pub mod backend;
 mod check;
+mod embedded;
 mod error;
 mod memory;
 pub mod placement;
@@ -19,14 +21,16 @@ pub mod rest;
 mod serve;
 mod service;
 mod store;
+mod watchers;
 
 pub use api::*;
 pub use check::*;
+pub use embedded::Embedded;
 pub use error::{ApiError, ApiResult, ErrorKind, Problem};
 pub use memory::MemoryKv;
 pub use records::{
-    AttachTarget, Attachment, DiskRecord, DiskState, Frontend, NbdAddress, ParseTargetError, PoolRecord,
-    VdiRecord, shard_count,
+    AttachTarget, Attachment, DiskRecord, DiskState, Frontend, HostAlive, HostRecord, NbdAddress,
+    ParseTargetError, PoolRecord, VdiRecord, VdiWriter, shard_count,
 };
 pub use service::Service;
-pub use store::{ControlStore, RecordError};
+pub use store::{ControlStore, Placed, RecordError};

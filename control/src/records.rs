@@ -9,9 +9,10 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use types::{DiskId, LayerId, PoolId, VdiId};
+use types::{DiskId, HostId, Incarnation, LayerId, PoolId, VdiId};
 use utoipa::ToSchema;
 
+use crate::backend::LeaseId;
 use crate::check::is_hidden;
 
 /// The pool this host belongs to; key `pool`.
@@ -58,6 +59,53 @@ pub struct DiskRecord {
     /// Zero: not known.
     #[serde(default)]
     pub opens: u64,
+    /// The host it is in; absent in a pool of a single host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostId>,
+}
+
+/// One host of a cluster; key `host/ID`. `host-name/NAME` leads back to the id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRecord {
+    /// Kept in its state directory, made at its first start.
+    pub id: HostId,
+    /// As in its settings.
+    pub name: String,
+    /// Where the other hosts reach it, `ADDRESS:PORT`.
+    pub address: String,
+    /// Failure domain above the host; empty: none.
+    #[serde(default)]
+    pub zone: String,
+    /// Of its `blockd`, when it started last.
+    pub version: String,
+    /// When it was first seen.
+    pub joined: Timestamp,
+}
+
+/// What a host says of itself while it is alive; key `host-alive/ID`, bound to its lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostAlive {
+    /// Which.
+    pub host: HostId,
+    /// Of this life.
+    pub incarnation: Incarnation,
+    /// What it is bound to.
+    pub lease: LeaseId,
+    /// Where it can be reached.
+    pub address: String,
+    /// Its disks that are served, by id.
+    #[serde(default)]
+    pub disks_up: Vec<DiskId>,
+}
+
+/// Who may write a VDI; key `vdi-writer/ID`. A key of its own, so that whoever changes a shard's record can compare
+/// it whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VdiWriter {
+    /// The host at which it is attached, or that looks after it while nobody is.
+    pub host: HostId,
+    /// With which that host opened it.
+    pub incarnation: Incarnation,
 }
 
 /// One VDI; key `vdi/ID`.

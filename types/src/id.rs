@@ -43,7 +43,8 @@ number! {
     Epoch(u64)
 }
 number! {
-    /// Counts the starts of the daemon that writes; fences the late messages of its own past lives.
+    /// One counter for the whole pool, taken afresh by each start of a daemon and each taking over of a VDI: no two
+    /// writers ever have the same, and late messages of a past life are fenced.
     Incarnation(u64)
 }
 number! {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use control::placement::{self, Candidate, DiskMap};
 use control::{
-    ApiError, ApiResult, DISK_BYTES_MIN, DiskAdd, DiskRecord, DiskState, ErrorKind, PoolRecord, Severity,
+    ApiError, ApiResult, ControlStore, DISK_BYTES_MIN, DiskAdd, DiskRecord, DiskState, ErrorKind, PoolRecord,
+    Severity,
 };
 use edge::BlockFile;
 use edge::file::{Access, OsFile, ProbeReport};
@@ -47,7 +48,7 @@ struct Opened {
 impl Daemon {
     /// Opens every disk of the records, side by side: recovery reads logs.
     pub(super) async fn open_all_disks(self: &Arc<Daemon>) -> anyhow::Result<()> {
-        let records = self.records(|control| control.disks())?;
+        let records = self.records(ControlStore::disks)?;
         let mut openings = Vec::new();
         for record in records {
             let daemon = Arc::clone(self);
@@ -61,7 +62,7 @@ impl Daemon {
             match opened {
                 Ok(opened) => {
                     self.serve_disk(opened).await?;
-                    self.is_well_again(record)?;
+                    self.is_well_again(&record)?;
                 }
                 Err(error) => self.disk_is_missing(&record, &error),
             }
@@ -93,7 +94,7 @@ impl Daemon {
             return Ok(());
         }
         let _one = self.changes.lock().await;
-        for record in self.records(|control| control.disks())? {
+        for record in self.records(ControlStore::disks)? {
             let may_come_back = record.state != DiskState::Failed && !self.is_up_or_refused(record.id);
             if !may_come_back || !record.path.exists() {
                 continue;
@@ -125,10 +126,9 @@ impl Daemon {
     }
 
     /// A disk that had failed was reopened and its log checked: it may be used again.
-    fn is_well_again(&self, mut record: DiskRecord) -> ApiResult<()> {
+    fn is_well_again(&self, record: &DiskRecord) -> ApiResult<()> {
         if record.state == DiskState::Failed {
-            record.state = DiskState::Active;
-            self.records(|control| control.put_disk(&record))?;
+            self.records(|control| control.change_disk(record.id, |disk| disk.state = DiskState::Active))?;
             let message = format!("disk {} had failed; it was reopened and checked", record.id);
             self.events.add(Severity::Warning, message);
         }
@@ -287,10 +287,8 @@ impl Daemon {
     }
 
     fn remember_opens(&self, disk: DiskId, opens: u64) -> ApiResult<()> {
-        self.records(|control| match control.disk(disk)? {
-            Some(record) => control.put_disk(&DiskRecord { opens, ..record }),
-            None => Ok(()),
-        })
+        self.records(|control| control.change_disk(disk, |record| record.opens = opens))?;
+        Ok(())
     }
 
     fn least_loaded_plane(&self) -> usize {
@@ -345,7 +343,7 @@ impl Daemon {
 
     /// Formats a new disk, or takes back one of ours that was away.
     pub(super) async fn add_disk(self: &Arc<Daemon>, request: DiskAdd) -> ApiResult<DiskId> {
-        let pool = self.records(|control| control.pool())?.ok_or_else(no_pool)?;
+        let pool = self.records(ControlStore::pool)?.ok_or_else(no_pool)?;
         let daemon = Arc::clone(self);
         let (record, opened) = tokio::task::spawn_blocking(move || daemon.prepare_disk(&pool, &request))
             .await
@@ -382,7 +380,7 @@ impl Daemon {
         request: &DiskAdd,
         path: &Path,
     ) -> ApiResult<(DiskRecord, Opened)> {
-        let known = self.records(|control| control.disks())?;
+        let known = self.records(ControlStore::disks)?;
         if let Some(disk) = known.iter().find(|disk| disk.path == path && self.is_up(disk.id)) {
             return Err(ApiError::conflict(
                 format!("{} is disk {} already", path.display(), disk.id),
@@ -446,6 +444,7 @@ impl Daemon {
             state: DiskState::Active,
             zone,
             opens: 0,
+            host: None,
         };
         drop((file, index));
         let opened = self.open_disk(path, Some(&record), false)?;
@@ -479,7 +478,7 @@ impl Daemon {
     /// The disks of the pool, weighted by their size and what is placed on them already. Those that take no new
     /// replicas are there too, without weight: what is on them counts where replicas are to be kept apart.
     pub(super) fn disk_map(&self, placed: &BTreeMap<DiskId, u64>) -> ApiResult<DiskMap> {
-        let records = self.records(|control| control.disks())?;
+        let records = self.records(ControlStore::disks)?;
         let candidates: Vec<Candidate> = records
             .into_iter()
             .map(|disk| {
@@ -503,7 +502,7 @@ impl Daemon {
     /// Virtual bytes of the shards placed on each disk.
     pub(super) fn placed_bytes(&self) -> ApiResult<BTreeMap<DiskId, u64>> {
         let mut placed: BTreeMap<DiskId, u64> = BTreeMap::new();
-        for vdi in self.records(|control| control.vdis())? {
+        for vdi in self.records(ControlStore::vdis)? {
             for shard in self.records(|control| control.shards(vdi.id))? {
                 for disk in shard.replicas {
                     *placed.entry(disk).or_default() += vdi.shard_bytes.min(vdi.bytes);
@@ -523,7 +522,7 @@ impl Daemon {
     ) -> ApiResult<Vec<ShardRecord>> {
         let mut placed = self.placed_bytes()?;
         let sizes: BTreeMap<DiskId, u64> = self
-            .records(|control| control.disks())?
+            .records(ControlStore::disks)?
             .into_iter()
             .map(|disk| (disk.id, disk.bytes))
             .collect();
@@ -550,13 +549,13 @@ impl Daemon {
         self.events
             .add(Severity::Critical, format!("disk {disk} failed: {reason}"));
         self.stop_serving(disk, reason).await?;
-        let Some(mut record) = self.records(|control| control.disk(disk))? else {
-            return Ok(());
-        };
-        if record.state == DiskState::Active {
-            record.state = DiskState::Failed;
-            self.records(|control| control.put_disk(&record))?;
-        }
+        self.records(|control| {
+            control.change_disk(disk, |record| {
+                if record.state == DiskState::Active {
+                    record.state = DiskState::Failed;
+                }
+            })
+        })?;
         Ok(())
     }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use control::{
-    ApiError, ApiResult, Attach, AttachTarget, Attachment, Detach, Name, NbdAddress, Severity, VdiRecord,
+    ApiError, ApiResult, Attach, AttachTarget, Attachment, ControlStore, Detach, Name, NbdAddress, Severity,
+    VdiRecord,
 };
 use types::VdiId;
 use vhost_blk::{DeviceConfig, DeviceId, Plane, Ring, RingId};
@@ -38,7 +39,7 @@ impl Plane for ToPlane {
 impl Daemon {
     /// Opens the doors that the records know. One that cannot be opened is an event, not the end.
     pub(super) async fn restore_doors(self: &Arc<Daemon>) {
-        let records = match self.records(|control| control.vdis()) {
+        let records = match self.records(ControlStore::vdis) {
             Ok(records) => records,
             Err(error) => {
                 self.events.add(
@@ -131,7 +132,7 @@ impl Daemon {
 
     pub(super) async fn attach(&self, name: &Name, request: Attach) -> ApiResult<()> {
         let mut record = self.named(name)?;
-        for other in self.records(|control| control.vdis())? {
+        for other in self.records(ControlStore::vdis)? {
             if other
                 .attachments
                 .iter()

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
-use control::ApiResult;
+use control::{ApiResult, ControlStore};
 use store::StoreStats;
 use types::BLOCK_BYTES;
 
@@ -173,7 +173,7 @@ impl Daemon {
                 .map(|(disk, (stats, _))| (format!("{{disk=\"{disk}\"}}"), value(stats)));
             text.family(name, kind, help, samples);
         }
-        let disks = self.records(|control| control.disks())?;
+        let disks = self.records(ControlStore::disks)?;
         let up = disks.iter().map(|disk| {
             (
                 format!("{{disk=\"{}\"}}", disk.id),
@@ -181,7 +181,7 @@ impl Daemon {
             )
         });
         text.family("weft_disk_up", "gauge", "Whether the disk is served.", up);
-        let vdis = self.records(|control| control.vdis())?;
+        let vdis = self.records(ControlStore::vdis)?;
         let of_vdi = |value: fn(&vdi::VdiStatus) -> u64| {
             vdis.iter()
                 .filter_map(|vdi| figures.vdis.get(&vdi.id).map(|status| (vdi, status)))

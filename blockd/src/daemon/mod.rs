@@ -45,7 +45,7 @@ pub use service::RestService;
 /// All the daemon's state beside the planes'.
 pub struct Daemon {
     settings: Settings,
-    control: Mutex<ControlStore>,
+    control: ControlStore,
     incarnation: Incarnation,
     planes: Vec<PlaneHandle>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -69,7 +69,7 @@ impl Daemon {
         make_private(&settings.state)?;
         let lock = lock_state(&settings.state)?;
         let records = Rocks::open_records(&settings.state.join("control")).context("control records")?;
-        let mut control = ControlStore::new(Box::new(records));
+        let control = ControlStore::new(Box::new(records));
         let incarnation = control.next_incarnation().context("control records")?;
         let (reports, inbox) = unbounded_channel();
         let Planes {
@@ -79,7 +79,7 @@ impl Daemon {
         } = crate::start::planes(&settings, &reports)?;
         let daemon = Arc::new(Daemon {
             settings,
-            control: Mutex::new(control),
+            control,
             incarnation,
             planes: handles,
             threads: Mutex::new(threads),
@@ -126,13 +126,13 @@ impl Daemon {
         tokio::spawn(async move { daemon.take_reports(inbox).await });
     }
 
-    /// The control records, for one short look or change. RocksDB's writes take about a millisecond here.
+    /// The control records, for a look or a change. A change takes about a millisecond; while etcd does not answer,
+    /// the seconds until that is certain.
     fn records<T>(
         &self,
-        action: impl FnOnce(&mut ControlStore) -> Result<T, control::RecordError>,
+        action: impl FnOnce(&ControlStore) -> Result<T, control::RecordError>,
     ) -> ApiResult<T> {
-        let mut control = self.control.lock().expect("no panic while records were held");
-        tokio::task::block_in_place(|| action(&mut control)).map_err(ApiError::from)
+        tokio::task::block_in_place(|| action(&self.control)).map_err(ApiError::from)
     }
 
     fn home(&self, vdi: VdiId) -> &PlaneHandle {

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 
-use control::{ApiError, ApiResult, DiskRecord, DiskState, Severity};
+use control::{ApiError, ApiResult, ControlStore, DiskRecord, DiskState, Severity};
 use replication::ShardRecord;
 use types::{DiskId, ShardNo};
 use vdi::Event;
@@ -23,7 +23,7 @@ impl Daemon {
         let mut map = self.disk_map(&self.placed_bytes()?)?;
         map.set_weight(old, 0);
         let mut moves = Vec::new();
-        for vdi in self.records(|control| control.vdis())? {
+        for vdi in self.records(ControlStore::vdis)? {
             let mut places: Vec<(ShardNo, DiskId)> = Vec::new();
             for shard in self.records(|control| control.shards(vdi.id))? {
                 if !shard.replicas.contains(&old) {
@@ -60,10 +60,7 @@ impl Daemon {
                 moves.push((vdi.id, places));
             }
         }
-        if let Some(mut record) = self.records(|control| control.disk(old))? {
-            record.state = DiskState::Removing;
-            self.records(|control| control.put_disk(&record))?;
-        }
+        self.records(|control| control.change_disk(old, |record| record.state = DiskState::Removing))?;
         self.removals_stalled.lock().expect("removals").remove(&old);
         for (vdi, new) in moves {
             self.home(vdi).send(Command::Vdi {
@@ -76,7 +73,7 @@ impl Daemon {
 
     /// Goes on with the removals that the last life of the daemon had not finished.
     pub(super) async fn resume_removals(&self) -> ApiResult<()> {
-        let disks = self.records(|control| control.disks())?;
+        let disks = self.records(ControlStore::disks)?;
         let leaving = disks.iter().filter(|disk| disk.state == DiskState::Removing);
         self.go_on_with(leaving.map(|disk| disk.id).collect()).await
     }
@@ -107,15 +104,16 @@ impl Daemon {
     /// Lets go of disks whose replicas have all moved away.
     pub(super) async fn finish_removals(&self) -> ApiResult<()> {
         let leaving: Vec<DiskRecord> = self
-            .records(|control| control.disks())?
+            .records(ControlStore::disks)?
             .into_iter()
             .filter(|disk| disk.state == DiskState::Removing)
             .collect();
         if leaving.is_empty() {
             return Ok(());
         }
+        // The records looked at now are those after the disks began to leave: nothing is placed on them any more.
         let mut placed = Vec::new();
-        for vdi in self.records(|control| control.vdis())? {
+        for vdi in self.records(ControlStore::vdis)? {
             for shard in self.records(|control| control.shards(vdi.id))? {
                 placed.extend(shard.replicas);
             }

@@ -25,7 +25,7 @@ impl Daemon {
         match report {
             Report::SaveRecord(record) => {
                 let vdi = record.shard.vdi;
-                let held = self.records(|control| control.swap_shard(&record))?;
+                let held = self.records(|control| control.swap_shard(&record, None))?;
                 let event = Event::RecordSaved {
                     shard: record.shard.no,
                     record: held,

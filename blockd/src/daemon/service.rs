@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use control::{
-    API_VERSION, ApiError, ApiResult, Attach, Detach, DiskAdd, DiskInfo, DiskRecord, DiskState, Health, Name,
-    PoolCreate, PoolInfo, PoolRecord, ResyncInfo, ScrubStatus, Service, StatusInfo, VdiCreate, VdiDisk,
-    VdiInfo, VdiRecord, VersionInfo,
+    API_VERSION, ApiError, ApiResult, Attach, ControlStore, Detach, DiskAdd, DiskInfo, DiskRecord, DiskState,
+    Health, Name, PoolCreate, PoolInfo, PoolRecord, ResyncInfo, ScrubStatus, Service, StatusInfo, VdiCreate,
+    VdiDisk, VdiInfo, VdiRecord, VersionInfo,
 };
 use jiff::Timestamp;
 use store::{ShardSummary, StoreStats};
@@ -46,7 +46,7 @@ impl Daemon {
 
     fn pool_info(&self, pool: PoolRecord, disks: &[DiskInfo]) -> ApiResult<PoolInfo> {
         let vdis = self
-            .records(|control| control.vdis())?
+            .records(ControlStore::vdis)?
             .iter()
             .filter(|vdi| !vdi.deleting)
             .count();
@@ -63,14 +63,14 @@ impl Daemon {
 
     fn disk_infos(&self, figures: &Figures) -> ApiResult<Vec<DiskInfo>> {
         let mut replicas: BTreeMap<DiskId, u32> = BTreeMap::new();
-        for vdi in self.records(|control| control.vdis())? {
+        for vdi in self.records(ControlStore::vdis)? {
             for shard in self.records(|control| control.shards(vdi.id))? {
                 for disk in shard.replicas {
                     *replicas.entry(disk).or_default() += 1;
                 }
             }
         }
-        let records = self.records(|control| control.disks())?;
+        let records = self.records(ControlStore::disks)?;
         Ok(records
             .into_iter()
             .map(|record| {
@@ -113,7 +113,7 @@ impl Daemon {
     fn vdi_info(&self, record: VdiRecord, figures: &Figures) -> ApiResult<VdiInfo> {
         let status = figures.vdis.get(&record.id).cloned().unwrap_or_default();
         let paths: BTreeMap<DiskId, String> = self
-            .records(|control| control.disks())?
+            .records(ControlStore::disks)?
             .into_iter()
             .map(|disk| (disk.id, disk.path.display().to_string()))
             .collect();
@@ -181,7 +181,7 @@ pub struct RestService(pub Arc<Daemon>);
 impl Service for RestService {
     async fn pool_create(&self, request: PoolCreate) -> ApiResult<PoolInfo> {
         let _one = self.0.changes.lock().await;
-        if let Some(pool) = self.0.records(|control| control.pool())? {
+        if let Some(pool) = self.0.records(ControlStore::pool)? {
             return Err(ApiError::conflict(
                 format!("this host has the pool {} already", pool.name),
                 "see `weft pool status`",
@@ -192,12 +192,12 @@ impl Service for RestService {
             name: request.name.as_str().to_owned(),
             created: Timestamp::now(),
         };
-        self.0.records(|control| control.put_pool(&pool))?;
+        self.0.records(|control| control.create_pool(&pool))?;
         self.0.pool_info(pool, &[])
     }
 
     async fn pool_status(&self) -> ApiResult<PoolInfo> {
-        let pool = self.0.records(|control| control.pool())?.ok_or_else(no_pool)?;
+        let pool = self.0.records(ControlStore::pool)?.ok_or_else(no_pool)?;
         let figures = self.0.all_figures().await?;
         let disks = self.0.disk_infos(&figures)?;
         self.0.pool_info(pool, &disks)
@@ -244,7 +244,7 @@ impl Service for RestService {
 
     async fn vdi_list(&self) -> ApiResult<Vec<VdiInfo>> {
         let figures = self.0.all_figures().await?;
-        let records = self.0.records(|control| control.vdis())?;
+        let records = self.0.records(ControlStore::vdis)?;
         records
             .into_iter()
             .map(|record| self.0.vdi_info(record, &figures))
@@ -285,7 +285,7 @@ impl Service for RestService {
         let _one = self.0.changes.lock().await;
         let records = match vdi {
             Some(name) => vec![self.0.named(&name)?],
-            None => self.0.records(|control| control.vdis())?,
+            None => self.0.records(ControlStore::vdis)?,
         };
         for record in records
             .iter()
@@ -313,11 +313,11 @@ impl Service for RestService {
     async fn status(&self) -> ApiResult<StatusInfo> {
         let figures = self.0.all_figures().await?;
         let disks = self.0.disk_infos(&figures)?;
-        let pool = match self.0.records(|control| control.pool())? {
+        let pool = match self.0.records(ControlStore::pool)? {
             Some(pool) => Some(self.0.pool_info(pool, &disks)?),
             None => None,
         };
-        let records = self.0.records(|control| control.vdis())?;
+        let records = self.0.records(ControlStore::vdis)?;
         let vdis: Vec<VdiInfo> = records
             .into_iter()
             .map(|record| self.0.vdi_info(record, &figures))

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use control::{ApiError, ApiResult, Name, Severity, VdiCreate, VdiRecord};
+use control::{ApiError, ApiResult, ControlStore, Name, Placed, Severity, VdiCreate, VdiRecord};
 use jiff::Timestamp;
 use replication::ShardRecord;
 use tokio::sync::oneshot;
@@ -16,7 +16,7 @@ use crate::plane::Command;
 
 impl Daemon {
     pub(super) async fn open_all_vdis(&self) -> anyhow::Result<()> {
-        for record in self.records(|control| control.vdis())? {
+        for record in self.records(ControlStore::vdis)? {
             let shards = self.records(|control| control.shards(record.id))?;
             self.open_vdi(&record, shards).await?;
             if record.deleting {
@@ -58,8 +58,16 @@ impl Daemon {
             })
     }
 
+    /// By what the disks are now; taken before they are looked at.
+    fn placed_by_now(&self) -> ApiResult<Placed> {
+        Ok(Placed {
+            placement: self.records(ControlStore::placement)?,
+            writer: None,
+        })
+    }
+
     pub(super) async fn create_vdi(&self, request: VdiCreate) -> ApiResult<VdiRecord> {
-        self.records(|control| control.pool())?.ok_or_else(no_pool)?;
+        self.records(ControlStore::pool)?.ok_or_else(no_pool)?;
         if self
             .records(|control| control.vdi_by_name(request.name.as_str()))?
             .is_some()
@@ -70,7 +78,8 @@ impl Daemon {
                 "choose another name, or see `weft vdi list`",
             ));
         }
-        let id = self.records(|control| control.next_vdi_id())?;
+        let placed = self.placed_by_now()?;
+        let id = self.records(ControlStore::next_vdi_id)?;
         let record = VdiRecord {
             id,
             revision: 1,
@@ -90,7 +99,7 @@ impl Daemon {
             request.replicas,
             record.shard_bytes.min(record.bytes),
         )?;
-        self.records(|control| control.create_vdi(&record, &shards))?;
+        self.records(|control| control.create_vdi(&record, &shards, placed))?;
         self.open_vdi(&record, shards).await?;
         Ok(record)
     }
@@ -116,13 +125,14 @@ impl Daemon {
         }
         let before = record.shard_count();
         record.bytes = bytes;
+        let placed = self.placed_by_now()?;
         let added = self.place_shards(
             record.id,
             before..record.shard_count(),
             record.replicas,
             record.shard_bytes,
         )?;
-        let record = self.records(|control| control.resize_vdi(&record, &added))?;
+        let record = self.records(|control| control.resize_vdi(&record, &added, placed))?;
         self.home(record.id).send(Command::Vdi {
             vdi: record.id,
             event: Event::Resized { bytes, added },
@@ -172,7 +182,7 @@ impl Daemon {
 
     /// Flushes every VDI, for a clean stop.
     pub(super) async fn flush_all(&self) {
-        let Ok(records) = self.records(|control| control.vdis()) else {
+        let Ok(records) = self.records(ControlStore::vdis) else {
             return;
         };
         let mut answers = Vec::new();

@@ -6,13 +6,22 @@ use edge::{KvBatch, KvError, KvStore};
 use replication::{EpochEnd, ShardRecord};
 use types::{DiskId, Epoch, Incarnation, LayerId, PoolId, Seq, ShardId, ShardNo, VdiId};
 
-use super::{ControlStore, RecordError};
+use super::{ControlStore, Placed, RecordError};
+use crate::backend::BackendError;
 use crate::{AttachTarget, Attachment, DiskRecord, DiskState, MemoryKv, PoolRecord, VdiRecord};
 
 const GIB: u64 = 1 << 30;
 
 fn store() -> ControlStore {
     ControlStore::new(Box::new(MemoryKv::default()))
+}
+
+/// Placed by what the disks are now, in a pool of one host.
+fn placed(store: &ControlStore) -> Placed {
+    Placed {
+        placement: store.placement().unwrap(),
+        writer: None,
+    }
 }
 
 fn vdi(id: u32, name: &str, shards: u64) -> VdiRecord {
@@ -43,14 +52,14 @@ fn shards(vdi: u32, range: std::ops::Range<u32>) -> Vec<ShardRecord> {
 
 #[test]
 fn every_record_comes_back_as_it_was_put() {
-    let mut store = store();
+    let store = store();
     assert_eq!(store.pool().unwrap(), None);
     let pool = PoolRecord {
         id: PoolId(7),
         name: "main".into(),
         created: "2026-11-22T01:00:00.5Z".parse().unwrap(),
     };
-    store.put_pool(&pool).unwrap();
+    store.create_pool(&pool).unwrap();
     assert_eq!(store.pool().unwrap(), Some(pool));
 
     let disk = |id: u128| DiskRecord {
@@ -60,6 +69,7 @@ fn every_record_comes_back_as_it_was_put() {
         state: DiskState::Missing,
         zone: "rack1".into(),
         opens: 7,
+        host: None,
     };
     store.put_disk(&disk(2)).unwrap();
     store.put_disk(&disk(1)).unwrap();
@@ -78,7 +88,7 @@ fn every_record_comes_back_as_it_was_put() {
             queues: 4,
         })
         .to_vec();
-    store.create_vdi(&web, &shards(1, 0..3)).unwrap();
+    store.create_vdi(&web, &shards(1, 0..3), placed(&store)).unwrap();
     assert_eq!(store.vdi(VdiId(1)).unwrap().as_ref(), Some(&web));
     assert_eq!(store.vdi_by_name("web01").unwrap(), Some(web));
     assert_eq!(store.shards(VdiId(1)).unwrap(), shards(1, 0..3));
@@ -86,9 +96,11 @@ fn every_record_comes_back_as_it_was_put() {
 
 #[test]
 fn vdi_ids_are_never_used_again() {
-    let mut store = store();
+    let store = store();
     assert_eq!(store.next_vdi_id().unwrap(), VdiId(1));
-    store.create_vdi(&vdi(1, "a", 1), &shards(1, 0..1)).unwrap();
+    store
+        .create_vdi(&vdi(1, "a", 1), &shards(1, 0..1), placed(&store))
+        .unwrap();
     let mut dying = store.vdi(VdiId(1)).unwrap().unwrap();
     dying.deleting = true;
     store.update_vdi(&dying).unwrap();
@@ -100,9 +112,13 @@ fn vdi_ids_are_never_used_again() {
 
 #[test]
 fn a_name_is_taken_until_its_vdi_begins_to_be_deleted() {
-    let mut store = store();
-    store.create_vdi(&vdi(1, "a", 1), &shards(1, 0..1)).unwrap();
-    let error = store.create_vdi(&vdi(2, "a", 1), &shards(2, 0..1)).unwrap_err();
+    let store = store();
+    store
+        .create_vdi(&vdi(1, "a", 1), &shards(1, 0..1), placed(&store))
+        .unwrap();
+    let error = store
+        .create_vdi(&vdi(2, "a", 1), &shards(2, 0..1), placed(&store))
+        .unwrap_err();
     assert!(matches!(error, RecordError::NameTaken(name) if name == "a"));
     assert_eq!(store.next_vdi_id().unwrap(), VdiId(2), "a refusal takes no id");
 
@@ -110,7 +126,9 @@ fn a_name_is_taken_until_its_vdi_begins_to_be_deleted() {
     dying.deleting = true;
     store.update_vdi(&dying).unwrap();
     assert_eq!(store.vdi_by_name("a").unwrap(), None);
-    store.create_vdi(&vdi(2, "a", 1), &shards(2, 0..1)).unwrap();
+    store
+        .create_vdi(&vdi(2, "a", 1), &shards(2, 0..1), placed(&store))
+        .unwrap();
     store.forget_vdi(VdiId(1)).unwrap();
     assert_eq!(
         store.vdi_by_name("a").unwrap().unwrap().id,
@@ -122,9 +140,11 @@ fn a_name_is_taken_until_its_vdi_begins_to_be_deleted() {
 
 #[test]
 fn an_old_copy_of_a_vdi_changes_nothing() {
-    let mut store = store();
+    let store = store();
     let first = vdi(1, "a", 1);
-    store.create_vdi(&first, &shards(1, 0..1)).unwrap();
+    store
+        .create_vdi(&first, &shards(1, 0..1), placed(&store))
+        .unwrap();
     let mut changed = first.clone();
     changed.head = LayerId(2);
     let second = store.update_vdi(&changed).unwrap();
@@ -143,7 +163,11 @@ fn an_old_copy_of_a_vdi_changes_nothing() {
         bytes: 2 * GIB,
         ..first
     };
-    assert!(store.resize_vdi(&larger, &shards(1, 1..2)).is_err());
+    assert!(
+        store
+            .resize_vdi(&larger, &shards(1, 1..2), placed(&store))
+            .is_err()
+    );
     assert_eq!(store.vdi(VdiId(1)).unwrap(), Some(second));
     assert_eq!(store.shards(VdiId(1)).unwrap().len(), 1);
     assert!(matches!(
@@ -154,11 +178,15 @@ fn an_old_copy_of_a_vdi_changes_nothing() {
 
 #[test]
 fn a_resize_brings_its_shards_along() {
-    let mut store = store();
-    store.create_vdi(&vdi(1, "a", 1), &shards(1, 0..1)).unwrap();
+    let store = store();
+    store
+        .create_vdi(&vdi(1, "a", 1), &shards(1, 0..1), placed(&store))
+        .unwrap();
     let mut larger = vdi(1, "a", 1);
     larger.bytes = 2 * GIB + 512;
-    let larger = store.resize_vdi(&larger, &shards(1, 1..3)).unwrap();
+    let larger = store
+        .resize_vdi(&larger, &shards(1, 1..3), placed(&store))
+        .unwrap();
     assert_eq!(store.vdi(VdiId(1)).unwrap(), Some(larger.clone()));
     assert_eq!(store.shards(VdiId(1)).unwrap(), shards(1, 0..3));
     // Within the last shard nothing is added.
@@ -166,13 +194,18 @@ fn a_resize_brings_its_shards_along() {
         bytes: 3 * GIB,
         ..larger
     };
-    assert_eq!(store.resize_vdi(&larger, &[]).unwrap().revision, 3);
+    assert_eq!(
+        store.resize_vdi(&larger, &[], placed(&store)).unwrap().revision,
+        3
+    );
 }
 
 #[test]
 fn a_shard_changes_only_from_the_epoch_just_below() {
-    let mut store = store();
-    store.create_vdi(&vdi(1, "a", 1), &shards(1, 0..1)).unwrap();
+    let store = store();
+    store
+        .create_vdi(&vdi(1, "a", 1), &shards(1, 0..1), placed(&store))
+        .unwrap();
     let first = shards(1, 0..1).remove(0);
     let mut second = first.clone();
     second.epoch = Epoch(2);
@@ -181,9 +214,9 @@ fn a_shard_changes_only_from_the_epoch_just_below() {
         epoch: Epoch(1),
         end: Seq(u64::MAX),
     }];
-    assert_eq!(store.swap_shard(&second).unwrap(), second);
+    assert_eq!(store.swap_shard(&second, None).unwrap(), second);
     assert_eq!(
-        store.swap_shard(&second).unwrap(),
+        store.swap_shard(&second, None).unwrap(),
         second,
         "a retry finds what it sent"
     );
@@ -192,7 +225,7 @@ fn a_shard_changes_only_from_the_epoch_just_below() {
     rival.epoch = Epoch(2);
     rival.in_sync = vec![DiskId(2)];
     assert_eq!(
-        store.swap_shard(&rival).unwrap(),
+        store.swap_shard(&rival, None).unwrap(),
         second,
         "the loser learns what won"
     );
@@ -200,7 +233,7 @@ fn a_shard_changes_only_from_the_epoch_just_below() {
         epoch: Epoch(4),
         ..second.clone()
     };
-    assert_eq!(store.swap_shard(&skipping).unwrap(), second);
+    assert_eq!(store.swap_shard(&skipping, None).unwrap(), second);
     assert_eq!(store.shard(first.shard).unwrap(), Some(second));
 
     let nowhere = ShardId {
@@ -212,25 +245,29 @@ fn a_shard_changes_only_from_the_epoch_just_below() {
         shard: nowhere,
         ..rival
     };
-    assert!(matches!(store.swap_shard(&missing), Err(RecordError::Missing(_))));
+    assert!(matches!(
+        store.swap_shard(&missing, None),
+        Err(RecordError::Missing(_))
+    ));
 }
 
 #[test]
 fn each_start_has_its_own_incarnation() {
-    let mut store = store();
+    let store = store();
     assert_eq!(store.next_incarnation().unwrap(), Incarnation(1));
     assert_eq!(store.next_incarnation().unwrap(), Incarnation(2));
 }
 
 #[test]
 fn lists_longer_than_one_scan_are_whole_and_in_order() {
-    let mut store = store();
+    let store = store();
     for count in [1023, 1024, 1025, 2048] {
         let id = store.next_vdi_id().unwrap();
         store
             .create_vdi(
                 &vdi(id.0, &format!("v{count}"), u64::from(count)),
                 &shards(id.0, 0..count),
+                placed(&store),
             )
             .unwrap();
         assert_eq!(store.shards(id).unwrap(), shards(id.0, 0..count));
@@ -283,14 +320,14 @@ fn damaged_and_newer_records_are_named() {
 #[test]
 fn the_documented_values_are_read() {
     // Each example of docs/records.md, as `key` and JSON. A change of format must keep reading these.
-    let text = include_str!("../../docs/records.md");
+    let text = include_str!("../../../docs/records.md");
     let examples: Vec<(&str, &str)> = text
         .split("```json\n")
         .skip(1)
         .map(|rest| rest.split_once("\n```").expect("the example ends").0)
         .map(|example| example.split_once('\n').expect("a key, then the value"))
         .collect();
-    assert_eq!(examples.len(), 7);
+    assert_eq!(examples.len(), 13);
     let mut kv = MemoryKv::default();
     let entry = |(key, value): &(&str, &str)| {
         (
@@ -304,12 +341,22 @@ fn the_documented_values_are_read() {
         ..KvBatch::default()
     })
     .unwrap();
-    let mut store = ControlStore::new(Box::new(kv));
+    let store = ControlStore::new(Box::new(kv));
     assert_eq!(store.pool().unwrap().unwrap().name, "main");
     assert_eq!(store.disks().unwrap()[0].state, DiskState::Active);
     let web = store.vdi_by_name("web01").unwrap().unwrap();
     assert_eq!((web.attachments.len(), web.shard_count()), (2, 1));
     assert_eq!(store.shards(web.id).unwrap()[0].write_quorum(), 2);
+    assert_eq!(
+        store.writer(web.id).unwrap().unwrap().incarnation,
+        Incarnation(17)
+    );
+    assert_eq!(store.placement().unwrap(), 3);
+    let host = store.hosts().unwrap().remove(0);
+    assert_eq!(store.alive().unwrap()[0].host, host.id);
+    assert!(store.host(host.id).unwrap().is_some() && store.alive_now(host.id).unwrap().is_some());
+    // Its maker lives with that incarnation: it is left alone.
+    assert_eq!(store.clean_unmade().unwrap(), 0);
     assert_eq!(store.next_vdi_id().unwrap(), VdiId(2));
     assert_eq!(store.next_incarnation().unwrap(), Incarnation(18));
 }
@@ -345,8 +392,17 @@ impl KvStore for Broken {
 
 #[test]
 fn the_stores_failure_is_passed_on() {
-    let mut store = ControlStore::new(Box::new(Broken));
-    assert!(matches!(store.pool(), Err(RecordError::Kv(_))));
-    assert!(matches!(store.vdis(), Err(RecordError::Kv(_))));
-    assert!(matches!(store.delete_disk(DiskId(1)), Err(RecordError::Kv(_))));
+    let store = ControlStore::new(Box::new(Broken));
+    assert!(matches!(
+        store.pool(),
+        Err(RecordError::Backend(BackendError::Kv(_)))
+    ));
+    assert!(matches!(
+        store.vdis(),
+        Err(RecordError::Backend(BackendError::Kv(_)))
+    ));
+    assert!(matches!(
+        store.placement(),
+        Err(RecordError::Backend(BackendError::Kv(_)))
+    ));
 }
