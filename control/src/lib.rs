@@ -14,6 +14,8 @@ pub mod backend;
 mod check;
 mod embedded;
 mod error;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 mod memory;
 pub mod placement;
 mod records;

@@ -14,11 +14,15 @@ pub const BUILD_AND_TEST: &[&str] = &[
     "gcc",
     "libc6-dev",
     "pkg-config",
+    "protobuf-compiler", // protoc: the build of etcd-client
+    "libprotobuf-dev",
     "e2fsprogs",
     "util-linux",
     "fdisk",
-    "curl",  // REST by hand, in the process tests
-    "mount", // losetup
+    "etcd-server", // the control store's tests start their own
+    "openssl",     // certificates for those
+    "curl",        // REST by hand, in the process tests
+    "mount",       // losetup
     "fio",
     "libnbd-bin",
     "qemu-utils",

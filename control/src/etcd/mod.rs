@@ -1,0 +1,350 @@
+//! The control store of a cluster: etcd.
+//!
+//! ```text
+//!  callers (any thread) ──▶ Etcd ──jobs──▶ thread `etcd`: Link, one member at a time, the next when it fails
+//!                            ▲                       └─── Mirror's watch: what was `seen`
+//! ```
+//! A thread of its own runs the client, so that callers need no runtime and may wait with a limit. What was last heard
+//! is kept whole in memory (some 400 bytes for a shard) and follows a watch: questions cost no round trip, and are
+//! answered while etcd is away.
+
+mod link;
+mod mirror;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{
+    Compare as EtcdCompare, CompareOp, DeleteOptions, GetOptions, PutOptions, Txn, TxnOp, TxnOpResponse,
+};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+
+use crate::backend::{Backend, BackendError, Commit, Compare, Health, LeaseId, Leases, Limits, Transaction};
+use crate::embedded::prefix_range;
+use link::Link;
+use mirror::Mirror;
+
+/// Operations of one transaction: etcd's own default limit is 128 (`--max-txn-ops`).
+const OPERATIONS_MAX: usize = 120;
+/// Bytes of one transaction: etcd's own default limit is 1.5 MiB (`--max-request-bytes`), framing included.
+const BYTES_MAX: usize = 1 << 20;
+/// Entries that one answer brings: some 400 KB of shards.
+const PAGE: i64 = 1000;
+/// How long a commit waits until this program's own watch has seen it.
+const SEEN_WITHIN: Duration = Duration::from_secs(2);
+
+/// Where etcd is and how to speak to it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct EtcdSettings {
+    /// `http://ADDRESS:PORT` or `https://NAME:PORT` of each member.
+    pub endpoints: Vec<String>,
+    /// What every key begins with; several pools may share one etcd.
+    pub prefix: String,
+    /// User and password.
+    pub user: Option<(String, String)>,
+    /// For `https`.
+    pub tls: Option<EtcdTls>,
+    /// How long one call may take in all.
+    pub patience: Duration,
+}
+
+/// Certificates in PEM.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct EtcdTls {
+    /// Of the authority that signed the members' certificates.
+    pub authority: Option<Vec<u8>>,
+    /// Our certificate and its key, where members ask for one.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+    /// The name in the members' certificates, where it is not the one in the address.
+    pub server_name: Option<String>,
+}
+
+impl std::fmt::Debug for EtcdSettings {
+    /// Without what is secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EtcdSettings")
+            .field("endpoints", &self.endpoints)
+            .field("prefix", &self.prefix)
+            .field("user", &self.user.as_ref().map(|(name, _)| name))
+            .field("tls", &self.tls.is_some())
+            .field("patience", &self.patience)
+            .finish()
+    }
+}
+
+/// See the module.
+pub struct Etcd {
+    runtime: Option<Runtime>,
+    link: Arc<Link>,
+    mirror: Arc<Mirror>,
+}
+
+impl std::fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Etcd")
+            .field("settings", &self.link.settings)
+            .finish()
+    }
+}
+
+impl Etcd {
+    /// Begins to follow etcd; returns when all records are known.
+    ///
+    /// # Errors
+    /// When etcd does not answer within the settings' patience, or refuses.
+    ///
+    /// # Panics
+    /// When the settings name no endpoint, or no thread can be started.
+    pub fn open(settings: EtcdSettings) -> Result<Etcd, BackendError> {
+        assert!(!settings.endpoints.is_empty(), "settings were checked");
+        let patience = settings.patience;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("etcd")
+            .enable_all()
+            .build()
+            .expect("a thread can be started");
+        let link = Arc::new(Link::new(settings));
+        let mirror = Arc::new(Mirror::default());
+        // The first reading's refusals (password, certificate) are the caller's to see, not only the log's.
+        let etcd = Etcd {
+            runtime: Some(runtime),
+            link,
+            mirror,
+        };
+        etcd.get("pool")?;
+        let (link, mirror) = (Arc::clone(&etcd.link), Arc::clone(&etcd.mirror));
+        etcd.runtime().spawn(mirror::follow(link, mirror));
+        etcd.mirror.wait_loaded(patience)?;
+        Ok(etcd)
+    }
+
+    fn runtime(&self) -> &Runtime {
+        self.runtime.as_ref().expect("until dropped")
+    }
+
+    /// Runs `job` on the client's thread and waits. Whatever it does is bounded in time by the link.
+    fn run<T: Send + 'static>(&self, job: impl Future<Output = T> + Send + 'static) -> T {
+        let (give, take) = std::sync::mpsc::sync_channel(1);
+        self.runtime().spawn(async move {
+            let _ = give.send(job.await);
+        });
+        take.recv().expect("jobs do not panic")
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}{key}", self.link.settings.prefix)
+    }
+
+    fn txn(&self, transaction: &Transaction) -> Txn {
+        let compares: Vec<EtcdCompare> = transaction
+            .compares
+            .iter()
+            .map(|compare| match compare {
+                Compare::Is(key, value) => EtcdCompare::value(self.key(key), CompareOp::Equal, value.clone()),
+                Compare::Absent(key) => EtcdCompare::version(self.key(key), CompareOp::Equal, 0),
+            })
+            .collect();
+        let options = transaction
+            .lease
+            .map(|lease| PutOptions::new().with_lease(lease.0));
+        let deletes = transaction
+            .deletes
+            .iter()
+            .map(|key| TxnOp::delete(self.key(key), None));
+        let ranges = transaction.delete_prefixes.iter().map(|prefix| {
+            let (from, to) = prefix_range(&self.key(prefix));
+            TxnOp::delete(from, Some(DeleteOptions::new().with_range(to)))
+        });
+        let puts = transaction
+            .puts
+            .iter()
+            .map(|(key, value)| TxnOp::put(self.key(key), value.clone(), options.clone()));
+        let operations: Vec<TxnOp> = deletes.chain(ranges).chain(puts).collect();
+        Txn::new().when(compares).and_then(operations)
+    }
+}
+
+impl Drop for Etcd {
+    /// Does not wait for what is under way: nobody is left to hear of it.
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Backend for Etcd {
+    fn get(&self, key: &str) -> Result<Option<Vec<u8>>, BackendError> {
+        let (link, key) = (Arc::clone(&self.link), self.key(key));
+        self.run(async move {
+            let answer = link
+                .read("get", |client| {
+                    let key = key.clone();
+                    async move { client.kv_client().get(key, None).await }
+                })
+                .await?;
+            Ok(answer.kvs().first().map(|entry| entry.value().to_vec()))
+        })
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, BackendError> {
+        let (link, from) = (Arc::clone(&self.link), self.key(prefix));
+        let bare = self.link.settings.prefix.len();
+        self.run(async move {
+            let (entries, _) = list(&link, &from).await?;
+            Ok(entries
+                .into_iter()
+                .map(|(key, value)| (key[bare..].to_owned(), value))
+                .collect())
+        })
+    }
+
+    fn seen(&self, key: &str) -> Result<Option<Vec<u8>>, BackendError> {
+        Ok(self.mirror.get(key))
+    }
+
+    fn seen_list(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, BackendError> {
+        Ok(self.mirror.list(prefix))
+    }
+
+    fn commit(&self, transaction: &Transaction) -> Result<Commit, BackendError> {
+        let operations =
+            transaction.puts.len() + transaction.deletes.len() + transaction.delete_prefixes.len();
+        assert!(
+            operations <= OPERATIONS_MAX + 8 && transaction.compares.len() <= OPERATIONS_MAX + 8,
+            "{operations} operations, {} comparisons in one transaction",
+            transaction.compares.len()
+        );
+        let (link, txn) = (Arc::clone(&self.link), self.txn(transaction));
+        let answer = self.run(async move {
+            link.change("commit", |client| {
+                let txn = txn.clone();
+                async move { client.kv_client().txn(txn).await }
+            })
+            .await
+        })?;
+        if !answer.succeeded() {
+            return Ok(Commit::Refused);
+        }
+        // What changed nothing (a key deleted that was not there) has no revision, and the watch will not show it.
+        let deleted = answer.op_responses().iter().any(|response| match response {
+            TxnOpResponse::Delete(deleted) => deleted.deleted() > 0,
+            _ => false,
+        });
+        if transaction.puts.is_empty() && !deleted {
+            return Ok(Commit::Done);
+        }
+        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+        if !self.mirror.wait_for(revision, SEEN_WITHIN) {
+            tracing::warn!(revision, "a change was made but the watch has not shown it yet");
+        }
+        Ok(Commit::Done)
+    }
+
+    fn limits(&self) -> Option<Limits> {
+        Some(Limits {
+            operations: OPERATIONS_MAX,
+            bytes: BYTES_MAX,
+        })
+    }
+
+    fn watch(&self, prefix: &str) -> watch::Receiver<u64> {
+        self.mirror.watchers.subscribe(prefix)
+    }
+
+    fn health(&self) -> Health {
+        self.mirror.health()
+    }
+
+    fn leases(&self) -> Option<&dyn Leases> {
+        Some(self)
+    }
+}
+
+impl Leases for Etcd {
+    fn grant(&self, time: Duration) -> Result<LeaseId, BackendError> {
+        let seconds = i64::try_from(time.as_secs().max(1)).expect("a lease is not for ages");
+        let link = Arc::clone(&self.link);
+        self.run(async move {
+            // One granted too many, because its answer was lost, ends by itself.
+            let answer = link
+                .read("grant a lease", |client| async move {
+                    client.lease_client().grant(seconds, None).await
+                })
+                .await?;
+            Ok(LeaseId(answer.id()))
+        })
+    }
+
+    fn keep_alive(&self, lease: LeaseId) -> Result<bool, BackendError> {
+        let link = Arc::clone(&self.link);
+        self.run(async move {
+            link.read("keep a lease alive", |client| async move {
+                match client.lease_client().keep_alive(lease.0).await {
+                    Ok(_) => Ok(true),
+                    Err(etcd_client::Error::LeaseKeepAliveError(_)) => Ok(false),
+                    Err(error) => Err(error),
+                }
+            })
+            .await
+        })
+    }
+
+    fn left(&self, lease: LeaseId) -> Result<Option<Duration>, BackendError> {
+        let link = Arc::clone(&self.link);
+        self.run(async move {
+            let answer = link
+                .read("ask for a lease", |client| async move {
+                    client.lease_client().time_to_live(lease.0, None).await
+                })
+                .await?;
+            // -1: there is no such lease any more.
+            Ok(u64::try_from(answer.ttl()).ok().map(Duration::from_secs))
+        })
+    }
+
+    fn revoke(&self, lease: LeaseId) -> Result<(), BackendError> {
+        let link = Arc::clone(&self.link);
+        self.run(async move {
+            link.read("end a lease", |client| async move {
+                client.lease_client().revoke(lease.0).await
+            })
+            .await
+            .map(drop)
+        })
+    }
+}
+
+/// All entries under `prefix` as of one revision, and that revision.
+async fn list(link: &Link, prefix: &str) -> Result<(Vec<(String, Vec<u8>)>, i64), BackendError> {
+    let (mut from, to) = prefix_range(prefix);
+    let mut all = Vec::new();
+    let mut revision = 0;
+    loop {
+        let options = GetOptions::new()
+            .with_range(to.clone())
+            .with_limit(PAGE)
+            .with_revision(revision);
+        let answer = link
+            .read("list", |client| {
+                let (from, options) = (from.clone(), options.clone());
+                async move { client.kv_client().get(from, Some(options)).await }
+            })
+            .await?;
+        if revision == 0 {
+            revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+        }
+        for entry in answer.kvs() {
+            let key = String::from_utf8_lossy(entry.key()).into_owned();
+            all.push((key, entry.value().to_vec()));
+        }
+        let Some(last) = answer.kvs().last().filter(|_| answer.more()) else {
+            return Ok((all, revision));
+        };
+        from = last.key().to_vec();
+        from.push(0);
+    }
+}
