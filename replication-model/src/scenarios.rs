@@ -50,6 +50,17 @@ pub const SCENARIOS: &[Setup] = &[
         ..BASE
     },
     Setup {
+        name: "impatient-restart",
+        about: "the writer of three replicas dies; its successor does not wait for all of them",
+        scripts: &[&[Write(0), Write(0)], &[Read(0)]],
+        budget: Budget {
+            writer_kills: 1,
+            ticks: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+    Setup {
         name: "take-over",
         about: "three replicas: another host takes the VDI while its writer goes on",
         scripts: &[&[Write(0), Write(0)], &[Read(0), Write(0)]],
@@ -87,6 +98,19 @@ pub const SCENARIOS: &[Setup] = &[
         budget: Budget {
             cuts: 1,
             writer_kills: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+    Setup {
+        name: "pair-impatient",
+        about: "two replicas: a link breaks, the writer dies, its successor does not wait for both",
+        replicas: 2,
+        scripts: &[&[Write(0), Write(0)], &[Read(0)]],
+        budget: Budget {
+            cuts: 1,
+            writer_kills: 1,
+            ticks: 1,
             ..NONE
         },
         ..BASE

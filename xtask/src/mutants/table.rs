@@ -9,6 +9,8 @@ pub enum Net {
     Tests(&'static str, &'static str),
     /// The first so many seeds of a simulated world.
     World(&'static str, u32),
+    /// A scenario of `replication-model`, searched whole.
+    Search(&'static str),
 }
 
 impl Net {
@@ -17,6 +19,10 @@ impl Net {
         let words = match (self, is_build) {
             (Net::Tests(package, _), true) => format!("test --package {package} --no-run"),
             (Net::Tests(package, filter), false) => format!("test --quiet --package {package} {filter}"),
+            (Net::Search(_), true) => "build --package weft-replication-model".into(),
+            (Net::Search(scenario), false) => {
+                format!("run --quiet --package weft-replication-model -- {scenario}")
+            }
             (Net::World(..), true) => "build --package weft-sim --bin weft-sim".into(),
             (Net::World(world, seeds), false) => {
                 format!("run --quiet --package weft-sim -- {world} --seeds 0..{seeds}")
@@ -31,6 +37,7 @@ impl fmt::Display for Net {
         match self {
             Net::Tests(package, "") => write!(f, "tests of {package}"),
             Net::Tests(package, filter) => write!(f, "{package} `{filter}`"),
+            Net::Search(scenario) => write!(f, "search of `{scenario}`"),
             Net::World(world, seeds) => write!(f, "world `{world}`, {seeds} seeds"),
         }
     }
@@ -240,6 +247,49 @@ pub const MUTANTS: &[Mutant] = &[
         find: "let is_exhausted = !read.tried.is_empty() && !may_come && !is_awaited;",
         put: "let (is_exhausted, next) = (!read.tried.is_empty(), next.filter(|_| read.tried.is_empty() || may_come));",
         net: VDI,
+    },
+    // ---- replication, in every order (issue 4) ----
+    Mutant {
+        name: "another's change of the record is taken for one's own",
+        file: "replication/src/writer/plan.rs",
+        find: "next.saved_by = self.incarnation;",
+        put: "next.saved_by.0 &= self.incarnation.0 & 0;",
+        net: Net::Tests("weft-replication", "the_same_change_made_by_another"),
+    },
+    Mutant {
+        name: "one report is a quorum for a fence",
+        file: "replication/src/writer/fence.rs",
+        find: "let is_quorum = vouching >= self.record.fence_quorum() || is_everybody;",
+        put: "let is_quorum = vouching >= self.record.fence_quorum().min(1) || is_everybody;",
+        net: Net::Search("impatient-restart"),
+    },
+    Mutant {
+        name: "a fence is not needed: higher tokens are welcome",
+        file: "replication/src/node.rs",
+        find: "Some(promise) if token < promise.promised => Some(Refusal::Stale {",
+        put: "Some(promise) if token < promise.promised && (is_fence || is_drop) => Some(Refusal::Stale {",
+        net: Net::Search("take-over"),
+    },
+    Mutant {
+        name: "a replica answers a flush without one",
+        file: "replication/src/node.rs",
+        find: "ReplicaRequest::Flush => (Request::Flush { shard }, PendingKind::Plain),",
+        put: "ReplicaRequest::Flush => {\n                let (layer, leaf) = (types::LayerId(0), types::LeafNo(0));\n                (Request::LeafVersions { shard, layer, leaf }, PendingKind::Plain)\n            }",
+        net: Net::Search("blackout"),
+    },
+    Mutant {
+        name: "a write completes before the in-sync set has shrunk",
+        file: "replication/src/writer/stream.rs",
+        find: "let Some(mut end) = self.quorum_end(&self.record) else {",
+        put: "let after = self.saving.as_ref().map(|saving| &saving.record);\n        let Some(mut end) = self.quorum_end(after.unwrap_or(&self.record)) else {",
+        net: Net::Search("pair-impatient"),
+    },
+    Mutant {
+        name: "one of three replicas is a quorum for a write",
+        file: "replication/src/writer/stream.rs",
+        find: "acked.get(record.write_quorum() - 1).copied()",
+        put: "acked.get(record.write_quorum().min(1) - 1).copied()",
+        net: Net::Search("impatient-restart"),
     },
     // ---- vdi ----
     Mutant {
