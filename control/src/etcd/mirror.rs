@@ -140,10 +140,11 @@ impl Mirror {
                 .filter(|key| !state.entries.contains_key(*key))
                 .cloned(),
         );
+        let keys: Vec<&str> = changed.iter().map(String::as_str).collect();
+        // Under the lock: who waited for the revision finds its watchers told.
+        self.watchers.changed(&keys);
         drop(state);
         self.moved.notify_all();
-        let keys: Vec<&str> = changed.iter().map(String::as_str).collect();
-        self.watchers.changed(&keys);
         Ok(())
     }
 
@@ -157,10 +158,10 @@ impl Mirror {
             };
         }
         state.revision = state.revision.max(revision);
-        drop(state);
-        self.moved.notify_all();
         let keys: Vec<&str> = changes.iter().map(|(key, _)| key.as_str()).collect();
         self.watchers.changed(&keys);
+        drop(state);
+        self.moved.notify_all();
     }
 
     fn revision(&self) -> i64 {
