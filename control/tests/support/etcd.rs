@@ -167,6 +167,10 @@ impl Member {
             .status()
             .expect("kill");
         assert!(sent.success());
+        if name == "STOP" {
+            // The signal stops one thread after the other; the last may still answer.
+            until("it stands still", || all_threads_stopped(pid).then_some(()));
+        }
     }
 
     fn metrics(&self) -> String {
@@ -197,4 +201,13 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         assert!(began.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+fn all_threads_stopped(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // The name, in brackets, may hold anything; the state comes after it.
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+    })
 }
