@@ -208,6 +208,7 @@ fn all_threads_stopped(pid: u32) -> bool {
     threads.flatten().all(|thread| {
         let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
         // The name, in brackets, may hold anything; the state comes after it.
-        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+        stat.rsplit_once(") ")
+            .is_none_or(|(_, rest)| rest.starts_with('T'))
     })
 }
