@@ -32,6 +32,11 @@ impl<T> Entry<T> {
     }
 }
 
+#[inline]
+fn number_of(order: u64, slot: u64) -> u64 {
+    u64::from(order as u32 & ORDER_MASK) << 32 | slot
+}
+
 impl<T> Default for InFlight<T> {
     fn default() -> InFlight<T> {
         InFlight {
@@ -72,7 +77,7 @@ impl<T> InFlight<T> {
                 u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 things under way")
             }
         };
-        u64::from(order as u32 & ORDER_MASK) << 32 | u64::from(slot)
+        number_of(order, u64::from(slot))
     }
 
     /// What has this number, if it is under way.
@@ -126,7 +131,7 @@ impl<T> InFlight<T> {
             .zip(&self.slots)
             .filter_map(|(slot, entry)| entry.as_ref().map(|entry| (slot, entry)))
             .filter(|(_, entry)| want(&entry.content))
-            .map(|(slot, entry)| (entry.order, u64::from(entry.order as u32) << 32 | slot))
+            .map(|(slot, entry)| (entry.order, number_of(entry.order, slot)))
             .collect();
         found.sort_unstable();
         found.into_iter().map(|(_, number)| number).collect()
@@ -166,6 +171,20 @@ mod tests {
         let third = table.insert("third");
         assert_ne!(third, first, "numbers go on after everything was forgotten");
         assert_eq!((table.get(second), table.len()), (None, 1));
+    }
+
+    #[test]
+    fn what_is_listed_is_found_after_any_number_of_things() {
+        for begun in [ORDER_MASK, u32::MAX].map(u64::from) {
+            let mut table = InFlight {
+                begun: begun - 1,
+                ..InFlight::default()
+            };
+            let given: Vec<u64> = (0..4).map(|n| table.insert(n)).collect();
+            assert_eq!(table.numbers(|_| true), given);
+            assert!(given.iter().all(|number| number >> 63 == 0));
+            assert_eq!(table.take_all(), [0, 1, 2, 3]);
+        }
     }
 
     #[test]
