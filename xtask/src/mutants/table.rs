@@ -341,4 +341,42 @@ pub const MUTANTS: &[Mutant] = &[
         put: "let whole = span.touched();\n                let work = Work::Clear {\n                    kind: ClearKind::Trim,",
         net: VDI,
     },
+    Mutant {
+        name: "the guest's descriptors are walked again when its request ends",
+        file: "vhost-blk/src/ring.rs",
+        find: "let entry = &mut self.entries[index];\n        let status_at",
+        put: "let entry = &mut self.entries[index];\n        let (memory, layout) = (&self.parts.memory, self.parts.layout);\n        let _ = entry.chain.walk(memory, layout.table, layout.size, entry.head, &mut self.scratch);\n        let status_at",
+        net: Net::Tests("weft-vhost-blk", "what_the_guest_changes_after_the_poll"),
+    },
+    Mutant {
+        name: "an older copy of a disk is welcome",
+        file: "store/src/recover.rs",
+        find: "self.logged_life().max(superblock.open_count - 1) < known_opens",
+        put: "self.logged_life().max(superblock.open_count - 1) < known_opens.min(1)",
+        net: Net::Tests("weft-blockd", "an_old_copy_of_the_only_replica"),
+    },
+    Mutant {
+        name: "a superblock is believed whatever its checksum says",
+        file: "store/src/superblock.rs",
+        find: "if crc != crc_without(bytes, CRC_AT) {",
+        put: "if crc == 0 && crc != crc_without(bytes, CRC_AT) {",
+        net: Net::Tests("weft-store", "every_flipped_bit_is_noticed"),
+    },
+    Mutant {
+        name: "a copy of a disk in use is taken for the disk",
+        file: "blockd/src/daemon/disks.rs",
+        find: "if self.is_up(record.id) {\n                    let message",
+        put: "if self.is_up(record.id) && record.path == *path {\n                    let message",
+        net: Net::Tests(
+            "weft-blockd",
+            "a_disk_is_refused_by_name_where_it_does_not_belong",
+        ),
+    },
+    Mutant {
+        name: "hidden characters are welcome in a path",
+        file: "control/src/check.rs",
+        find: "&& !text.chars().any(is_hidden)",
+        put: "&& !text.is_empty()",
+        net: Net::Tests("weft-control", "every_wrong_body_is_refused"),
+    },
 ];
