@@ -68,3 +68,43 @@ fn a_removal_waits_for_the_disk_that_is_to_leave() {
     std::fs::rename(&elsewhere, &here).expect("bring it back");
     until_disk_1_has_left(&mut daemon);
 }
+
+#[test]
+fn what_was_to_move_to_a_disk_that_leaves_moves_elsewhere() {
+    let mut daemon = Daemon::with_disks(4, &[]);
+    daemon.create_vdi("a", 64 * 64 * 1024, 3);
+    daemon.attach_nbd("a");
+    fill(&daemon, "a", 0, 64, 7);
+    let disks = daemon.get("/v1/disks");
+    let disks = disks.as_array().expect("a list");
+    let (used, free): (Vec<_>, Vec<_>) = disks.iter().partition(|disk| disk["replicas"] == 1);
+    let (leaving, away, target) = (used[0], used[1], free[0]);
+    let remove = |daemon: &Daemon, disk: &serde_json::Value| {
+        let id = disk["id"].as_str().expect("an id");
+        let (code, answer) = daemon.call("DELETE", &format!("/v1/disks/{id}"), None);
+        assert_eq!(code, 200, "{answer}");
+    };
+    let is_there = |daemon: &Daemon, disk: &serde_json::Value| {
+        let disks = daemon.get("/v1/disks");
+        let mut disks = disks.as_array().expect("a list").iter();
+        disks.any(|other| other["id"] == disk["id"])
+    };
+    // With one replica away no other may leave its place: two of three hold everything now.
+    let here = std::path::PathBuf::from(away["path"].as_str().expect("a path"));
+    let elsewhere = daemon.path("elsewhere.img");
+    daemon.kill();
+    std::fs::rename(&here, &elsewhere).expect("take a disk away");
+    daemon.start_again();
+    verify(&daemon, "a", 0, 64, 7);
+    remove(&daemon, leaving);
+    remove(&daemon, target);
+    daemon.until("the empty one has left", |daemon| !is_there(daemon, target));
+
+    std::fs::rename(&elsewhere, &here).expect("bring it back");
+    daemon.until_health("a", "whole");
+    assert!(is_there(&daemon, leaving), "it has nowhere to go");
+    daemon.add_disk(5);
+    daemon.until("the first has left", |daemon| !is_there(daemon, leaving));
+    daemon.until_health("a", "whole");
+    verify(&daemon, "a", 0, 64, 7);
+}

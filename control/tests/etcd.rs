@@ -509,11 +509,12 @@ fn nothing_is_placed_on_a_disk_that_leaves() {
     };
     b.change_disk(DiskId(4), |disk| disk.state = DiskState::Removing)
         .unwrap();
-    assert_eq!(
-        a.swap_shard(&moved, Some(&writer)).unwrap(),
-        held,
-        "it is not taken"
+    let refused = a.swap_shard(&moved, Some(&writer));
+    assert!(
+        matches!(refused, Err(RecordError::DiskLeaving(DiskId(4)))),
+        "{refused:?}"
     );
+    assert_eq!(a.shards_now(&v).unwrap(), [held], "it is not taken");
     b.change_disk(DiskId(4), |disk| disk.state = DiskState::Active)
         .unwrap();
     assert_eq!(a.swap_shard(&moved, Some(&writer)).unwrap(), moved);

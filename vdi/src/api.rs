@@ -183,6 +183,14 @@ pub enum Event<B> {
         /// Comes, as chosen by placement for that shard.
         new: Vec<(ShardNo, DiskId)>,
     },
+    /// No replica may come to this disk any more: replacements by it that have not begun to count are given up.
+    DiskLeaves {
+        /// Which.
+        disk: DiskId,
+        /// The change of a shard's record that was refused for that, when one was: the answer to its
+        /// [`Effect::SaveRecord`] in place of [`Event::RecordSaved`].
+        refused: Option<ShardRecord>,
+    },
     /// Read and verify everything, compare replicas, repair. Ignored while one is running.
     Scrub,
     /// Delete: drop every shard from every disk that is up, then say [`Notice::Dropped`].

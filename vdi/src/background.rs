@@ -131,6 +131,18 @@ impl<B: Payload> Vdi<B> {
         }
     }
 
+    pub(crate) fn disk_leaves(
+        &mut self,
+        turn: &mut Turn<'_, B>,
+        disk: DiskId,
+        refused: Option<&ShardRecord>,
+    ) {
+        for no in self.touched_shards() {
+            let refused = refused.filter(|record| record.shard.no == no).cloned();
+            self.tell(turn, no, WriterEvent::DiskLeaves { disk, refused });
+        }
+    }
+
     pub(crate) fn start_scrub(&mut self) {
         if self.background.scrub.is_none() && !self.is_closed {
             self.background.scrub = Some(Walk::default());

@@ -131,6 +131,7 @@ impl<B: Payload> Vdi<B> {
             Event::RecordSaved { shard, record } => self.record_saved(turn, shard, record),
             Event::Resized { bytes, added } => self.resize(bytes, added),
             Event::ReplaceDisk { old, new } => self.replace_disk(turn, old, new),
+            Event::DiskLeaves { disk, refused } => self.disk_leaves(turn, disk, refused.as_ref()),
             Event::Scrub => self.start_scrub(),
             Event::Delete => self.start_delete(turn),
             Event::Tick => self.tick(turn),
@@ -255,7 +256,7 @@ impl<B: Payload> Vdi<B> {
         }
     }
 
-    fn touched_shards(&self) -> Vec<ShardNo> {
+    pub(crate) fn touched_shards(&self) -> Vec<ShardNo> {
         let touched = |(no, shard): (u32, &Shard<B>)| shard.writer.is_some().then_some(ShardNo(no));
         (0u32..).zip(&self.shards).filter_map(touched).collect()
     }

@@ -85,6 +85,11 @@ impl Daemon {
     }
 
     async fn go_on_with(&self, leaving: BTreeSet<DiskId>) -> ApiResult<()> {
+        self.plan_moves(leaving).await?;
+        self.finish_removals().await
+    }
+
+    async fn plan_moves(&self, leaving: BTreeSet<DiskId>) -> ApiResult<()> {
         for disk in leaving {
             // It may have been given another job since: `weft disk add` takes a leaving disk back.
             let record = self.records(|control| control.disk(disk))?;
@@ -98,18 +103,39 @@ impl Daemon {
                 self.events.add(Severity::Warning, message);
             }
         }
-        self.finish_removals().await
+        Ok(())
     }
 
-    /// Lets go of disks whose replicas have all moved away.
+    /// Lets go of disks whose replicas have all moved away, and of those that replicas were only to move to: these
+    /// get other places.
     pub(super) async fn finish_removals(&self) -> ApiResult<()> {
-        let leaving: Vec<DiskRecord> = self
-            .records(ControlStore::disks)?
-            .into_iter()
-            .filter(|disk| disk.state == DiskState::Removing)
-            .collect();
+        loop {
+            let leaving: Vec<DiskRecord> = self
+                .records(ControlStore::disks)?
+                .into_iter()
+                .filter(|disk| disk.state == DiskState::Removing)
+                .collect();
+            let gone = self.let_go(&leaving).await?;
+            if gone.is_empty() {
+                return Ok(());
+            }
+            for vdi in self.records(ControlStore::vdis)? {
+                for disk in gone.iter().copied() {
+                    let event = Event::DiskLeaves { disk, refused: None };
+                    self.home(vdi.id).send(Command::Vdi { vdi: vdi.id, event });
+                }
+            }
+            let left = leaving.iter().map(|disk| disk.id);
+            self.plan_moves(left.filter(|disk| !gone.contains(disk)).collect())
+                .await?;
+        }
+    }
+
+    /// Of these, the disks that no shard's record names leave the pool. Returns them.
+    async fn let_go(&self, leaving: &[DiskRecord]) -> ApiResult<BTreeSet<DiskId>> {
+        let mut gone = BTreeSet::new();
         if leaving.is_empty() {
-            return Ok(());
+            return Ok(gone);
         }
         // The records looked at now are those after the disks began to leave: nothing is placed on them any more.
         let mut placed = Vec::new();
@@ -122,12 +148,13 @@ impl Daemon {
             self.stop_serving(record.id, "removed".to_owned()).await?;
             self.records(|control| control.delete_disk(record.id))?;
             self.disks.lock().expect("disks").remove(&record.id);
+            gone.insert(record.id);
             self.events.add(
                 Severity::Info,
                 format!("disk {} ({}) left the pool", record.id, record.path.display()),
             );
         }
-        Ok(())
+        Ok(gone)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use control::{ApiResult, Severity};
+use control::{ApiResult, RecordError, Severity};
 use tokio::sync::mpsc::UnboundedReceiver;
 use types::VdiId;
 use vdi::{Event, Notice};
@@ -25,13 +25,26 @@ impl Daemon {
         match report {
             Report::SaveRecord(record) => {
                 let vdi = record.shard.vdi;
-                let held = self.records(|control| control.swap_shard(&record, None))?;
-                let event = Event::RecordSaved {
-                    shard: record.shard.no,
-                    record: held,
+                let held = tokio::task::block_in_place(|| self.control.swap_shard(&record, None));
+                let event = match held {
+                    Ok(held) => Event::RecordSaved {
+                        shard: record.shard.no,
+                        record: held,
+                    },
+                    Err(RecordError::DiskLeaving(disk)) => Event::DiskLeaves {
+                        disk,
+                        refused: Some(record),
+                    },
+                    Err(error) => return Err(error.into()),
                 };
+                let is_refused = matches!(event, Event::DiskLeaves { .. });
                 self.home(vdi).send(Command::Vdi { vdi, event });
-                self.finish_removals().await
+                if is_refused {
+                    // What was to move there needs another place.
+                    self.resume_removals().await
+                } else {
+                    self.finish_removals().await
+                }
             }
             Report::Notice { vdi, notice } => self.notice(vdi, notice).await,
             Report::DiskFailed { disk, error } => {

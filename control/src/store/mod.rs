@@ -18,7 +18,7 @@ use edge::KvStore;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
-use types::{HostId, Incarnation, VdiId};
+use types::{DiskId, HostId, Incarnation, VdiId};
 
 use crate::backend::{Backend, BackendError, Commit, Compare, Health, Transaction};
 use crate::embedded::Embedded;
@@ -81,6 +81,9 @@ pub enum RecordError {
         /// Who may write it.
         now: VdiWriter,
     },
+    /// A replica was to come to a disk that takes none any more.
+    #[error("disk {0} is leaving the pool, or has left it")]
+    DiskLeaving(DiskId),
     /// Guests are served by another host, and that host lives.
     #[error(
         "VDI {name} is attached on host {host}, which lives; if it does not, that is known in at most {left_s} s"
@@ -125,6 +128,7 @@ impl From<RecordError> for ApiError {
                 ApiError::conflict(message, "try again")
             }
             RecordError::NotTheWriter { .. } => ApiError::conflict(message, "see `weft vdi show`"),
+            RecordError::DiskLeaving(_) => ApiError::conflict(message, "see `weft disk list`"),
             RecordError::HeldElsewhere { host, left_s, .. } => ApiError::conflict(
                 message,
                 format!("`weft vdi detach` on host {host}, or try again in {left_s} s if it is dead"),

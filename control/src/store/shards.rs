@@ -68,11 +68,11 @@ impl ControlStore {
     }
 
     /// Replaces a shard's record if the one held has the epoch just below, `writer` (where there are several hosts)
-    /// still writes the VDI, and no replica is added on a disk that is leaving. Returns what is held afterwards: equal to `record` when it was taken (also when
-    /// it had been before: a retry), another one when it was not.
+    /// still writes the VDI, and no replica is added on a disk that is leaving. Returns what is held afterwards: equal
+    /// to `record` when it was taken (also when it had been before: a retry), another one when it was not.
     ///
     /// # Errors
-    /// The backend's, [`RecordError::Missing`] or [`RecordError::NotTheWriter`].
+    /// The backend's, [`RecordError::Missing`], [`RecordError::NotTheWriter`] or [`RecordError::DiskLeaving`].
     pub fn swap_shard(&self, record: &ShardRecord, writer: Option<&VdiWriter>) -> Result<ShardRecord> {
         let key = shard_key(record.shard);
         // What was last heard is nearly always what is held: that saves the question, and where it is not so the
@@ -104,7 +104,7 @@ impl ControlStore {
             {
                 match self.takes_replicas_now(*disk)? {
                     Some(unchanged) => change.compares.push(unchanged),
-                    None => return Ok(held),
+                    None => return Err(RecordError::DiskLeaving(*disk)),
                 }
             }
             put(&mut change, &key, record);

@@ -108,6 +108,14 @@ pub enum WriterEvent<B> {
         /// Comes; not yet a replica of this shard.
         new: DiskId,
     },
+    /// No replica may come to this disk any more: a replacement by it that has not begun to count is given up.
+    DiskLeaves {
+        /// Which.
+        disk: DiskId,
+        /// The change of the record that was refused for that, when one was: the answer to a
+        /// [`WriterEffect::SaveRecord`] in place of [`WriterEvent::RecordSaved`].
+        refused: Option<ShardRecord>,
+    },
     /// Read and verify everything on every in-sync replica, compare, repair. Ignored while one runs.
     Scrub,
     /// The shard goes: drop it from every disk that is up, then say [`WriterNotice::Dropped`].

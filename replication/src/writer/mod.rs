@@ -322,6 +322,9 @@ impl<B: Payload> Writer<B> {
             }
             WriterEvent::RecordSaved(record) => self.record_saved(&record, effects),
             WriterEvent::ReplaceDisk { old, new } => self.replace_disk(old, new, effects),
+            WriterEvent::DiskLeaves { disk, refused } => {
+                self.disk_leaves(disk, refused.as_ref(), effects);
+            }
             WriterEvent::Scrub => self.start_scrub(effects),
             WriterEvent::Drop => self.start_drop(effects),
             WriterEvent::Touch => self.touch(effects),

@@ -327,6 +327,34 @@ impl<B: Payload> Writer<B> {
         }
     }
 
+    /// Gives up replacements by a disk that takes no replicas any more. One whose change of the record is under way
+    /// stays until that is answered: it may have been taken.
+    pub(super) fn disk_leaves(
+        &mut self,
+        disk: DiskId,
+        refused: Option<&ShardRecord>,
+        effects: &mut Effects<B>,
+    ) {
+        let is_ending = matches!(self.phase, WriterPhase::Fenced | WriterPhase::Closed);
+        if is_ending || self.record.replicas.contains(&disk) {
+            return;
+        }
+        if let Some(saving) = &self.saving
+            && saving.record.replicas.contains(&disk)
+        {
+            if refused != Some(&saving.record) {
+                return;
+            }
+            self.saving = None;
+        }
+        let before = self.replaces.len();
+        self.replaces.retain(|replace| replace.new != disk);
+        if self.replaces.len() < before {
+            self.lose(disk, effects);
+            self.members.retain(|member| member.disk != disk);
+        }
+    }
+
     /// Empties a disk that is to become a replica: what an earlier stay left behind could be mistaken for content.
     pub(super) fn clean(&mut self, disk: DiskId, effects: &mut Effects<B>) {
         let is_wanted = self

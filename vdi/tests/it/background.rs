@@ -238,6 +238,52 @@ fn a_replaced_disk_is_filled_while_the_guest_goes_on() {
 }
 
 #[test]
+fn what_was_to_move_to_a_disk_that_leaves_moves_elsewhere() {
+    for seed in seeds(40) {
+        let _repeat = Repeat(seed);
+        let mut world = World::new(seed, 3 * MIB, MIB, 3);
+        world.write(0, 3 * MIB, false);
+        world.run_dry();
+        world.add_disk(DiskId(9));
+        world.add_disk(DiskId(10));
+        let move_to = |to| Event::ReplaceDisk {
+            old: DiskId(2),
+            new: (0..3).map(|no| (ShardNo(no), DiskId(to))).collect(),
+        };
+        world.step(move_to(9));
+        // At any moment: before it is emptied, while the record is being changed, after it was.
+        for _ in 0..world.random.below(30) {
+            world.turn();
+        }
+        let disk = DiskId(9);
+        let names_it = |record: &replication::ShardRecord| record.replicas.contains(&disk);
+        let has_come: Vec<ShardNo> = world
+            .vdi
+            .records()
+            .filter(|r| names_it(r))
+            .map(|r| r.shard.no)
+            .collect();
+        world.leaving = Some(disk);
+        world.step(Event::DiskLeaves { disk, refused: None });
+        world.write(0, 2 * MIB, false);
+        world.run_dry();
+        world.step(move_to(10));
+        world.run_dry();
+        for record in world.vdi.records() {
+            let to = if has_come.contains(&record.shard.no) {
+                9
+            } else {
+                10
+            };
+            assert_eq!(record.in_sync.len(), 3, "{record:?}");
+            assert!(record.in_sync.contains(&DiskId(to)), "{record:?}");
+        }
+        world.read(0, 3 * MIB);
+        world.run_dry();
+    }
+}
+
+#[test]
 fn disks_come_and_go_under_load() {
     for seed in seeds(20) {
         let _repeat = Repeat(seed);

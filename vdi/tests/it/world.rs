@@ -87,6 +87,8 @@ pub struct World {
     disks: BTreeMap<DiskId, Disk>,
     answers: Vec<FromReplica<HeapBlock>>,
     saves: VecDeque<ShardRecord>,
+    /// Takes no replica any more: a record that adds it is refused.
+    pub leaving: Option<DiskId>,
     now: Instant,
     /// What the guest believes the disk holds, were everything submitted done.
     pub model: Vec<u8>,
@@ -131,6 +133,7 @@ impl World {
             disks: disks.into_iter().map(|id| (id, Disk::default())).collect(),
             answers: Vec::new(),
             saves: VecDeque::new(),
+            leaving: None,
             now: Instant(0),
             model: vec![0; bytes as usize],
             waiting: BTreeMap::new(),
@@ -208,7 +211,16 @@ impl World {
         } else {
             let record = self.saves.pop_front().expect("not empty");
             let shard = record.shard.no;
-            self.step(Event::RecordSaved { shard, record });
+            let is_held = |held: &&ShardRecord| held.shard == record.shard;
+            let held = self.vdi.records().find(is_held).expect("a shard").clone();
+            let is_added = |disk: &DiskId| record.replicas.contains(disk) && !held.replicas.contains(disk);
+            match self.leaving.filter(is_added) {
+                Some(disk) => self.step(Event::DiskLeaves {
+                    disk,
+                    refused: Some(record),
+                }),
+                _ => self.step(Event::RecordSaved { shard, record }),
+            }
         }
         true
     }
