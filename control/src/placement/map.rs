@@ -40,10 +40,12 @@ struct Taken {
 }
 
 impl DiskMap {
-    /// Sorts the candidates. A disk without a host is a host of its own; a host without a zone, a zone of its own.
+    /// Sorts the candidates. A disk without a host is a host of its own; a host without a zone, a zone of its own. A
+    /// host fails as one and is in one zone: where its disks say different ones, in the zone of the first by id that
+    /// says any.
     ///
     /// # Panics
-    /// When a disk is listed twice, or one host in two zones.
+    /// When a disk is listed twice.
     #[must_use]
     pub fn new(candidates: &[Candidate]) -> DiskMap {
         let mut sorted: Vec<&Candidate> = candidates.iter().collect();
@@ -67,15 +69,11 @@ impl DiskMap {
 
     fn add_host(&mut self, group: &[&Candidate], zones: &[&str]) {
         let (first, number) = (group[0], self.hosts.len() as u32);
-        assert!(
-            group.iter().all(|candidate| candidate.zone == first.zone),
-            "host {} is in two zones",
-            first.host
-        );
-        let zone = match zones.binary_search(&&*first.zone) {
-            Ok(at) if !first.zone.is_empty() => at as u32,
-            _ => zones.len() as u32 + number,
-        };
+        let named = group.iter().find(|candidate| !candidate.zone.is_empty());
+        let zone = named.map_or(zones.len() as u32 + number, |candidate| {
+            let at = zones.binary_search(&&*candidate.zone);
+            at.expect("every zone is in the list") as u32
+        });
         let slots = group.iter().zip(0..).map(|(candidate, at)| {
             self.places.push((candidate.disk, number, at));
             Slot {

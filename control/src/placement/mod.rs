@@ -190,6 +190,25 @@ mod tests {
     }
 
     #[test]
+    fn a_host_whose_disks_name_two_zones_holds_one_replica() {
+        let mut candidates = disks(&[1 << 40; 6]);
+        for (i, candidate) in candidates.iter_mut().enumerate() {
+            candidate.host = ["a", "a", "b", "b", "c", "c"][i].to_owned();
+            candidate.zone = ["", "x", "y", "z", "", ""][i].to_owned();
+        }
+        let host_of = |disk: DiskId| {
+            let found = candidates.iter().find(|candidate| candidate.disk == disk);
+            found.expect("a candidate").host.clone()
+        };
+        let map = DiskMap::new(&candidates);
+        for no in 0..100 {
+            let places = map.place(shard(no), 3).expect("three hosts");
+            let hosts: std::collections::BTreeSet<String> = places.into_iter().map(host_of).collect();
+            assert_eq!(hosts.len(), 3, "shard {no}: {hosts:?}");
+        }
+    }
+
+    #[test]
     fn replicas_go_to_different_zones_where_there_are_enough() {
         let mut candidates = disks(&[1 << 40; 6]);
         for (i, candidate) in candidates.iter_mut().enumerate() {
