@@ -10,7 +10,7 @@ use types::{
 
 use crate::bytes::{Put, Reader};
 use crate::frame::{BLOCKS_MAX, Channel, Type};
-use crate::request::Address;
+use crate::request::{Address, stream_seq};
 use crate::{Outgoing, WireError};
 
 /// The most leaves that one reply lists.
@@ -207,8 +207,8 @@ pub(crate) fn decode(kind: Type, head: &[u8], payload: usize) -> Result<Pending,
     let whole = match kind {
         Type::Promised => {
             let previous = head.token()?;
-            let end = Seq(head.u64()?);
-            let good_until = match (head.u8()?, Seq(head.u64()?)) {
+            let end = stream_seq(&mut head)?;
+            let good_until = match (head.u8()?, stream_seq(&mut head)?) {
                 (0, Seq(0)) => None,
                 (1, good) => Some(good),
                 _ => return Err(head.wrong("neither good nor not")),
@@ -280,7 +280,7 @@ fn leaves(head: &mut Reader<'_>) -> Result<Vec<LeafNo>, WireError> {
 }
 
 fn version(head: &mut Reader<'_>) -> Result<BlockVersion, WireError> {
-    let seq = Seq(head.u64()?);
+    let seq = stream_seq(head)?;
     let state = match (head.u8()?, head.u32()?) {
         (0, 0) => BlockState::Absent,
         (1, 0) => BlockState::Clear(ClearKind::Zero),

@@ -11,6 +11,9 @@ use crate::bytes::{Put, Reader};
 use crate::frame::{BLOCKS_MAX, Channel, Type};
 use crate::{Outgoing, WireError};
 
+/// Seqs are below it. A writer takes 2^28 of them at a fence at most: they last for 2^35 fences.
+const SEQ_END: u64 = 1 << 63;
+
 /// What every request and reply begins with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Address {
@@ -271,10 +274,11 @@ fn place(head: &mut Reader<'_>) -> Result<(LayerId, BlockNo), WireError> {
     Ok((LayerId(head.u32()?), BlockNo(head.u32()?)))
 }
 
-/// A seq that a replica counts on from: the highest number has no next one.
-fn stream_seq(head: &mut Reader<'_>) -> Result<Seq, WireError> {
+/// A seq of a shard's stream. Both ends count on from what they are told: one so high that counting or a fence's jump
+/// could pass the last number has not come about by writing.
+pub(crate) fn stream_seq(head: &mut Reader<'_>) -> Result<Seq, WireError> {
     match head.u64()? {
-        u64::MAX => Err(head.wrong("seq without a next one")),
+        SEQ_END.. => Err(head.wrong("seq of 2^63 or more")),
         seq => Ok(Seq(seq)),
     }
 }
