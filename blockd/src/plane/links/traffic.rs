@@ -1,0 +1,166 @@
+//! What a link sends and receives: a turn's frames in one send, and frames taken out of what came.
+
+use edge::uring::{Buf, BufMut, Landing, Pool, StreamError, StreamSlot};
+use wire::{Frame, Gather};
+
+use super::{LinkRole, Reach};
+use crate::plane::{Letter, Plane};
+
+pub(super) fn take_from(pool: &Pool) -> impl Fn(usize) -> BufMut + '_ {
+    |bytes| pool.take(bytes)
+}
+
+impl Plane {
+    pub(super) fn touch_link(&mut self, slot: StreamSlot) {
+        if let Some(link) = self.links.get_mut(&slot)
+            && !std::mem::replace(&mut link.is_touched, true)
+        {
+            self.touched_links.push(slot);
+        }
+    }
+
+    /// Sends what was said this turn, and ends links that are to end. The cores must be at rest.
+    pub(in crate::plane) fn flush_links(&mut self) {
+        while let Some(slot) = self.touched_links.pop() {
+            let Some(link) = self.links.get_mut(&slot) else {
+                continue;
+            };
+            link.is_touched = false;
+            if let Some(reason) = link.doom.take() {
+                self.break_link(slot, reason);
+                continue;
+            }
+            if link.is_sending || link.outgoing.waiting() == 0 {
+                continue;
+            }
+            link.sending = link.outgoing.waiting();
+            let Gather { small, large } = link.outgoing.take(std::mem::take(&mut link.spare));
+            link.is_sending = true;
+            link.said_at = self.now;
+            link.figures.sends += 1;
+            link.figures.bytes_sent += link.sending;
+            self.ring.send(slot, edge::uring::Gather { small, large });
+        }
+    }
+
+    /// The kernel has taken what was sent.
+    pub(in crate::plane) fn link_sent(
+        &mut self,
+        slot: StreamSlot,
+        gather: edge::uring::Gather,
+        result: Result<(), StreamError>,
+    ) {
+        let Some(link) = self.links.get_mut(&slot) else {
+            return;
+        };
+        let edge::uring::Gather { small, mut large } = gather;
+        // The buffers are free from here on, not only when the list is filled again.
+        large.clear();
+        link.spare = Gather { small, large };
+        link.is_sending = false;
+        link.sending = 0;
+        match result {
+            Ok(()) => {
+                self.touch_link(slot);
+                self.digest(slot);
+            }
+            Err(error) => self.break_link(slot, error.to_string()),
+        }
+    }
+
+    pub(super) fn receive_on(&mut self, slot: StreamSlot) {
+        let link = self.links.get_mut(&slot).expect("a link that receives is there");
+        link.is_receiving = true;
+        // While nothing was received nothing could be heard.
+        link.heard_at = self.now;
+        let wire::Landing { rooms, from } = link.incoming.lend(take_from(&self.pool));
+        self.ring.receive(slot, Landing { rooms, from });
+    }
+
+    /// Something came.
+    pub(in crate::plane) fn link_received(
+        &mut self,
+        slot: StreamSlot,
+        landing: Landing,
+        result: Result<usize, StreamError>,
+    ) {
+        let Some(link) = self.links.get_mut(&slot) else {
+            return;
+        };
+        let count = match result {
+            Ok(0) => return self.break_link(slot, "the other end closed the connection".to_owned()),
+            Ok(count) => count,
+            Err(error) => return self.break_link(slot, error.to_string()),
+        };
+        link.is_receiving = false;
+        link.heard_at = self.now;
+        link.figures.receives += 1;
+        link.figures.bytes_received += count as u64;
+        let Landing { rooms, from } = landing;
+        link.incoming.landed(wire::Landing { rooms, from }, count);
+        self.digest(slot);
+    }
+
+    /// Takes frames out of what came, and receives on, until there is too much to be dealt with first. A frame of a few
+    /// bytes may ask for a MiB: what was received is bounded, what it asks for is not before it is looked at.
+    pub(super) fn digest(&mut self, slot: StreamSlot) {
+        while let Some(link) = self.links.get_mut(&slot)
+            && !link.is_receiving
+            && !link.is_full()
+        {
+            let next = link.incoming.next(take_from(&self.pool));
+            link.figures.copied_bytes = link.incoming.copied();
+            match next {
+                Ok(Some(frame)) => {
+                    link.figures.frames_received += 1;
+                    self.heard(slot, frame);
+                }
+                Ok(None) => return self.receive_on(slot),
+                Err(error) => return self.break_link(slot, error.to_string()),
+            }
+        }
+    }
+
+    fn heard(&mut self, slot: StreamSlot, frame: Frame<Buf>) {
+        let link = self.links.get_mut(&slot).expect("a link that hears is there");
+        let host = link.host;
+        match (link.role, frame) {
+            (_, Frame::Ping) => {}
+            (_, Frame::Bye(reason)) => self.break_link(slot, format!("the other end says: {reason}")),
+            (LinkRole::Dialled, Frame::Reply(reply)) => {
+                // Of a channel that has ended nothing is waited for.
+                if let Some(reach) = link.channels.get(&reply.channel) {
+                    let message = reply.from_disk(reach.disk);
+                    self.inbox.push_back(Letter::ToVdi(message));
+                }
+            }
+            (LinkRole::Dialled, Frame::DiskUp(channel, disk)) => {
+                let reach = Reach { disk, unanswered: 0 };
+                link.channels.insert(channel, reach);
+                let before = link.by_disk.insert(disk, channel);
+                if let Some(before) = before {
+                    link.channels.remove(&before);
+                    self.reached_state(host, disk, false);
+                }
+                self.reached_state(host, disk, true);
+            }
+            (LinkRole::Dialled, Frame::DiskDown(channel)) => {
+                if let Some(reach) = link.channels.remove(&channel) {
+                    link.by_disk.remove(&reach.disk);
+                    self.reached_state(host, reach.disk, false);
+                }
+            }
+            (LinkRole::Served { .. }, Frame::Request(channel, message)) => {
+                self.asked(slot, channel, message);
+            }
+            (_, frame) => {
+                let what = match frame {
+                    Frame::Request(..) => "a request",
+                    Frame::Reply(_) => "a reply",
+                    _ => "the state of a disk",
+                };
+                self.break_link(slot, format!("{what} came from the end that has no right to it"));
+            }
+        }
+    }
+}
