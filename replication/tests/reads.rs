@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use edge::DiskError;
 use smallvec::smallvec;
 use store::{ReadPart, StoreError};
 use types::{
@@ -9,7 +10,7 @@ use types::{
 };
 use weft_replication::{
     FromReplica, Refusal, ReplicaReply, ReplicaRequest, ShardError, ShardOp, ShardRecord, Writer,
-    WriterEffect, WriterEvent,
+    WriterEffect, WriterEvent, WriterNotice,
 };
 
 const SHARD: ShardId = ShardId {
@@ -26,30 +27,30 @@ struct Bench {
     asked: Vec<Question>,
     /// What the guest was told.
     replies: Vec<(RequestId, Result<(), ShardError>)>,
+    has_wrong_answer: bool,
 }
 
 impl Bench {
     /// An open writer over disks 1 to 3.
     fn open(far: &[u128]) -> Bench {
-        let mut record = ShardRecord::new(SHARD, (1..=3).map(DiskId).collect());
+        Bench::of(3, far)
+    }
+
+    fn of(disks: u128, far: &[u128]) -> Bench {
+        let mut record = ShardRecord::new(SHARD, (1..=disks).map(DiskId).collect());
         record.was_written = true;
-        let up: Vec<DiskId> = (1..=3).map(DiskId).collect();
+        let up: Vec<DiskId> = (1..=disks).map(DiskId).collect();
         let mut bench = Bench {
             writer: Writer::new(record, 1024, LayerId(1), Incarnation(7), &up),
             now: Instant::default(),
             asked: Vec::new(),
             replies: Vec::new(),
+            has_wrong_answer: false,
         };
         bench.writer.set_far(&far.iter().copied().map(DiskId).collect());
         bench.step(WriterEvent::Touch);
-        for disk in 1..=3 {
-            let (_, token, id, _) = bench.take(disk);
-            let promised = ReplicaReply::Promised {
-                previous: Token::default(),
-                end: Seq(5),
-                good_until: None,
-            };
-            bench.answer(disk, token, id, Ok(promised));
+        for disk in 1..=disks {
+            bench.promise(disk);
         }
         // Whatever the opening asks for besides: done.
         while let Some((disk, token, id, _)) = bench.asked.pop() {
@@ -72,7 +73,9 @@ impl Bench {
                     // Saved at once.
                     self.step(WriterEvent::RecordSaved(record));
                 }
-                WriterEffect::Notice(_) => {}
+                WriterEffect::Notice(notice) => {
+                    self.has_wrong_answer |= matches!(notice, WriterNotice::WrongAnswer { .. });
+                }
             }
         }
     }
@@ -96,6 +99,17 @@ impl Bench {
             id,
             result,
         }));
+    }
+
+    fn promise(&mut self, disk: u128) {
+        let (_, token, id, request) = self.take(disk);
+        assert!(matches!(request, ReplicaRequest::Fence { .. }), "{request:?}");
+        let promised = ReplicaReply::Promised {
+            previous: Token::default(),
+            end: Seq(5),
+            good_until: None,
+        };
+        self.answer(disk, token, id, Ok(promised));
     }
 
     fn read(&mut self, block: u32) {
@@ -248,5 +262,48 @@ fn a_silent_replica_that_goes_takes_nothing_with_it() {
     });
     assert!(bench.replies.is_empty());
     bench.give(1);
+    assert_eq!(bench.replies, [(GUEST, Ok(()))]);
+}
+
+#[test]
+fn a_read_that_a_disk_answers_with_its_end_is_asked_again() {
+    let failed = Refusal::Store(StoreError::DiskFailed(DiskError::Short {
+        operation: "write",
+        offset: 0,
+        done: 0,
+        wanted: 4096,
+    }));
+    let wrong = Ok(ReplicaReply::Done);
+    for (result, is_wrong) in [
+        (Err(failed), false),
+        (wrong, true),
+        (Err(Refusal::NotFenced), false),
+    ] {
+        let mut bench = Bench::of(1, &[]);
+        bench.read(0);
+        let (disk, token, id, _) = bench.take(1);
+        bench.answer(disk.0, token, id, result);
+        assert_eq!(bench.has_wrong_answer, is_wrong);
+        for is_up in [false, true] {
+            let disk = DiskId(1);
+            bench.asked.clear();
+            bench.step(WriterEvent::DiskState { disk, is_up });
+        }
+        bench.promise(1);
+        bench.give(1);
+        assert_eq!(bench.replies, [(GUEST, Ok(()))]);
+    }
+}
+
+#[test]
+fn another_is_asked_where_one_answers_something_else() {
+    let mut bench = Bench::open(&[2, 3]);
+    bench.read(0);
+    let (disk, token, id, _) = bench.take(1);
+    let two_blocks = smallvec![ReadPart::Zeros(2)];
+    bench.answer(disk.0, token, id, Ok(ReplicaReply::Read(two_blocks)));
+    assert!(bench.has_wrong_answer);
+    let next = bench.asked()[0];
+    bench.give(next);
     assert_eq!(bench.replies, [(GUEST, Ok(()))]);
 }

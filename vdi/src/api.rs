@@ -259,6 +259,13 @@ pub enum Notice {
         /// Which shard.
         shard: ShardNo,
     },
+    /// A replica answered what was not asked; the shard goes on without it until its disk has gone and come back.
+    WrongAnswer {
+        /// Which shard.
+        shard: ShardNo,
+        /// Which disk.
+        disk: DiskId,
+    },
     /// A scrub went on or (`done == total`) ended; counts are of this scrub.
     Scrub {
         /// Shards done.

@@ -252,6 +252,7 @@ impl<B: Payload> Vdi<B> {
                 self.walks_lost(turn, shard);
                 Notice::Fenced { shard }
             }
+            WriterNotice::WrongAnswer { disk } => Notice::WrongAnswer { shard, disk },
             WriterNotice::ScrubDone {
                 blocks,
                 repaired,

@@ -136,6 +136,12 @@ impl Daemon {
                 );
                 self.events.add(Severity::Critical, message);
             }
+            Notice::WrongAnswer { shard, disk } => {
+                let message = format!(
+                    "VDI {name} shard {shard}: disk {disk} answered what it was not asked; it is left out until it has gone and come back"
+                );
+                self.events.add(Severity::Critical, message);
+            }
             Notice::Scrub {
                 done,
                 total,

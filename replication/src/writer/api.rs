@@ -171,6 +171,11 @@ pub enum WriterNotice {
     NoQuorum(bool),
     /// A newer writer holds the shard.
     Fenced,
+    /// A replica answered what was not asked. It counts as gone, until its disk has gone and come back.
+    WrongAnswer {
+        /// Where.
+        disk: DiskId,
+    },
     /// A scrub ended.
     ScrubDone {
         /// Data blocks read and verified, over all replicas.

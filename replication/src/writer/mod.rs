@@ -21,6 +21,7 @@
 //! * A member that is neither whole nor far enough is first told, durably, up to where it is good
 //!   ([`ReplicaRequest::BeginResync`]), and only then joins the stream.
 
+mod answer;
 mod api;
 mod fence;
 mod plan;
@@ -454,16 +455,16 @@ impl<B: Payload> Writer<B> {
         if shard != self.shard || token.incarnation != self.incarnation {
             return;
         }
-        match self.pending.get(id.0) {
-            Some((asked, _)) if *asked == disk => {}
+        let purpose = match self.pending.get(id.0) {
+            Some((asked, purpose)) if *asked == disk => *purpose,
             _ => return,
-        }
-        let (_, purpose) = self.pending.remove(id.0).expect("just seen");
+        };
         if matches!(self.phase, WriterPhase::Fenced) {
             return;
         }
-        let result = match result {
-            Err(Refusal::Stale { promised }) if promised > self.token() => {
+        // Where the disk is lost by its answer, the question is still among those that it will not answer.
+        match &result {
+            Err(Refusal::Stale { promised }) if *promised > self.token() => {
                 self.become_fenced(effects);
                 return;
             }
@@ -481,9 +482,14 @@ impl<B: Payload> Writer<B> {
                 self.disk_state(disk, false, effects);
                 return;
             }
-            Err(refusal) => Err(refusal),
-            Ok(reply) => Ok(reply),
-        };
+            result if !self.is_answer(purpose, result) => {
+                effects.push(WriterEffect::Notice(WriterNotice::WrongAnswer { disk }));
+                self.disk_state(disk, false, effects);
+                return;
+            }
+            _ => {}
+        }
+        self.pending.remove(id.0);
         self.answered(disk, purpose, result, effects);
     }
 

@@ -11,6 +11,7 @@ use types::{BlockNo, DiskId, Instant, LEAF_BLOCKS, LeafNo, Payload, RequestId};
 
 use store::{REQUEST_BLOCKS_MAX, ReadParts, StoreError};
 
+use super::answer::Awaited;
 use super::repair::BadRange;
 use super::{
     Effects, Member, MemberState, PATIENCE, Purpose, ShardError, ShardReply, Writer, WriterEffect,
@@ -51,6 +52,16 @@ enum What {
 }
 
 impl<B> ReadOp<B> {
+    pub(super) fn awaited(&self) -> Awaited {
+        match self.what {
+            What::Blocks { .. } => {
+                let (block, count) = self.piece();
+                Awaited::Blocks(block, count)
+            }
+            What::Versions(_) => Awaited::Versions,
+        }
+    }
+
     /// The blocks to ask for next.
     fn piece(&self) -> (BlockNo, u32) {
         match (self.what, &self.pieces) {

@@ -4,6 +4,7 @@ use types::{BLOCK_BYTES, BlockNo, DiskId, LeafNo, Payload, Seq};
 
 use store::{BlockState, BlockVersion, ClearKind, ReadPart, StoreError};
 
+use super::answer::Awaited;
 use super::{Effects, Purpose, Writer, WriterEffect, WriterNotice};
 use crate::message::{Refusal, RepairContent, ReplicaReply, ReplicaRequest};
 
@@ -53,6 +54,20 @@ pub(super) struct BadRange {
 }
 
 impl RepairJob {
+    pub(super) fn awaited(&self) -> Awaited {
+        match self.stage {
+            Stage::Version => Awaited::Versions,
+            Stage::Content(_) | Stage::ReadBack => Awaited::Blocks(self.block, self.run),
+            Stage::Replace => Awaited::Done,
+            Stage::Look(from) => Awaited::Blocks(from, self.looked_at(from)),
+        }
+    }
+
+    /// Blocks of the look from there on.
+    fn looked_at(&self, from: BlockNo) -> u32 {
+        self.window.min(self.end.0 - from.0)
+    }
+
     pub(super) fn uses(&self, disk: DiskId) -> bool {
         self.target == disk || self.source == disk
     }
@@ -203,7 +218,7 @@ impl<B: Payload> Writer<B> {
                 }
             }
             (Stage::Look(from), Ok(_)) => {
-                let from = from.plus(job.window.min(job.end.0 - from.0));
+                let from = from.plus(job.looked_at(from));
                 job.window *= 2;
                 self.repair_look(no, from, effects);
             }
@@ -226,7 +241,7 @@ impl<B: Payload> Writer<B> {
             return;
         }
         job.stage = Stage::Look(from);
-        let (target, count) = (job.target, job.window.min(job.end.0 - from.0));
+        let (target, count) = (job.target, job.looked_at(from));
         let request = ReplicaRequest::Read {
             layer,
             block: from,

@@ -19,15 +19,13 @@ use types::{BLOCK_BYTES, BlockCrcs, BlockNo, DiskId, LEAF_BLOCKS, LeafNo, Payloa
 
 use store::{BlockState, BlockVersion, ClearKind, ReadPart, ReadParts, StoreError};
 
+use super::answer::Awaited;
 use super::repair::{block_at, clear_kind, is_same, repair_seq};
 use super::{Effects, MemberState, Purpose, Writer, WriterEffect, WriterNotice, WriterPhase};
 use crate::message::{Refusal, RepairContent, ReplicaReply, ReplicaRequest};
 
 /// Leaves compared at once while no guest writes; one while guests do.
 const LEAVES_AT_ONCE: usize = 4;
-
-/// Most leaves that one listing answer names; fewer means there are no more.
-const LISTING_MAX: usize = 1024;
 
 /// One replica being brought up to date.
 #[derive(Clone, Debug, Hash)]
@@ -78,8 +76,9 @@ struct Run {
 #[derive(Clone, Copy, Debug, Hash)]
 pub(super) enum SyncPart {
     Begin,
-    ListSource,
-    ListTarget,
+    /// From this leaf on.
+    ListSource(LeafNo),
+    ListTarget(LeafNo),
     SourceVersions(LeafNo),
     TargetVersions(LeafNo),
     Content(LeafNo),
@@ -89,6 +88,23 @@ pub(super) enum SyncPart {
 }
 
 impl Sync {
+    pub(super) fn awaited(&self, no: u64, part: SyncPart) -> Option<Awaited> {
+        if no != self.no {
+            return None;
+        }
+        let awaited = match part {
+            SyncPart::Begin | SyncPart::Moved(_) | SyncPart::Flushed | SyncPart::Ended => Awaited::Done,
+            SyncPart::ListSource(from) | SyncPart::ListTarget(from) => Awaited::Leaves(from),
+            SyncPart::SourceVersions(_) | SyncPart::TargetVersions(_) => Awaited::Versions,
+            SyncPart::Content(leaf) => {
+                let job = self.jobs.iter().find(|job| job.leaf == leaf)?;
+                let run = job.runs.front()?;
+                Awaited::Blocks(run.block, run.count)
+            }
+        };
+        Some(awaited)
+    }
+
     pub(super) fn leaves_left(&self) -> u64 {
         (self.leaves.len() + self.jobs.len()) as u64
     }
@@ -193,10 +209,10 @@ impl<B: Payload> Writer<B> {
         }
         match (part, result) {
             (SyncPart::Begin, Ok(_)) => self.begun(target, effects),
-            (SyncPart::ListSource, Ok(ReplicaReply::Leaves(leaves))) => {
+            (SyncPart::ListSource(_), Ok(ReplicaReply::Leaves(leaves))) => {
                 self.listed(target, Stage::ListSource, &leaves, effects);
             }
-            (SyncPart::ListTarget, Ok(ReplicaReply::Leaves(leaves))) => {
+            (SyncPart::ListTarget(_), Ok(ReplicaReply::Leaves(leaves))) => {
                 self.listed(target, Stage::ListTarget, &leaves, effects);
             }
             (SyncPart::SourceVersions(leaf), Ok(ReplicaReply::Versions(versions))) => {
@@ -265,8 +281,8 @@ impl<B: Payload> Writer<B> {
         let sync = self.sync_mut(target).expect("a resync under way");
         let newer_than = sync.since;
         let (to, part) = match stage {
-            Stage::ListSource => (sync.source, SyncPart::ListSource),
-            _ => (target, SyncPart::ListTarget),
+            Stage::ListSource => (sync.source, SyncPart::ListSource(from)),
+            _ => (target, SyncPart::ListTarget(from)),
         };
         let request = ReplicaRequest::ChangedLeaves {
             layer,
@@ -277,10 +293,10 @@ impl<B: Payload> Writer<B> {
     }
 
     fn listed(&mut self, target: DiskId, stage: Stage, leaves: &[LeafNo], effects: &mut Effects<B>) {
+        let next = self.next_page(leaves);
         let sync = self.sync_mut(target).expect("checked by the caller");
         sync.leaves.extend(leaves);
-        if leaves.len() >= LISTING_MAX {
-            let from = LeafNo(leaves[leaves.len() - 1].0 + 1);
+        if let Some(from) = next {
             self.list(target, stage, from, effects);
         } else if stage == Stage::ListSource {
             sync.stage = Stage::ListTarget;

@@ -10,12 +10,10 @@ use types::{BlockNo, DiskId, LEAF_BLOCKS, LeafNo, Payload, Seq};
 
 use store::{BlockVersion, ReadPart, StoreError};
 
+use super::answer::Awaited;
 use super::repair::{BadRange, block_at, is_same};
 use super::{Effects, Purpose, Writer, WriterEffect, WriterNotice, WriterPhase};
 use crate::message::{Refusal, ReplicaReply, ReplicaRequest};
-
-/// Most leaves that one listing answer names; fewer means there are no more.
-const LISTING_MAX: usize = 1024;
 
 /// A scrub under way.
 #[derive(Clone, Debug, Hash)]
@@ -53,7 +51,8 @@ struct Fix {
 /// Which answer is awaited.
 #[derive(Clone, Copy, Debug, Hash)]
 pub(super) enum ScrubPart {
-    List,
+    /// From this leaf on.
+    List(LeafNo),
     /// Of a read from this block on.
     Read(BlockNo),
     Versions,
@@ -62,6 +61,14 @@ pub(super) enum ScrubPart {
 impl Scrub {
     pub(super) fn has_begun(&self) -> bool {
         self.has_begun
+    }
+
+    pub(super) fn awaited(&self, no: u64, part: ScrubPart) -> Option<Awaited> {
+        (no == self.no).then_some(match part {
+            ScrubPart::List(from) => Awaited::Leaves(from),
+            ScrubPart::Read(from) => Awaited::Blocks(from, self.asked),
+            ScrubPart::Versions => Awaited::Versions,
+        })
     }
 
     fn leaf(&self) -> LeafNo {
@@ -151,7 +158,7 @@ impl<B: Payload> Writer<B> {
             newer_than: Seq(0),
             from,
         };
-        self.scrub_send(ScrubPart::List, request, effects);
+        self.scrub_send(ScrubPart::List(from), request, effects);
     }
 
     pub(super) fn scrub_answered(
@@ -165,12 +172,14 @@ impl<B: Payload> Writer<B> {
             return;
         };
         match (part, result) {
-            (ScrubPart::List, Ok(ReplicaReply::Leaves(leaves))) => {
+            (ScrubPart::List(_), Ok(ReplicaReply::Leaves(leaves))) => {
                 scrub.listed.extend(&leaves);
-                if leaves.len() >= LISTING_MAX {
-                    let from = LeafNo(leaves[leaves.len() - 1].0 + 1);
+                if let Some(from) = self.next_page(&leaves) {
                     self.scrub_list(from, effects);
-                } else if scrub.index + 1 < scrub.members.len() {
+                    return;
+                }
+                let scrub = self.scrub.as_mut().expect("looked at above");
+                if scrub.index + 1 < scrub.members.len() {
                     scrub.index += 1;
                     self.scrub_list(LeafNo(0), effects);
                 } else {
@@ -190,7 +199,7 @@ impl<B: Payload> Writer<B> {
                 self.scrub_read(next, effects);
             }
             (ScrubPart::Read(from), Err(Refusal::Store(StoreError::Corrupt { block, .. }))) => {
-                scrub.blocks += u64::from(block.0.saturating_sub(from.0)) + 1;
+                scrub.blocks += u64::from(block.0 - from.0) + 1;
                 let disk = scrub.members[scrub.index];
                 scrub.bad.push((disk, block));
                 scrub.asked = 1;

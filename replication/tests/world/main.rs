@@ -10,10 +10,11 @@
     reason = "a test is told its seed by the environment; the crate itself is pure"
 )]
 
+mod liar;
 mod model;
 mod oracle;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use model::{MapStore, Rng, value_of};
 use oracle::Oracle;
@@ -22,8 +23,8 @@ use types::{
     BlockNo, DiskId, HeapBlock, Incarnation, Instant, LayerId, Payload, RequestId, ShardId, ShardNo, VdiId,
 };
 use weft_replication::{
-    DiskNode, FromReplica, NodeEffect, NodeEvent, ShardError, ShardOp, ShardRecord, ShardReply, ToReplica,
-    Writer, WriterEffect, WriterEvent, WriterNotice, WriterPhase,
+    DiskNode, FromReplica, NodeEffect, NodeEvent, ReplicaRequest, ShardError, ShardOp, ShardRecord,
+    ShardReply, ToReplica, Writer, WriterEffect, WriterEvent, WriterNotice, WriterPhase,
 };
 
 const BLOCKS: [u32; 6] = [0, 1, 2, 255, 256, 300];
@@ -60,6 +61,18 @@ struct Life {
     saves: VecDeque<ShardRecord>,
     saved: VecDeque<ShardRecord>,
     is_scrubbing: bool,
+    /// What was asked of disks, where [`Lies`] are told.
+    asked: BTreeMap<(DiskId, RequestId), ReplicaRequest<HeapBlock>>,
+}
+
+/// Whether disks answer what they were not asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lies {
+    Never,
+    /// Each answer is also tried as every wrong one, at a copy of the writer.
+    InCopies,
+    /// Now and then one does.
+    Sometimes,
 }
 
 struct World {
@@ -76,12 +89,17 @@ struct World {
     rotten: Option<DiskId>,
     /// A disk that may have lost completed writes, until all is whole again.
     hurt: Option<DiskId>,
+    lies: Lies,
+    /// Disks that did, since their link last broke.
+    liars: BTreeSet<DiskId>,
+    /// Kinds of questions that wrong answers were tried at.
+    probed: BTreeSet<String>,
     trace: Vec<String>,
     is_traced: bool,
 }
 
 impl World {
-    fn new(seed: u64) -> World {
+    fn new(seed: u64, lies: Lies) -> World {
         let mut rng = Rng::new(seed);
         let replicas = 1 + rng.below(3);
         let disks: Vec<Disk> = (1..=replicas as u128 + 1)
@@ -105,6 +123,9 @@ impl World {
             oracle: Oracle::default(),
             rotten,
             hurt: None,
+            lies,
+            liars: BTreeSet::new(),
+            probed: BTreeSet::new(),
             trace: Vec::new(),
             is_traced: std::env::var_os("WEFT_SEED").is_some(),
         }
@@ -145,6 +166,7 @@ impl World {
             saves: VecDeque::new(),
             saved: VecDeque::new(),
             is_scrubbing: false,
+            asked: BTreeMap::new(),
         });
         let life = self.current();
         self.tell(life, WriterEvent::Touch);
@@ -176,6 +198,10 @@ impl World {
                 WriterEffect::Reply(id, result) => self.reply(life, id, result),
                 WriterEffect::Send(disk, message) => {
                     if self.disks.iter().any(|held| held.id == disk && held.is_up) {
+                        if self.lies != Lies::Never {
+                            let asked = &mut self.lives[life].asked;
+                            asked.insert((disk, message.id), message.request.clone());
+                        }
                         self.lives[life].to.entry(disk).or_default().push_back(message);
                     }
                 }
@@ -346,8 +372,56 @@ impl World {
         }
         let (life, disk) = links[self.rng.below(links.len())];
         let message = self.lives[life].from.get_mut(&disk).and_then(VecDeque::pop_front);
-        self.tell(life, WriterEvent::Replica(message.expect("not empty")));
+        let message = self.distort(life, message.expect("not empty"));
+        self.tell(life, WriterEvent::Replica(message));
         true
+    }
+
+    /// The answer, or a lie.
+    fn distort(&mut self, life: usize, mut message: FromReplica<HeapBlock>) -> FromReplica<HeapBlock> {
+        let asked = self.lives[life].asked.remove(&(message.disk, message.id));
+        let Some(request) = asked.filter(|_| self.lives[life].is_alive) else {
+            return message;
+        };
+        let mut replies = liar::replies(&request);
+        if self.lies == Lies::InCopies {
+            let kind = format!("{request:?}");
+            let end = kind.find([' ', '(']).unwrap_or(kind.len());
+            self.probed.insert(kind[..end].to_owned());
+            for reply in replies {
+                self.probe(life, &message, &request, &reply);
+            }
+        } else if self.lies == Lies::Sometimes && self.rng.chance(1) {
+            replies.retain(|reply| !liar::is_answer(&request, reply));
+            message.result = replies.swap_remove(self.rng.below(replies.len()));
+            self.liars.insert(message.disk);
+        }
+        message
+    }
+
+    /// Tells a copy of a writer something else than what it is about to hear.
+    fn probe(
+        &self,
+        life: usize,
+        message: &FromReplica<HeapBlock>,
+        request: &ReplicaRequest<HeapBlock>,
+        reply: &liar::Result,
+    ) {
+        let mut writer = self.lives[life].writer.clone();
+        let mut effects = Vec::new();
+        let is_answer = liar::is_answer(request, reply);
+        let told = FromReplica {
+            result: reply.clone(),
+            ..message.clone()
+        };
+        writer.step(self.now, WriterEvent::Replica(told), &mut effects);
+        let disk = message.disk;
+        let refused = |effect: &WriterEffect<_>| matches!(effect, WriterEffect::Notice(WriterNotice::WrongAnswer { disk: of }) if *of == disk);
+        let is_refused = effects.iter().any(refused);
+        assert!(!is_answer || !is_refused, "{request:?} may be answered {reply:?}");
+        // Nobody waits for it any more, or it is noticed.
+        let is_harmless = is_answer || is_refused || effects.is_empty();
+        assert!(is_harmless, "{request:?} answered {reply:?} brings {effects:?}");
     }
 
     fn control(&mut self) -> bool {
@@ -374,10 +448,12 @@ impl World {
     fn disk_down(&mut self, index: usize) {
         let disk = self.disks[index].id;
         self.disks[index].is_up = false;
+        self.liars.remove(&disk);
         self.say(|| format!("disk {disk} goes"));
         for life in 0..self.lives.len() {
             self.lives[life].to.remove(&disk);
             self.lives[life].from.remove(&disk);
+            self.lives[life].asked.retain(|(of, _), _| *of != disk);
             self.tell(life, WriterEvent::DiskState { disk, is_up: false });
         }
     }
@@ -523,6 +599,13 @@ impl World {
     fn heal(&mut self) {
         self.say(|| "heal".to_owned());
         self.now = Instant(self.now.0 + 20_000_000_000);
+        if self.lies == Lies::Sometimes {
+            self.lies = Lies::Never;
+        }
+        for disk in std::mem::take(&mut self.liars) {
+            let index = self.disks.iter().position(|held| held.id == disk);
+            self.disk_down(index.expect("a known disk"));
+        }
         for index in 0..self.disks.len() {
             if !self.disks[index].is_up {
                 self.disk_up(index);
@@ -599,8 +682,8 @@ impl World {
     }
 }
 
-fn run(seed: u64) {
-    let mut world = World::new(seed);
+fn run(seed: u64, lies: Lies) -> World {
+    let mut world = World::new(seed, lies);
     world.start_writer();
     let steps = 200 + world.rng.below(800);
     for _ in 0..steps {
@@ -621,23 +704,50 @@ fn run(seed: u64) {
         world.tell(life, WriterEvent::Request(id, ShardOp::Read { block, count: 1 }));
         world.heal();
     }
+    world
+}
+
+/// Runs many seeds, or the one that the environment names.
+fn run_seeds(test: &str, lies: Lies, count: u64, mut look: impl FnMut(World)) {
+    if let Ok(seed) = std::env::var("WEFT_SEED") {
+        run(seed.parse().expect("WEFT_SEED is a number"), lies);
+        return;
+    }
+    let count =
+        std::env::var("WEFT_SEEDS").map_or(count, |count| count.parse().expect("WEFT_SEEDS is a number"));
+    for seed in 0..count {
+        match std::panic::catch_unwind(|| run(seed, lies)) {
+            Ok(world) => look(world),
+            Err(panic) => {
+                eprintln!(
+                    "seed {seed}: WEFT_SEED={seed} cargo test -p weft-replication --test world {test} -- --nocapture"
+                );
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
 }
 
 #[test]
 fn faults_lose_nothing_and_end_in_equal_replicas() {
-    if let Ok(seed) = std::env::var("WEFT_SEED") {
-        run(seed.parse().expect("WEFT_SEED is a number"));
-        return;
-    }
-    let count =
-        std::env::var("WEFT_SEEDS").map_or(3_000, |count| count.parse().expect("WEFT_SEEDS is a number"));
-    for seed in 0..count {
-        let result = std::panic::catch_unwind(|| run(seed));
-        if let Err(panic) = result {
-            eprintln!(
-                "seed {seed}: WEFT_SEED={seed} cargo test -p weft-replication --test world -- --nocapture"
-            );
-            std::panic::resume_unwind(panic);
-        }
-    }
+    run_seeds("faults_lose", Lies::Never, 3_000, drop);
+}
+
+#[test]
+fn disks_that_answer_nonsense_lose_nothing() {
+    run_seeds("nonsense", Lies::Sometimes, 500, drop);
+}
+
+#[test]
+fn no_reply_is_believed_that_was_not_asked_for() {
+    let mut probed = BTreeSet::new();
+    run_seeds("no_reply_is_believed", Lies::InCopies, 60, |world| {
+        probed.extend(world.probed);
+    });
+    // All there are, where more than one seed ran.
+    let kinds = "BeginResync ChangedLeaves Clear Drop Fence Flush LeafVersions Read Repair SetEnd Write";
+    assert!(
+        probed.is_empty() || probed.iter().eq(kinds.split(' ')),
+        "{probed:?}"
+    );
 }
