@@ -7,6 +7,7 @@
 //!  Backend ── Embedded: an edge::KvStore, one host        ── Etcd: a cluster, feature `etcd`
 //! ```
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use edge::KvError;
@@ -127,6 +128,21 @@ pub enum BackendError {
         /// Its words.
         reason: String,
     },
+    /// etcd is not the one that was known: an old copy, or empty. Nothing of it is used, and nothing in it changed on
+    /// purpose, until the records were rebuilt.
+    #[error("{reason}; its records are not used until `weft pool recover` has rebuilt them from the disks")]
+    WentBack {
+        /// What was known, and what was found.
+        reason: String,
+    },
+    /// What has to be known of etcd in the next life cannot be read or written.
+    #[error("what this host knows of etcd, {}: {reason}", path.display())]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        reason: String,
+    },
 }
 
 /// How the store is.
@@ -180,6 +196,19 @@ pub trait Backend: Send + Sync {
 
     /// Most that one transaction may hold; `None`: anything.
     fn limits(&self) -> Option<Limits>;
+
+    /// The highest incarnation that this host ever heard of, in its earlier lives too; no lower one, nor this, is given.
+    fn highest_incarnation(&self) -> u64 {
+        0
+    }
+
+    /// Keeps an incarnation for [`highest_incarnation`](Self::highest_incarnation), durably, before it is used.
+    ///
+    /// # Errors
+    /// The store's.
+    fn remember_incarnation(&self, _: u64) -> Result<(), BackendError> {
+        Ok(())
+    }
 
     /// Says that something under `prefix` changed since the receiver looked last. What it holds is only a count: who
     /// wants to know what changed looks at what was `seen`.

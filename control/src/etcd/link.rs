@@ -4,13 +4,16 @@
 //! and whether a change may be asked for again is decided in one place: only when it certainly was not made.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
-use tokio::sync::Mutex;
+use etcd_client::{
+    Certificate, Client, ConnectOptions, Error, GetResponse, Identity, ResponseHeader, TlsOptions,
+    TxnResponse,
+};
 
 use super::EtcdSettings;
+use super::known::Known;
 use crate::backend::BackendError;
 
 /// What one member gets for one answer. Elections take about a second.
@@ -25,39 +28,112 @@ const PING_WITHIN: Duration = Duration::from_secs(3);
 /// See the module.
 pub(super) struct Link {
     pub settings: EtcdSettings,
-    /// Index of the member in use; grows with every failure.
-    at: AtomicUsize,
-    client: Mutex<Option<(usize, Client)>>,
+    pub known: Known,
+    member: Mutex<Member>,
+    /// Held by the one who connects; the others wait for what comes of it.
+    connecting: tokio::sync::Mutex<()>,
+}
+
+/// The member in use.
+#[derive(Default)]
+struct Member {
+    /// Its index; grows with every failure.
+    at: usize,
+    client: Option<Client>,
+}
+
+/// An answer that etcd as a whole gives, not a member for itself: its revision is at least every one that was known
+/// when it was asked for.
+pub(super) trait Dated {
+    fn header(&self) -> Option<&ResponseHeader>;
+
+    fn revision(&self) -> i64 {
+        self.header().map_or(0, ResponseHeader::revision)
+    }
+}
+
+impl Dated for GetResponse {
+    fn header(&self) -> Option<&ResponseHeader> {
+        self.header()
+    }
+}
+
+impl Dated for TxnResponse {
+    fn header(&self) -> Option<&ResponseHeader> {
+        self.header()
+    }
 }
 
 impl Link {
-    pub fn new(settings: EtcdSettings) -> Link {
+    pub fn new(settings: EtcdSettings, known: Known) -> Link {
         Link {
             settings,
-            at: AtomicUsize::new(0),
-            client: Mutex::new(None),
+            known,
+            member: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
         }
     }
 
-    /// Asks until there is an answer; for what may be asked twice.
+    /// Asks until there is an answer, from an etcd that is believed before and after; for what may be asked twice.
+    pub async fn read_believed<T, F, A>(&self, operation: &'static str, ask: F) -> Result<T, BackendError>
+    where
+        T: Dated,
+        F: Fn(Client) -> A,
+        A: Future<Output = Result<T, Error>>,
+    {
+        self.ask_believed(operation, ask, true).await
+    }
+
+    /// Asks an etcd that is believed, before and after, until there is an answer or the request may have arrived.
+    pub async fn change_believed<T, F, A>(&self, operation: &'static str, ask: F) -> Result<T, BackendError>
+    where
+        T: Dated,
+        F: Fn(Client) -> A,
+        A: Future<Output = Result<T, Error>>,
+    {
+        self.ask_believed(operation, ask, false).await
+    }
+
+    async fn ask_believed<T, F, A>(
+        &self,
+        operation: &'static str,
+        ask: F,
+        may_repeat: bool,
+    ) -> Result<T, BackendError>
+    where
+        T: Dated,
+        F: Fn(Client) -> A,
+        A: Future<Output = Result<T, Error>>,
+    {
+        self.known.believed()?;
+        // What is known grows while the answer is on its way: it is held against what was known before it was asked for.
+        let with_floor = |client| {
+            let floor = self.known.revision();
+            let asked = ask(client);
+            async move { Ok((floor, asked.await?)) }
+        };
+        let (floor, answer) = self.ask(operation, with_floor, may_repeat).await?;
+        self.known.heard(floor, answer.revision())?;
+        Ok(answer)
+    }
+
+    /// Asks until there is an answer, while etcd is believed; for what may be asked twice.
     pub async fn read<T, F, A>(&self, operation: &'static str, ask: F) -> Result<T, BackendError>
     where
         F: Fn(Client) -> A,
         A: Future<Output = Result<T, Error>>,
     {
+        self.known.believed()?;
         self.ask(operation, ask, true).await
     }
 
-    /// Asks until there is an answer, or the request may have arrived.
-    pub async fn change<T, F, A>(&self, operation: &'static str, ask: F) -> Result<T, BackendError>
-    where
-        F: Fn(Client) -> A,
-        A: Future<Output = Result<T, Error>>,
-    {
-        self.ask(operation, ask, false).await
-    }
-
-    async fn ask<T, F, A>(&self, operation: &'static str, ask: F, may_repeat: bool) -> Result<T, BackendError>
+    /// Asks until there is an answer; unless `may_repeat` only as long as the request certainly did not arrive.
+    pub async fn ask<T, F, A>(
+        &self,
+        operation: &'static str,
+        ask: F,
+        may_repeat: bool,
+    ) -> Result<T, BackendError>
     where
         F: Fn(Client) -> A,
         A: Future<Output = Result<T, Error>>,
@@ -67,7 +143,8 @@ impl Link {
         loop {
             tries += 1;
             let sent = Instant::now();
-            let (at, failure) = match self.client().await {
+            let left = self.settings.patience.saturating_sub(began.elapsed());
+            let (at, failure) = match self.client(left).await {
                 Err((at, error)) => (at, Failure::of(&error, false)),
                 Ok((at, client)) => match tokio::time::timeout(TRY_FOR, ask(client)).await {
                     Ok(Ok(answer)) => return Ok(answer),
@@ -87,7 +164,7 @@ impl Link {
                     });
                 }
                 Failure::Lost(reason) if !may_repeat => {
-                    self.leave(at).await;
+                    self.leave(at);
                     return Err(BackendError::Unknown {
                         operation,
                         waited: sent.elapsed(),
@@ -96,7 +173,7 @@ impl Link {
                 }
                 Failure::Lost(reason) | Failure::NotMade(reason) => reason,
             };
-            self.leave(at).await;
+            self.leave(at);
             if began.elapsed() + PAUSE >= self.settings.patience {
                 return Err(BackendError::Unreachable {
                     operation,
@@ -114,29 +191,55 @@ impl Link {
         &self.settings.endpoints[at % self.settings.endpoints.len()]
     }
 
-    /// A client of the member in use.
-    pub async fn client(&self) -> Result<(usize, Client), (usize, Error)> {
-        let mut held = self.client.lock().await;
-        if let Some((at, client)) = &*held {
-            return Ok((*at, client.clone()));
+    fn member(&self) -> MutexGuard<'_, Member> {
+        self.member.lock().expect("no panic while the member was held")
+    }
+
+    /// The member in use, and a client of it if there is one.
+    fn present(&self) -> Result<(usize, Client), usize> {
+        let member = self.member();
+        let client = member.client.clone();
+        client.map(|client| (member.at, client)).ok_or(member.at)
+    }
+
+    /// A client of the member in use, within `time` or little more. One connects, the others wait for it; the member
+    /// that does not let itself be connected to is left before the next of them has his turn, so that they do not try
+    /// it one after the other.
+    pub async fn client(&self, time: Duration) -> Result<(usize, Client), (usize, Error)> {
+        let began = Instant::now();
+        if let Ok(present) = self.present() {
+            return Ok(present);
         }
-        let at = self.at.load(Ordering::Relaxed);
-        let endpoint = self.endpoint(at).to_owned();
-        let connect = Client::connect([endpoint], Some(self.options()));
-        let client = match tokio::time::timeout(TRY_FOR, connect).await {
-            Ok(client) => client.map_err(|error| (at, error))?,
-            Err(_) => return Err((at, Error::Internal("no connection in time".to_owned()))),
+        let turn = tokio::time::timeout(time, self.connecting.lock()).await;
+        let at = match self.present() {
+            Ok(present) => return Ok(present),
+            Err(at) => at,
         };
-        *held = Some((at, client.clone()));
-        Ok((at, client))
+        let Ok(_turn) = turn else {
+            let reason = format!("no connection within {} ms", began.elapsed().as_millis());
+            return Err((at, Error::Internal(reason)));
+        };
+        let connect = Client::connect([self.endpoint(at).to_owned()], Some(self.options()));
+        let failure = match tokio::time::timeout(TRY_FOR, connect).await {
+            Ok(Ok(client)) => {
+                self.member().client = Some(client.clone());
+                return Ok((at, client));
+            }
+            Ok(Err(error)) => error,
+            Err(_) => Error::Internal("no connection in time".to_owned()),
+        };
+        self.leave(at);
+        Err((at, failure))
     }
 
     /// The member at `at` failed; the next one is used from now on, unless that has happened already.
-    pub async fn leave(&self, at: usize) {
-        let mut held = self.client.lock().await;
-        if self.at.load(Ordering::Relaxed) == at {
-            self.at.store(at + 1, Ordering::Relaxed);
-            *held = None;
+    pub fn leave(&self, at: usize) {
+        let mut member = self.member();
+        if member.at == at {
+            *member = Member {
+                at: at + 1,
+                client: None,
+            };
         }
     }
 

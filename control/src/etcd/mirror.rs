@@ -6,7 +6,7 @@
 //!     └── compacted, refused ──┴── stream ended ────┴── silent for 4 s ─┘
 //! ```
 //! What was heard is never older than before: revisions only grow. An etcd whose revision or pool is not the one
-//! known was wiped or restored; its records are not taken, what is known stays, and the health says so.
+//! known was wiped or restored; its records are not taken, what is known stays, and the health says so ([`Known`]).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -14,8 +14,10 @@ use std::time::Duration;
 
 use etcd_client::{EventType, WatchOptions, WatchResponse};
 use jiff::Timestamp;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
+use super::known::Known;
 use super::link::Link;
 use crate::backend::{BackendError, Health};
 use crate::embedded::prefix_range;
@@ -27,8 +29,13 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 const SILENT_FOR: Duration = Duration::from_secs(4);
 /// Before a watch that broke is made anew.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How often what is known is written down when it changes.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// Largest answer of a watch: after a pause it brings many changes at once.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
+
+pub(super) const POOL: &str = "pool";
+const INCARNATION: &str = "incarnation";
 
 /// See the module.
 #[derive(Default)]
@@ -36,6 +43,8 @@ pub(super) struct Mirror {
     state: Mutex<State>,
     moved: Condvar,
     pub watchers: Watchers,
+    /// Told when the watch does not show what was changed: all is read anew.
+    pub is_behind: Notify,
 }
 
 #[derive(Default)]
@@ -119,18 +128,19 @@ impl Mirror {
         state.unreachable = Some((since, reason.to_owned()));
     }
 
-    /// Everything as of `revision`. Refused where it cannot be the store that was known.
-    fn replace(&self, entries: BTreeMap<String, Vec<u8>>, revision: i64) -> Result<(), String> {
+    /// Everything as of `revision`, where that can be the store that was known.
+    fn replace(
+        &self,
+        known: &Known,
+        entries: BTreeMap<String, Vec<u8>>,
+        revision: i64,
+    ) -> Result<(), BackendError> {
+        known.heard(self.revision(), revision)?;
+        known.saw_pool(entries.get(POOL).map(Vec::as_slice))?;
+        if let Some(incarnation) = entries.get(INCARNATION) {
+            known.saw_incarnation(incarnation);
+        }
         let mut state = self.state();
-        if revision < state.revision {
-            return Err(format!(
-                "its revision is {revision}, it was {}: etcd was wiped or restored from a copy; its records are not used",
-                state.revision
-            ));
-        }
-        if state.entries.contains_key("pool") && state.entries.get("pool") != entries.get("pool") {
-            return Err("it does not have the pool that was known: its records are not used".to_owned());
-        }
         let old = std::mem::replace(&mut state.entries, entries);
         state.revision = revision;
         let differs = |key: &&String| old.get(*key) != state.entries.get(*key);
@@ -148,8 +158,23 @@ impl Mirror {
         Ok(())
     }
 
-    /// What a watch brought: all changes up to a revision.
-    fn apply(&self, changes: &[(String, Option<Vec<u8>>)], revision: i64) {
+    /// What a watch brought: all changes up to a revision. None of them, when the pool is not what it was: somebody
+    /// deleted everything, or put in what was saved elsewhere.
+    fn apply(
+        &self,
+        known: &Known,
+        changes: &[(String, Option<Vec<u8>>)],
+        revision: i64,
+    ) -> Result<(), BackendError> {
+        for (key, value) in changes {
+            match (key.as_str(), value) {
+                (POOL, value) => known.saw_pool(value.as_deref())?,
+                (INCARNATION, Some(value)) => known.saw_incarnation(value),
+                _ => {}
+            }
+        }
+        // What was seen at this revision, nobody answers from before.
+        known.heard(0, revision)?;
         let mut state = self.state();
         for (key, value) in changes {
             match value {
@@ -162,6 +187,7 @@ impl Mirror {
         self.watchers.changed(&keys);
         drop(state);
         self.moved.notify_all();
+        Ok(())
     }
 
     fn revision(&self) -> i64 {
@@ -169,9 +195,13 @@ impl Mirror {
     }
 }
 
-/// Keeps `mirror` fresh for ever.
+/// Keeps `mirror` fresh, as long as etcd is believed.
 pub(super) async fn follow(link: Arc<Link>, mirror: Arc<Mirror>) {
     loop {
+        if let Err(error) = link.known.believed() {
+            mirror.is_silent(&error.to_string());
+            return;
+        }
         let reason = match load(&link, &mirror).await {
             Ok(()) => match watch(&link, &mirror).await {
                 Ok(never) => match never {},
@@ -193,7 +223,9 @@ async fn load(link: &Link, mirror: &Mirror) -> Result<(), String> {
         .into_iter()
         .map(|(key, value)| (key[prefix.len()..].to_owned(), value))
         .collect();
-    mirror.replace(entries, revision)?;
+    mirror
+        .replace(&link.known, entries, revision)
+        .map_err(|error| error.to_string())?;
     mirror.is_heard();
     Ok(())
 }
@@ -202,7 +234,10 @@ async fn load(link: &Link, mirror: &Mirror) -> Result<(), String> {
 async fn watch(link: &Link, mirror: &Mirror) -> Result<std::convert::Infallible, String> {
     let prefix = &link.settings.prefix;
     let (from, to) = prefix_range(prefix);
-    let (at, client) = link.client().await.map_err(|(_, error)| error.to_string())?;
+    let (at, client) = link
+        .client(link.settings.patience)
+        .await
+        .map_err(|(_, error)| error.to_string())?;
     let options = WatchOptions::new()
         .with_range(to)
         .with_start_revision(mirror.revision() + 1);
@@ -211,29 +246,35 @@ async fn watch(link: &Link, mirror: &Mirror) -> Result<std::convert::Infallible,
     let stream = match stream {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
-            link.leave(at).await;
+            link.leave(at);
             return Err(error.to_string());
         }
         Err(_) => {
-            link.leave(at).await;
+            link.leave(at);
             return Err("it began no watch in time".to_owned());
         }
     };
     let (mut asking, mut answers) = stream.split();
     let mut heard = Instant::now();
     loop {
-        let answer = match timeout(ASK_EVERY, answers.message()).await {
+        let answer = tokio::select! {
+            answer = timeout(ASK_EVERY, answers.message()) => answer,
+            () = mirror.is_behind.notified() => {
+                return Err("its watch did not show a change that it had made".to_owned());
+            }
+        };
+        let answer = match answer {
             Ok(Ok(Some(answer))) => answer,
             Ok(Ok(None)) => {
-                link.leave(at).await;
+                link.leave(at);
                 return Err("it ended the watch".to_owned());
             }
             Ok(Err(error)) => {
-                link.leave(at).await;
+                link.leave(at);
                 return Err(error.to_string());
             }
             Err(_) if heard.elapsed() > SILENT_FOR => {
-                link.leave(at).await;
+                link.leave(at);
                 return Err(format!("it was silent for {} s", SILENT_FOR.as_secs()));
             }
             Err(_) => {
@@ -247,11 +288,11 @@ async fn watch(link: &Link, mirror: &Mirror) -> Result<std::convert::Infallible,
             return Err(format!("it ended the watch: {}", answer.cancel_reason()));
         }
         mirror.is_heard();
-        take(mirror, prefix.len(), &answer);
+        take(mirror, &link.known, prefix.len(), &answer).map_err(|error| error.to_string())?;
     }
 }
 
-fn take(mirror: &Mirror, bare: usize, answer: &WatchResponse) {
+fn take(mirror: &Mirror, known: &Known, bare: usize, answer: &WatchResponse) -> Result<(), BackendError> {
     let mut changes = Vec::new();
     // What is known is known up to the last event. The header's revision is the store's own, ahead of what the watch
     // has shown; in etcd before 3.4.25 also in the answers to our questions.
@@ -266,7 +307,24 @@ fn take(mirror: &Mirror, bare: usize, answer: &WatchResponse) {
         revision = revision.max(entry.mod_revision());
         changes.push((key[bare..].to_owned(), value));
     }
-    if !changes.is_empty() {
-        mirror.apply(&changes, revision);
+    if changes.is_empty() {
+        return Ok(());
+    }
+    mirror.apply(known, &changes, revision)
+}
+
+/// Writes down what is known whenever it changed.
+pub(super) async fn remember(link: Arc<Link>) {
+    let mut was_well = true;
+    loop {
+        tokio::time::sleep(SAVE_EVERY).await;
+        let link = Arc::clone(&link);
+        // It waits for a disk, and this thread keeps leases alive.
+        let saved = tokio::task::spawn_blocking(move || link.known.save()).await;
+        let Ok(saved) = saved else { return };
+        if let (Err(error), true) = (&saved, was_well) {
+            tracing::error!(%error, "what is known of etcd is not written down");
+        }
+        was_well = saved.is_ok();
     }
 }

@@ -8,10 +8,12 @@
 //! is kept whole in memory (some 400 bytes for a shard) and follows a watch: questions cost no round trip, and are
 //! answered while etcd is away.
 
+mod known;
 mod link;
 mod mirror;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +25,8 @@ use tokio::sync::watch;
 
 use crate::backend::{Backend, BackendError, Commit, Compare, Health, LeaseId, Leases, Limits, Transaction};
 use crate::embedded::prefix_range;
-use link::Link;
+use known::Known;
+use link::{Dated, Link};
 use mirror::Mirror;
 
 /// Operations of one transaction: etcd's own default limit is 128 (`--max-txn-ops`).
@@ -90,7 +93,7 @@ impl std::fmt::Debug for Etcd {
 }
 
 impl Etcd {
-    /// Begins to follow etcd; returns when all records are known.
+    /// Begins to follow etcd; returns when all records are known. Notices only within this life when etcd goes back.
     ///
     /// # Errors
     /// When etcd does not answer within the settings' patience, or refuses.
@@ -98,27 +101,63 @@ impl Etcd {
     /// # Panics
     /// When the settings name no endpoint, or no thread can be started.
     pub fn open(settings: EtcdSettings) -> Result<Etcd, BackendError> {
+        Etcd::begin(settings, None)
+    }
+
+    /// The same, with a file of its own at `memory` in which it keeps what it must know of etcd in its next life.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`BackendError::WentBack`] when etcd is not what earlier lives knew;
+    /// [`BackendError::Memory`].
+    ///
+    /// # Panics
+    /// As [`open`](Self::open).
+    pub fn open_remembering(settings: EtcdSettings, memory: PathBuf) -> Result<Etcd, BackendError> {
+        Etcd::begin(settings, Some(memory))
+    }
+
+    fn begin(settings: EtcdSettings, memory: Option<PathBuf>) -> Result<Etcd, BackendError> {
         assert!(!settings.endpoints.is_empty(), "settings were checked");
         let patience = settings.patience;
+        let known = Known::open(memory)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("etcd")
             .enable_all()
             .build()
             .expect("a thread can be started");
-        let link = Arc::new(Link::new(settings));
-        let mirror = Arc::new(Mirror::default());
-        // The first reading's refusals (password, certificate) are the caller's to see, not only the log's.
         let etcd = Etcd {
             runtime: Some(runtime),
-            link,
-            mirror,
+            link: Arc::new(Link::new(settings, known)),
+            mirror: Arc::new(Mirror::default()),
         };
-        etcd.get("pool")?;
+        // The first reading's refusals (password, certificate) are the caller's to see, not only the log's.
+        etcd.meet()?;
         let (link, mirror) = (Arc::clone(&etcd.link), Arc::clone(&etcd.mirror));
+        etcd.runtime().spawn(mirror::remember(Arc::clone(&link)));
         etcd.runtime().spawn(mirror::follow(link, mirror));
         etcd.mirror.wait_loaded(patience)?;
+        etcd.link.known.save()?;
         Ok(etcd)
+    }
+
+    /// Whether this is the etcd that earlier lives knew.
+    fn meet(&self) -> Result<(), BackendError> {
+        let (link, key) = (Arc::clone(&self.link), self.key(mirror::POOL));
+        let floor = link.known.revision();
+        let answer = self.run(async move {
+            let ask = |client: etcd_client::Client| {
+                let key = key.clone();
+                async move { client.kv_client().get(key, None).await }
+            };
+            link.ask("get", ask, true).await
+        })?;
+        let (known, revision) = (&self.link.known, answer.revision());
+        let pool = answer.kvs().first().map(etcd_client::KeyValue::value);
+        if !known.begin_anew_if_recovered(pool, revision) {
+            known.heard(floor, revision)?;
+        }
+        known.saw_pool(pool)
     }
 
     fn runtime(&self) -> &Runtime {
@@ -132,6 +171,24 @@ impl Etcd {
             let _ = give.send(job.await);
         });
         take.recv().expect("jobs do not panic")
+    }
+
+    /// What was changed is seen from now on by this program too. A watch that hangs on a member that died would take
+    /// its time to notice: all is read anew then.
+    fn wait_until_seen(&self, revision: i64) -> Result<(), BackendError> {
+        if self.mirror.wait_for(revision, SEEN_WITHIN) {
+            return Ok(());
+        }
+        self.mirror.is_behind.notify_one();
+        if self.mirror.wait_for(revision, self.link.settings.patience) {
+            return Ok(());
+        }
+        self.link.known.believed()?;
+        Err(BackendError::Unknown {
+            operation: "commit",
+            waited: SEEN_WITHIN + self.link.settings.patience,
+            reason: format!("it was made, at revision {revision}, but does not come to be seen"),
+        })
     }
 
     fn key(&self, key: &str) -> String {
@@ -170,6 +227,9 @@ impl Etcd {
 impl Drop for Etcd {
     /// Does not wait for what is under way: nobody is left to hear of it.
     fn drop(&mut self) {
+        if let Err(error) = self.link.known.save() {
+            tracing::error!(%error, "what is known of etcd is not written down");
+        }
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -181,7 +241,7 @@ impl Backend for Etcd {
         let (link, key) = (Arc::clone(&self.link), self.key(key));
         self.run(async move {
             let answer = link
-                .read("get", |client| {
+                .read_believed("get", |client| {
                     let key = key.clone();
                     async move { client.kv_client().get(key, None).await }
                 })
@@ -220,7 +280,7 @@ impl Backend for Etcd {
         );
         let (link, txn) = (Arc::clone(&self.link), self.txn(transaction));
         let answer = self.run(async move {
-            link.change("commit", |client| {
+            link.change_believed("commit", |client| {
                 let txn = txn.clone();
                 async move { client.kv_client().txn(txn).await }
             })
@@ -237,10 +297,7 @@ impl Backend for Etcd {
         if transaction.puts.is_empty() && !deleted {
             return Ok(Commit::Done);
         }
-        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
-        if !self.mirror.wait_for(revision, SEEN_WITHIN) {
-            tracing::warn!(revision, "a change was made but the watch has not shown it yet");
-        }
+        self.wait_until_seen(answer.revision())?;
         Ok(Commit::Done)
     }
 
@@ -249,6 +306,14 @@ impl Backend for Etcd {
             operations: OPERATIONS_MAX,
             bytes: BYTES_MAX,
         })
+    }
+
+    fn highest_incarnation(&self) -> u64 {
+        self.link.known.incarnation()
+    }
+
+    fn remember_incarnation(&self, incarnation: u64) -> Result<(), BackendError> {
+        self.link.known.remember_incarnation(incarnation)
     }
 
     fn watch(&self, prefix: &str) -> watch::Receiver<u64> {
@@ -329,13 +394,13 @@ async fn list(link: &Link, prefix: &str) -> Result<(Vec<(String, Vec<u8>)>, i64)
             .with_limit(PAGE)
             .with_revision(revision);
         let answer = link
-            .read("list", |client| {
+            .read_believed("list", |client| {
                 let (from, options) = (from.clone(), options.clone());
                 async move { client.kv_client().get(from, Some(options)).await }
             })
             .await?;
         if revision == 0 {
-            revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+            revision = answer.revision();
         }
         for entry in answer.kvs() {
             let key = String::from_utf8_lossy(entry.key()).into_owned();

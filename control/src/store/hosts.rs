@@ -91,8 +91,13 @@ impl ControlStore {
             }
             put(&mut change, &host_key(host.id), host);
             put(&mut change, &key, &host.id);
-            if self.commit(&change)? == Commit::Done {
-                return self.say_alive(alive);
+            if self.commit(&change)? == Commit::Refused {
+                continue;
+            }
+            match self.say_alive(alive) {
+                // Somebody took it for dead and forgot it, between the two.
+                Err(RecordError::Missing(_)) => {}
+                said => return said,
             }
         }
     }
@@ -100,16 +105,24 @@ impl ControlStore {
     /// Says of this host what others should know as long as it is alive.
     ///
     /// # Errors
-    /// The backend's.
+    /// The backend's, or [`RecordError::Missing`] when the host was forgotten: it has to join anew.
     pub fn say_alive(&self, alive: &HostAlive) -> Result<()> {
-        let mut change = Transaction {
-            lease: Some(alive.lease),
-            ..Transaction::default()
-        };
-        put(&mut change, &alive_key(alive.host), alive);
-        let done = self.commit(&change)?;
-        assert_eq!(done, Commit::Done, "nothing was compared");
-        Ok(())
+        let key = host_key(alive.host);
+        loop {
+            let host: Held<HostRecord> = self.held(&key)?;
+            if host.record.is_none() {
+                return Err(RecordError::Missing(key));
+            }
+            let mut change = Transaction {
+                lease: Some(alive.lease),
+                ..Transaction::default()
+            };
+            change.compares.push(host.unchanged(&key));
+            put(&mut change, &alive_key(alive.host), alive);
+            if self.commit(&change)? == Commit::Done {
+                return Ok(());
+            }
+        }
     }
 
     /// The comparison by which a VDI with guests may be taken from `host`: it is dead.

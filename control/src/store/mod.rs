@@ -148,7 +148,11 @@ impl From<RecordError> for ApiError {
                 message,
                 "see the settings of [cluster] and etcd's users and space",
             ),
-            RecordError::Backend(BackendError::Kv(_))
+            RecordError::Backend(BackendError::WentBack { .. }) => ApiError::unavailable(
+                message,
+                "guests go on; see `weft pool recover --help` before anything is started again",
+            ),
+            RecordError::Backend(BackendError::Kv(_) | BackendError::Memory { .. })
             | RecordError::Damaged { .. }
             | RecordError::IdsExhausted => ApiError::internal(message, "see the daemon's log"),
         }
@@ -207,12 +211,13 @@ impl ControlStore {
     pub fn next_incarnation(&self) -> Result<Incarnation> {
         loop {
             let held = self.held::<u64>("incarnation")?;
-            let next = held.record.unwrap_or(0);
+            let next = held.record.unwrap_or(0).max(self.backend.highest_incarnation());
             let next = next.checked_add(1).expect("fewer than 2^64 starts");
             let mut change = Transaction::default();
             change.compares.push(held.unchanged("incarnation"));
             put(&mut change, "incarnation", &next);
             if self.commit(&change)? == Commit::Done {
+                self.backend.remember_incarnation(next)?;
                 return Ok(Incarnation(next));
             }
         }

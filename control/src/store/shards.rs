@@ -83,6 +83,9 @@ impl ControlStore {
         if !matches!(seen, Some(Ok(held)) if is_next(&held)) {
             bytes = self.backend.get(&key)?;
         }
+        // Another version of this program may have written the same record in other words: what counts is its meaning,
+        // what is compared are its bytes.
+        let mut writer_bytes = writer.map(encode);
         loop {
             let Some(value) = &bytes else {
                 return Err(RecordError::Missing(key));
@@ -93,9 +96,11 @@ impl ControlStore {
             }
             let mut change = Transaction::default();
             change.compares.push(Compare::Is(key.clone(), value.clone()));
-            if let Some(writer) = writer {
+            if let Some(writer_bytes) = &writer_bytes {
                 let written_by = writer_key(record.shard.vdi);
-                change.compares.push(Compare::Is(written_by, encode(writer)));
+                change
+                    .compares
+                    .push(Compare::Is(written_by, writer_bytes.clone()));
             }
             for disk in record
                 .replicas
@@ -112,7 +117,7 @@ impl ControlStore {
                 return Ok(record.clone());
             }
             if let Some(writer) = writer {
-                self.require_writer(record.shard.vdi, writer)?;
+                writer_bytes = Some(self.require_writer(record.shard.vdi, writer)?);
             }
             bytes = self.backend.get(&key)?;
         }

@@ -331,8 +331,10 @@ impl ControlStore {
     /// new one reads the shards' records now, not before. Guests of another host's addresses are not taken along.
     ///
     /// # Errors
-    /// The backend's, [`RecordError::Missing`] or [`RecordError::HeldElsewhere`].
+    /// The backend's, [`RecordError::Missing`], [`RecordError::HeldElsewhere`], or [`RecordError::NotTheWriter`] when
+    /// somebody with a higher incarnation is: a later life of this host, or another that was quicker.
     pub fn take_vdi(&self, id: VdiId, host: HostId, incarnation: Incarnation) -> Result<VdiRecord> {
+        let ours = VdiWriter { host, incarnation };
         let (vdi_key, writer_key) = (vdi_key(id), writer_key(id));
         loop {
             let vdi: Held<VdiRecord> = self.held(&vdi_key)?;
@@ -343,6 +345,10 @@ impl ControlStore {
             let Some(mut record) = vdi.record else {
                 return Err(RecordError::Missing(vdi_key));
             };
+            // Its tokens would be lower: it could fence nobody out.
+            if let Some(now) = writer.record.filter(|now| now.incarnation > incarnation) {
+                return Err(not_the_writer(id, &ours, now));
+            }
             if let Some(old) = writer.record.filter(|old| old.host != host) {
                 if !record.attachments.is_empty() {
                     change.compares.push(self.must_be_dead(&record, old.host)?);
@@ -351,25 +357,22 @@ impl ControlStore {
             }
             record.revision += 1;
             put(&mut change, &vdi_key, &record);
-            put(&mut change, &writer_key, &VdiWriter { host, incarnation });
+            put(&mut change, &writer_key, &ours);
             if self.commit(&change)? == Commit::Done {
                 return Ok(record);
             }
         }
     }
 
-    /// Fails unless `ours` may still write the VDI.
-    pub(super) fn require_writer(&self, id: VdiId, ours: &VdiWriter) -> Result<()> {
+    /// Fails unless `ours` may still write the VDI; else the bytes in which that stands.
+    pub(super) fn require_writer(&self, id: VdiId, ours: &VdiWriter) -> Result<Vec<u8>> {
         let key = writer_key(id);
-        match self.held::<VdiWriter>(&key)?.record {
-            Some(now) if now == *ours => Ok(()),
-            Some(now) => Err(RecordError::NotTheWriter {
-                vdi: id,
-                ours: ours.incarnation,
-                now,
-            }),
+        let held: Held<VdiWriter> = self.held(&key)?;
+        match (held.record, held.bytes) {
+            (Some(now), Some(bytes)) if now == *ours => Ok(bytes),
+            (Some(now), _) => Err(not_the_writer(id, ours, now)),
             // The VDI is gone, or the records are: nobody took it from us.
-            None => Err(RecordError::Missing(key)),
+            (None, _) => Err(RecordError::Missing(key)),
         }
     }
 
@@ -405,6 +408,14 @@ impl ControlStore {
         self.held_vdi(vdi)?;
         // The VDI is as it was: it was the disks that changed.
         Err(RecordError::Overtaken)
+    }
+}
+
+fn not_the_writer(vdi: VdiId, ours: &VdiWriter, now: VdiWriter) -> RecordError {
+    RecordError::NotTheWriter {
+        vdi,
+        ours: ours.incarnation,
+        now,
     }
 }
 

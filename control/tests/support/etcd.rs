@@ -1,7 +1,9 @@
 //! Real etcd servers on loopback ports, with data of their own, ended with the test.
 
+#![allow(dead_code)] // Each test binary uses a part.
+
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -155,6 +157,23 @@ impl Member {
         std::fs::remove_dir_all(&self.data).expect("its data");
     }
 
+    /// A copy of its data, as a backup.
+    pub fn copy(&self) -> TempDir {
+        assert!(!self.is_running(), "first the process, then its data");
+        let copy = tempfile::Builder::new()
+            .prefix("etcd-")
+            .tempdir()
+            .expect("a folder");
+        copy_folder(&self.data, &copy.path().join("data"));
+        copy
+    }
+
+    /// Its data is as it was copied.
+    pub fn restore(&self, copy: &TempDir) {
+        self.wipe();
+        copy_folder(&copy.path().join("data"), &self.data);
+    }
+
     pub fn is_running(&self) -> bool {
         self.child.lock().expect("child").is_some()
     }
@@ -189,6 +208,11 @@ impl Drop for Member {
             self.kill();
         }
     }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").args([from, to]).status();
+    assert!(copied.expect("cp").success());
 }
 
 /// Looks until `look` finds something, with pauses, for [`PATIENCE`].
