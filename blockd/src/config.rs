@@ -9,6 +9,8 @@ use clap::{Parser, ValueEnum};
 use serde::Deserialize;
 use types::ByteSize;
 
+use crate::cluster_config::{ClusterFile, ClusterSettings};
+
 /// Longest configuration file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// More index memory for one disk than this is a mistake of units.
@@ -69,6 +71,7 @@ struct File {
     poll_us: Option<u64>,
     log: Option<String>,
     log_format: Option<LogFormat>,
+    cluster: Option<ClusterFile>,
 }
 
 /// All settings, checked.
@@ -88,6 +91,8 @@ pub struct Settings {
     pub log: String,
     /// See [`Flags::log_format`].
     pub log_format: LogFormat,
+    /// Absent: a pool of this host alone.
+    pub cluster: Option<ClusterSettings>,
 }
 
 impl Settings {
@@ -127,6 +132,7 @@ impl Settings {
                 .or(file.log)
                 .unwrap_or_else(|| "info".to_owned()),
             log_format: flags.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
+            cluster: file.cluster.map(ClusterFile::check).transpose()?,
         };
         settings.check()?;
         let state = std::path::absolute(&settings.state).context("setting 'state'")?;

@@ -1,15 +1,9 @@
 //! `blockd`: the Weft storage daemon.
 
+mod cluster_config;
 mod config;
 mod daemon;
 mod index;
-#[cfg_attr(
-    not(test),
-    allow(
-        dead_code,
-        reason = "started with the cluster's records, which the control store does not have yet"
-    )
-)]
 mod links;
 mod nbd_export;
 mod plane;

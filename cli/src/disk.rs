@@ -291,6 +291,7 @@ mod tests {
             replicas: 0,
             corrupt_blocks: 0,
             reason: String::new(),
+            host: None,
         }
     }
 

@@ -4,6 +4,7 @@
 mod client;
 mod disk;
 mod failure;
+mod host;
 mod offline;
 mod output;
 mod pool;
@@ -65,6 +66,9 @@ enum Command {
     /// Create the pool, or show it
     #[command(subcommand)]
     Pool(pool::PoolCommand),
+    /// List and show the hosts of the cluster
+    #[command(subcommand)]
+    Host(host::HostCommand),
     /// Add, list, replace, remove, inspect and check disks
     #[command(subcommand)]
     Disk(disk::DiskCommand),
@@ -143,6 +147,7 @@ fn run(cli: Cli) -> Outcome<()> {
     runtime.block_on(async {
         match cli.command {
             Command::Pool(command) => pool::run(&client, command).await,
+            Command::Host(command) => host::run(&client, &command).await,
             Command::Disk(command) => disk::run(&client, command).await,
             Command::Vdi(command) => vdi::run(&client, command).await,
             Command::Scrub(args) => scrub::run(&client, args).await,

@@ -4,7 +4,7 @@ use control::{Health, Severity, StatusInfo, VersionInfo};
 
 use crate::client::{Client, parse};
 use crate::failure::{Exit, Failure, Outcome};
-use crate::{disk, output, pool, scrub, vdi};
+use crate::{disk, host, output, pool, scrub, vdi};
 
 /// Events that a person is shown; `--json` has all that the daemon keeps.
 const EVENTS_SHOWN: usize = 10;
@@ -42,6 +42,13 @@ fn troubles(status: &StatusInfo) -> Vec<String> {
             .filter(|v| v.health == health && !v.deleting)
             .count()
     };
+    if status.control.unreachable_since.is_some() {
+        troubles.push("etcd does not answer".to_owned());
+    }
+    let missing = status.hosts.iter().filter(|host| !host.is_alive).count();
+    if missing > 0 {
+        troubles.push(format!("missing hosts: {missing}"));
+    }
     let disks = |state: control::DiskState| status.disks.iter().filter(|d| d.state == state).count();
     for (count, what) in [
         (count(Health::Waiting), "VDIs with waiting writes"),
@@ -67,7 +74,17 @@ fn describe(status: &StatusInfo) -> String {
         troubles.join(", ")
     };
     let mut text = output::fields(&[("health", health)]);
+    if let Some(since) = status.control.unreachable_since {
+        text.push_str(&output::fields(&[(
+            "etcd",
+            format!("unreachable since {since}: {}", status.control.reason),
+        )]));
+    }
     text.push_str(&pool::describe(pool));
+    if !status.hosts.is_empty() {
+        text.push_str("\nhosts\n");
+        text.push_str(&host::table(&status.hosts, 2));
+    }
     if !status.disks.is_empty() {
         text.push_str("\ndisks\n");
         text.push_str(&disk::table(&status.disks, 2));

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
-use types::{DiskId, PoolId, VdiId};
+use types::{DiskId, HostId, PoolId, VdiId};
 use utoipa::ToSchema;
 
 use crate::{Attachment, DiskState};
@@ -179,6 +179,60 @@ pub struct DiskInfo {
     pub corrupt_blocks: u64,
     /// Why it is failed or missing, in words; empty otherwise.
     pub reason: String,
+    /// The name of the host it is in; absent in a pool of a single host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+}
+
+/// One host of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostInfo {
+    /// Identity, kept in its state directory.
+    #[schema(value_type = String)]
+    pub id: HostId,
+    /// As in its configuration.
+    pub name: String,
+    /// Where the other hosts reach it.
+    pub address: String,
+    /// Failure domain above the host, may be empty.
+    pub zone: String,
+    /// Of its `blockd`, when it started last.
+    pub version: String,
+    /// When it was first seen.
+    #[schema(value_type = String)]
+    pub joined: Timestamp,
+    /// It was heard within its lease.
+    pub is_alive: bool,
+    /// It is the one that answers.
+    pub is_this: bool,
+    /// Its disks.
+    pub disks: u32,
+    /// Those of them that it serves.
+    pub disks_up: u32,
+}
+
+/// What keeps the records of the pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ControlInfo {
+    /// `embedded` in a pool of a single host, or `etcd`.
+    pub kind: String,
+    /// Since when it does not answer; absent: it does. What is shown is as of then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub unreachable_since: Option<Timestamp>,
+    /// Why, in words; empty otherwise.
+    #[serde(default)]
+    pub reason: String,
+}
+
+impl Default for ControlInfo {
+    fn default() -> ControlInfo {
+        ControlInfo {
+            kind: "embedded".to_owned(),
+            unreachable_since: None,
+            reason: String::new(),
+        }
+    }
 }
 
 /// How well a VDI is.
@@ -246,6 +300,9 @@ pub struct VdiInfo {
     pub attachments: Vec<Attachment>,
     /// Where its replicas are.
     pub disks: Vec<VdiDisk>,
+    /// The host that writes it; absent: nobody does, or the pool has a single host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
 }
 
 /// One scrub of one VDI, running or the last one that ended.
@@ -320,6 +377,12 @@ pub struct StatusInfo {
     pub version: VersionInfo,
     /// Absent until `pool create`.
     pub pool: Option<PoolInfo>,
+    /// What keeps the records, and whether it answers.
+    #[serde(default)]
+    pub control: ControlInfo,
+    /// All hosts; none in a pool of a single host.
+    #[serde(default)]
+    pub hosts: Vec<HostInfo>,
     /// All disks.
     pub disks: Vec<DiskInfo>,
     /// All VDIs.

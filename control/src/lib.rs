@@ -31,7 +31,7 @@ pub use embedded::Embedded;
 pub use error::{ApiError, ApiResult, ErrorKind, Problem};
 pub use memory::MemoryKv;
 pub use records::{
-    AttachTarget, Attachment, DiskRecord, DiskState, Frontend, HostAlive, HostRecord, NbdAddress,
+    AliveDisk, AttachTarget, Attachment, DiskRecord, DiskState, Frontend, HostAlive, HostRecord, NbdAddress,
     ParseTargetError, PoolRecord, VdiRecord, VdiWriter, shard_count,
 };
 pub use service::Service;

@@ -95,7 +95,18 @@ pub struct HostAlive {
     pub address: String,
     /// Its disks that are served, by id.
     #[serde(default)]
-    pub disks_up: Vec<DiskId>,
+    pub disks: Vec<AliveDisk>,
+}
+
+/// A disk that is served, with figures that may be a little old.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AliveDisk {
+    /// Which.
+    pub disk: DiskId,
+    /// Bytes that replicas can store there.
+    pub capacity_bytes: u64,
+    /// Bytes of live data.
+    pub used_bytes: u64,
 }
 
 /// Who may write a VDI; key `vdi-writer/ID`. A key of its own, so that whoever changes a shard's record can compare

@@ -27,7 +27,7 @@ use crate::api::object;
 use crate::check::is_hidden;
 pub use crate::serve::{CONNECTIONS_MAX, REQUEST_WAIT, serve};
 use crate::{
-    ApiError, ApiResult, AttachBody, DetachBody, DiskAddBody, DiskInfo, DiskReplaceBody, Name,
+    ApiError, ApiResult, AttachBody, DetachBody, DiskAddBody, DiskInfo, DiskReplaceBody, HostInfo, Name,
     PoolCreateBody, PoolInfo, Problem, ScrubBody, ScrubStatus, Service, StatusInfo, VdiCreateBody, VdiInfo,
     VdiResizeBody, VersionInfo,
 };
@@ -48,6 +48,7 @@ const TEXT_SHOWN_MAX: usize = 200;
     paths(
         pool_create,
         pool_status,
+        host_list,
         disk_add,
         disk_list,
         disk_remove,
@@ -84,6 +85,7 @@ pub fn openapi() -> String {
 pub fn router<S: Service>(service: Arc<S>) -> Router {
     Router::new()
         .route("/v1/pool", get(pool_status::<S>).post(pool_create::<S>))
+        .route("/v1/hosts", get(host_list::<S>))
         .route("/v1/disks", get(disk_list::<S>).post(disk_add::<S>))
         .route("/v1/disks/{id}", axum::routing::delete(disk_remove::<S>))
         .route("/v1/disks/{id}/replace", post(disk_replace::<S>))
@@ -323,6 +325,12 @@ async fn pool_create<S: Service>(
     responses((status = 200, body = PoolInfo), (status = "default", body = Problem)))]
 async fn pool_status<S: Service>(State(api): Api<S>) -> ApiResult<Json<PoolInfo>> {
     api.pool_status().await.map(Json)
+}
+
+#[utoipa::path(get, path = "/v1/hosts",
+    responses((status = 200, body = Vec<HostInfo>), (status = "default", body = Problem)))]
+async fn host_list<S: Service>(State(api): Api<S>) -> ApiResult<Json<Vec<HostInfo>>> {
+    api.host_list().await.map(Json)
 }
 
 #[utoipa::path(post, path = "/v1/disks", request_body = DiskAddBody,

@@ -5,8 +5,8 @@ use std::future::Future;
 use types::DiskId;
 
 use crate::{
-    ApiResult, Attach, Detach, DiskAdd, DiskInfo, Name, PoolCreate, PoolInfo, ScrubStatus, StatusInfo,
-    VdiCreate, VdiInfo, VersionInfo,
+    ApiResult, Attach, Detach, DiskAdd, DiskInfo, HostInfo, Name, PoolCreate, PoolInfo, ScrubStatus,
+    StatusInfo, VdiCreate, VdiInfo, VersionInfo,
 };
 
 /// The daemon behind the API.
@@ -19,6 +19,9 @@ pub trait Service: Send + Sync + 'static {
     fn pool_create(&self, request: PoolCreate) -> impl Future<Output = ApiResult<PoolInfo>> + Send;
     /// The pool.
     fn pool_status(&self) -> impl Future<Output = ApiResult<PoolInfo>> + Send;
+
+    /// All hosts of the cluster; none where there is a single host.
+    fn host_list(&self) -> impl Future<Output = ApiResult<Vec<HostInfo>>> + Send;
 
     /// Formats a disk and gives it to the pool. Refuses with `NeedsForce` what holds something.
     fn disk_add(&self, request: DiskAdd) -> impl Future<Output = ApiResult<DiskInfo>> + Send;

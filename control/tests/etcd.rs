@@ -142,7 +142,7 @@ fn join(store: &ControlStore, host: &HostRecord, seconds: u64) -> Result<HostAli
         incarnation: store.next_incarnation().unwrap(),
         lease,
         address: host.address.clone(),
-        disks_up: vec![DiskId(host.id.0)],
+        disks: Vec::new(),
     };
     store.join(host, &alive)?;
     Ok(alive)

@@ -52,7 +52,7 @@ fn alive(store: &ControlStore, host: &HostRecord) -> HostAlive {
         incarnation: store.next_incarnation().unwrap(),
         lease: leases.grant(Duration::from_secs(60)).unwrap(),
         address: host.address.clone(),
-        disks_up: Vec::new(),
+        disks: Vec::new(),
     }
 }
 

@@ -15,6 +15,13 @@ mod bodies;
     dead_code,
     reason = "the daemon's own file: it is a program, and programs export nothing"
 )]
+#[path = "../../blockd/src/cluster_config.rs"]
+mod cluster_config;
+#[allow(
+    missing_docs,
+    dead_code,
+    reason = "the daemon's own file: it is a program, and programs export nothing"
+)]
 #[path = "../../blockd/src/config.rs"]
 mod config;
 pub mod mutate;

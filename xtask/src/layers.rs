@@ -18,10 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Searches the states of small worlds; nobody imports it.
     ("replication-model", &["types", "store", "replication"]),
     ("vdi", &["types", "store", "replication"]),
-    (
-        "sim",
-        &["types", "edge", "store", "replication", "wire", "vdi", "control"],
-    ),
+    ("sim", &["types", "edge", "store", "replication", "vdi"]),
     ("vhost-blk", &["types", "vdi"]),
     ("nbd", &["types"]),
     ("control", &["types", "edge", "replication"]),

@@ -17,6 +17,7 @@ use replication::{DiskNode, ReplicaRequest, ShardRecord, ToReplica};
 use store::{FormatParams, RebuildReason, RecoveryReport, ShardSummary, Store, Superblock, SuperblockError};
 use types::{ByteSize, DiskId, Epoch, RequestId, ShardId, ShardNo, Token, VdiId};
 
+use super::cluster::Elsewhere;
 use super::{Daemon, ask};
 use crate::index::IndexThread;
 use crate::plane::{Command, Home};
@@ -50,7 +51,7 @@ impl Daemon {
     pub(super) async fn open_all_disks(self: &Arc<Daemon>) -> anyhow::Result<()> {
         let records = self.records(ControlStore::disks)?;
         let mut openings = Vec::new();
-        for record in records {
+        for record in records.into_iter().filter(|record| self.is_mine(record)) {
             let daemon = Arc::clone(self);
             openings.push(tokio::task::spawn_blocking(move || {
                 let opened = daemon.open_disk(&record.path, Some(&record), false);
@@ -95,7 +96,9 @@ impl Daemon {
         }
         let _one = self.changes.lock().await;
         for record in self.records(ControlStore::disks)? {
-            let may_come_back = record.state != DiskState::Failed && !self.is_up_or_refused(record.id);
+            let may_come_back = self.is_mine(&record)
+                && record.state != DiskState::Failed
+                && !self.is_up_or_refused(record.id);
             if !may_come_back || !record.path.exists() {
                 continue;
             }
@@ -281,6 +284,7 @@ impl Daemon {
             is_refused: false,
         };
         self.disks.lock().expect("disks").insert(disk, runtime);
+        self.disks_changed();
         self.tell_disk_state(disk, true).await?;
         self.remember_opens(disk, opens)?;
         self.drop_leftovers(disk, plane, &shards)
@@ -314,7 +318,8 @@ impl Daemon {
     /// Shards that were deleted or moved while the disk was away give their space back.
     fn drop_leftovers(&self, disk: DiskId, plane: usize, shards: &[ShardId]) -> ApiResult<()> {
         for shard in shards {
-            let record = self.records(|control| control.shard(*shard))?;
+            // From the store itself: what is dropped cannot be brought back.
+            let record = self.records(|control| control.shard_now(*shard))?;
             if record.is_some_and(|record| record.replicas.contains(&disk)) {
                 continue;
             }
@@ -381,7 +386,8 @@ impl Daemon {
         path: &Path,
     ) -> ApiResult<(DiskRecord, Opened)> {
         let known = self.records(ControlStore::disks)?;
-        if let Some(disk) = known.iter().find(|disk| disk.path == path && self.is_up(disk.id)) {
+        let is_here = |disk: &&DiskRecord| self.is_mine(disk) && disk.path == path && self.is_up(disk.id);
+        if let Some(disk) = known.iter().find(is_here) {
             return Err(ApiError::conflict(
                 format!("{} is disk {} already", path.display(), disk.id),
                 "",
@@ -409,6 +415,8 @@ impl Daemon {
                 let record = DiskRecord {
                     path: path.to_owned(),
                     state: DiskState::Active,
+                    // A disk that was carried to another host is at home there.
+                    host: self.host(),
                     ..record.clone()
                 };
                 let opened = self.open_disk(path, Some(&record), request.accept_old)?;
@@ -444,7 +452,7 @@ impl Daemon {
             state: DiskState::Active,
             zone,
             opens: 0,
-            host: None,
+            host: self.host(),
         };
         drop((file, index));
         let opened = self.open_disk(path, Some(&record), false)?;
@@ -457,6 +465,14 @@ impl Daemon {
             .expect("disks")
             .get(&disk)
             .is_some_and(|runtime| runtime.is_up)
+    }
+
+    /// Served by this host, or by another one that says so.
+    pub(super) fn is_up_anywhere(&self, disk: &DiskRecord, elsewhere: &Elsewhere) -> bool {
+        if self.is_mine(disk) {
+            return self.is_up(disk.id);
+        }
+        elsewhere.up.contains_key(&disk.id)
     }
 
     fn is_up_or_refused(&self, disk: DiskId) -> bool {
@@ -479,10 +495,11 @@ impl Daemon {
     /// replicas are there too, without weight: what is on them counts where replicas are to be kept apart.
     pub(super) fn disk_map(&self, placed: &BTreeMap<DiskId, u64>) -> ApiResult<DiskMap> {
         let records = self.records(ControlStore::disks)?;
+        let elsewhere = self.elsewhere()?;
         let candidates: Vec<Candidate> = records
             .into_iter()
             .map(|disk| {
-                let may_take = disk.state == DiskState::Active && self.is_up(disk.id);
+                let may_take = disk.state == DiskState::Active && self.is_up_anywhere(&disk, &elsewhere);
                 let placed = placed.get(&disk.id).copied().unwrap_or(0);
                 Candidate {
                     disk: disk.id,
@@ -491,8 +508,11 @@ impl Daemon {
                     } else {
                         0
                     },
-                    host: String::new(),
-                    zone: disk.zone,
+                    host: disk.host.map_or_else(String::new, |host| host.to_string()),
+                    zone: match disk.host.and_then(|host| elsewhere.zones.get(&host)) {
+                        Some(zone) if disk.zone.is_empty() => zone.clone(),
+                        _ => disk.zone,
+                    },
                 }
             })
             .collect();
@@ -569,6 +589,7 @@ impl Daemon {
             runtime.reason = reason;
             runtime.plane
         };
+        self.disks_changed();
         self.tell_disk_state(disk, false).await?;
         let index = ask(&self.planes[plane], |reply| Command::RemoveDisk { disk, reply }).await?;
         // Until the index is closed nobody could open it again.

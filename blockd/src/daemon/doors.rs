@@ -1,6 +1,7 @@
 //! Doors of a VDI: a vhost-user socket or an NBD address each. They are part of the VDI's record and come back
 //! with the daemon.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -12,6 +13,7 @@ use types::VdiId;
 use vhost_blk::{DeviceConfig, DeviceId, Plane, Ring, RingId};
 
 use super::Daemon;
+use super::cluster::not_here;
 use crate::nbd_export::VdiExport;
 use crate::plane::{Command, PlaneHandle};
 
@@ -49,7 +51,11 @@ impl Daemon {
                 return;
             }
         };
-        for record in records {
+        let written = self.written.lock().expect("written").clone();
+        for record in records
+            .into_iter()
+            .filter(|record| written.contains_key(&record.id))
+        {
             for attachment in &record.attachments {
                 if let Err(error) = self.open_door(&record, attachment).await {
                     let message = format!(
@@ -131,8 +137,13 @@ impl Daemon {
     }
 
     pub(super) async fn attach(&self, name: &Name, request: Attach) -> ApiResult<()> {
-        let mut record = self.named(name)?;
+        let mut record = self.write_here(self.named(name)?).await?;
+        let written = self.written.lock().expect("written").clone();
         for other in self.records(ControlStore::vdis)? {
+            // The same address on another host is another address.
+            if !written.contains_key(&other.id) {
+                continue;
+            }
             if other
                 .attachments
                 .iter()
@@ -165,6 +176,12 @@ impl Daemon {
 
     pub(super) async fn detach(&self, name: &Name, request: Detach) -> ApiResult<()> {
         let mut record = self.named(name)?;
+        if !self.written.lock().expect("written").contains_key(&record.id) {
+            let writer = self.records(|control| control.writer(record.id))?;
+            if let Some(writer) = writer.filter(|_| !record.attachments.is_empty()) {
+                return Err(not_here(&record.name, &self.host_name(writer.host)?));
+            }
+        }
         let (leaving, staying): (Vec<Attachment>, Vec<Attachment>) = std::mem::take(&mut record.attachments)
             .into_iter()
             .partition(|attachment| {
@@ -195,6 +212,21 @@ impl Daemon {
         if let Some(door) = door {
             close(door).await;
         }
+    }
+
+    /// Hangs up on everyone who uses a VDI; `false` when nobody could.
+    pub(super) async fn close_doors_of(&self, vdi: VdiId) -> bool {
+        let mut all = self.doors.lock().await;
+        let (here, others): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut *all)
+            .into_iter()
+            .partition(|((id, _), _)| *id == vdi);
+        *all = others;
+        drop(all);
+        let had_any = !here.is_empty();
+        for door in here.into_values() {
+            close(door).await;
+        }
+        had_any
     }
 
     pub(super) async fn close_all_doors(&self) {

@@ -8,10 +8,12 @@
 //! ```
 //! Operations that change something run one at a time (`changes`); questions run beside them.
 
+mod cluster;
 mod disks;
 mod doors;
 mod events;
 mod metrics;
+mod peers;
 mod removal;
 mod reports;
 mod service;
@@ -26,17 +28,17 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, bail};
-use control::{ApiError, ApiResult, ControlStore};
-use edge::rocks::Rocks;
+use control::{ApiError, ApiResult, ControlStore, VdiWriter};
 use edge::uring::Pool;
 use store::StoreSettings;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
-use types::{DiskId, Incarnation, VdiId};
+use types::{DiskId, Epoch, Incarnation, ShardId, VdiId};
 
 use crate::config::Settings;
 use crate::plane::{Command, PlaneFigures, PlaneHandle, Report};
 use crate::start::Planes;
+use cluster::Membership;
 use disks::DiskRuntime;
 use doors::Door;
 use events::EventLog;
@@ -46,13 +48,21 @@ pub use service::RestService;
 pub struct Daemon {
     settings: Settings,
     control: ControlStore,
+    /// Absent: a pool of this host alone.
+    membership: Option<Membership>,
     incarnation: Incarnation,
     planes: Vec<PlaneHandle>,
+    /// For links, which report like planes.
+    reports: UnboundedSender<Report>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     pool: Pool,
     disks: Mutex<BTreeMap<DiskId, DiskRuntime>>,
     doors: tokio::sync::Mutex<BTreeMap<(VdiId, String), Door>>,
     next_door: AtomicU64,
+    /// The VDIs that are open here, and in a cluster as which writer.
+    written: Mutex<BTreeMap<VdiId, Option<VdiWriter>>>,
+    /// Shards' records on their way to the control store, by the epoch that they bring.
+    saving: Mutex<BTreeSet<(ShardId, Epoch)>>,
     sizes: Mutex<BTreeMap<VdiId, Arc<AtomicU64>>>,
     deleting: Mutex<BTreeSet<VdiId>>,
     /// Disks that are to leave and could not begin to.
@@ -68,9 +78,7 @@ impl Daemon {
     pub async fn start(settings: Settings) -> Result<Arc<Daemon>> {
         make_private(&settings.state)?;
         let lock = lock_state(&settings.state)?;
-        let records = Rocks::open_records(&settings.state.join("control")).context("control records")?;
-        let control = ControlStore::new(Box::new(records));
-        let incarnation = control.next_incarnation().context("control records")?;
+        let (control, membership, incarnation) = cluster::join(&settings).await?;
         let (reports, inbox) = unbounded_channel();
         let Planes {
             handles,
@@ -80,13 +88,17 @@ impl Daemon {
         let daemon = Arc::new(Daemon {
             settings,
             control,
+            membership,
             incarnation,
             planes: handles,
+            reports,
             threads: Mutex::new(threads),
             pool,
             disks: Mutex::default(),
             doors: tokio::sync::Mutex::default(),
             next_door: AtomicU64::new(0),
+            written: Mutex::default(),
+            saving: Mutex::default(),
             sizes: Mutex::default(),
             deleting: Mutex::default(),
             removals_stalled: Mutex::default(),
@@ -95,7 +107,9 @@ impl Daemon {
             _lock: lock,
         });
         daemon.run_reports(inbox);
+        daemon.look_at_peers().await?;
         daemon.open_all_disks().await?;
+        daemon.live();
         daemon.open_all_vdis().await?;
         daemon.resume_removals().await?;
         daemon.restore_doors().await;

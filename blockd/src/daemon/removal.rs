@@ -22,15 +22,24 @@ impl Daemon {
     pub(super) async fn move_away(&self, old: DiskId, new: Option<DiskId>, force: bool) -> ApiResult<()> {
         let mut map = self.disk_map(&self.placed_bytes()?)?;
         map.set_weight(old, 0);
+        let elsewhere = self.elsewhere()?;
+        let is_old_up = self
+            .records(|control| control.disk(old))?
+            .is_some_and(|disk| self.is_up_anywhere(&disk, &elsewhere));
         let mut moves = Vec::new();
+        let written = self.written.lock().expect("written").clone();
         for vdi in self.records(ControlStore::vdis)? {
+            // Each host moves the replicas of the VDIs that it writes.
+            if !written.contains_key(&vdi.id) {
+                continue;
+            }
             let mut places: Vec<(ShardNo, DiskId)> = Vec::new();
             for shard in self.records(|control| control.shards(vdi.id))? {
                 if !shard.replicas.contains(&old) {
                     continue;
                 }
                 let is_last = shard.in_sync == [old];
-                if is_last && !self.is_up(old) && !force {
+                if is_last && !is_old_up && !force {
                     let message = format!(
                         "shard {} of VDI {} has its only good copy on disk {old}, which is not up",
                         shard.shard.no, vdi.name
@@ -113,21 +122,27 @@ impl Daemon {
             let leaving: Vec<DiskRecord> = self
                 .records(ControlStore::disks)?
                 .into_iter()
-                .filter(|disk| disk.state == DiskState::Removing)
+                .filter(|disk| disk.state == DiskState::Removing && self.is_mine(disk))
                 .collect();
             let gone = self.let_go(&leaving).await?;
             if gone.is_empty() {
                 return Ok(());
             }
-            for vdi in self.records(ControlStore::vdis)? {
-                for disk in gone.iter().copied() {
-                    let event = Event::DiskLeaves { disk, refused: None };
-                    self.home(vdi.id).send(Command::Vdi { vdi: vdi.id, event });
-                }
-            }
+            self.nothing_moves_to(&gone);
             let left = leaving.iter().map(|disk| disk.id);
             self.plan_moves(left.filter(|disk| !gone.contains(disk)).collect())
                 .await?;
+        }
+    }
+
+    /// The VDIs written here give up what was to move to these disks.
+    pub(super) fn nothing_moves_to(&self, gone: &BTreeSet<DiskId>) {
+        let written = self.written.lock().expect("written").clone();
+        for vdi in written.into_keys() {
+            for disk in gone.iter().copied() {
+                let event = Event::DiskLeaves { disk, refused: None };
+                self.home(vdi).send(Command::Vdi { vdi, event });
+            }
         }
     }
 
@@ -144,7 +159,8 @@ impl Daemon {
                 placed.extend(shard.replicas);
             }
         }
-        for record in leaving.iter().filter(|record| !placed.contains(&record.id)) {
+        let is_empty = |record: &&DiskRecord| !placed.contains(&record.id);
+        for record in leaving.iter().filter(is_empty) {
             self.stop_serving(record.id, "removed".to_owned()).await?;
             self.records(|control| control.delete_disk(record.id))?;
             self.disks.lock().expect("disks").remove(&record.id);

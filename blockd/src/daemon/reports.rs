@@ -1,8 +1,10 @@
 //! What planes tell the daemon, carried out in the order told.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use control::{ApiResult, RecordError, Severity};
+use control::{ApiResult, RecordError, Severity, VdiWriter};
+use replication::ShardRecord;
 use tokio::sync::mpsc::UnboundedReceiver;
 use types::VdiId;
 use vdi::{Event, Notice};
@@ -11,6 +13,18 @@ use super::Daemon;
 use super::events::EventLog;
 use crate::links::LinkNews;
 use crate::plane::{Command, Report};
+
+/// Between tries to save a record while etcd does not answer; each try itself takes seconds then.
+const SAVE_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// What became of a shard's record that was to be saved.
+#[derive(Clone, Copy)]
+enum Saved {
+    /// This one, or another, is held.
+    Held,
+    /// It adds a replica on a disk that leaves.
+    Refused,
+}
 
 impl Daemon {
     pub(super) async fn take_reports(self: Arc<Daemon>, mut inbox: UnboundedReceiver<Report>) {
@@ -23,28 +37,14 @@ impl Daemon {
 
     async fn take(self: &Arc<Daemon>, report: Report) -> ApiResult<()> {
         match report {
+            Report::SaveRecord(record) if self.membership.is_none() => {
+                let saved = self.save_once(&record, None).map_err(control::ApiError::from)?;
+                self.after_saving(saved).await
+            }
             Report::SaveRecord(record) => {
-                let vdi = record.shard.vdi;
-                let held = tokio::task::block_in_place(|| self.control.swap_shard(&record, None));
-                let event = match held {
-                    Ok(held) => Event::RecordSaved {
-                        shard: record.shard.no,
-                        record: held,
-                    },
-                    Err(RecordError::DiskLeaving(disk)) => Event::DiskLeaves {
-                        disk,
-                        refused: Some(record),
-                    },
-                    Err(error) => return Err(error.into()),
-                };
-                let is_refused = matches!(event, Event::DiskLeaves { .. });
-                self.home(vdi).send(Command::Vdi { vdi, event });
-                if is_refused {
-                    // What was to move there needs another place.
-                    self.resume_removals().await
-                } else {
-                    self.finish_removals().await
-                }
+                // etcd may not answer for long; the other reports must not wait for it.
+                tokio::spawn(Arc::clone(self).save(record));
+                Ok(())
             }
             Report::Notice { vdi, notice } => self.notice(vdi, notice).await,
             Report::DiskFailed { disk, error } => {
@@ -85,6 +85,79 @@ impl Daemon {
                 );
                 Ok(())
             }
+        }
+    }
+
+    /// Saves a shard's record until it is held, or the VDI is not ours to write any more. The writer asks again with
+    /// patience; it is saved by one task at a time.
+    async fn save(self: Arc<Daemon>, record: ShardRecord) {
+        let key = (record.shard, record.epoch);
+        if !self.saving.lock().expect("saving").insert(key) {
+            return;
+        }
+        let vdi = record.shard.vdi;
+        let saved = loop {
+            // Asked each time: it may be closed, or opened anew, between two tries.
+            let writer = self.written.lock().expect("written").get(&vdi).copied().flatten();
+            let Some(writer) = writer else { break None };
+            let daemon = Arc::clone(&self);
+            let wanted = record.clone();
+            let saved = tokio::task::spawn_blocking(move || daemon.save_once(&wanted, Some(&writer))).await;
+            match saved {
+                Ok(Ok(saved)) => break Some(saved),
+                Ok(Err(RecordError::NotTheWriter { now, .. })) => {
+                    if let Err(error) = self.lose_vdi(vdi, now).await {
+                        self.events.add(Severity::Critical, format!("{error}"));
+                    }
+                    break None;
+                }
+                Ok(Err(RecordError::Backend(error))) => {
+                    tracing::warn!(shard = %record.shard, "a shard's record is not saved yet: {error}");
+                }
+                Ok(Err(error)) => {
+                    self.events.add(Severity::Critical, format!("{error}"));
+                    break None;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "saving a shard's record");
+                    break None;
+                }
+            }
+            tokio::time::sleep(SAVE_AGAIN_AFTER).await;
+        };
+        // Before what follows from it, which may be another change of the same epoch.
+        self.saving.lock().expect("saving").remove(&key);
+        if let Some(saved) = saved
+            && let Err(error) = self.after_saving(saved).await
+        {
+            self.events.add(Severity::Warning, format!("{error}"));
+        }
+    }
+
+    /// One try; the VDI is told what became of it.
+    fn save_once(&self, record: &ShardRecord, writer: Option<&VdiWriter>) -> Result<Saved, RecordError> {
+        let held = tokio::task::block_in_place(|| self.control.swap_shard(record, writer));
+        let vdi = record.shard.vdi;
+        let (event, saved) = match held {
+            Ok(held) => {
+                let shard = record.shard.no;
+                (Event::RecordSaved { shard, record: held }, Saved::Held)
+            }
+            Err(RecordError::DiskLeaving(disk)) => {
+                let refused = Some(record.clone());
+                (Event::DiskLeaves { disk, refused }, Saved::Refused)
+            }
+            Err(error) => return Err(error),
+        };
+        self.home(vdi).send(Command::Vdi { vdi, event });
+        Ok(saved)
+    }
+
+    async fn after_saving(&self, saved: Saved) -> ApiResult<()> {
+        match saved {
+            Saved::Held => self.finish_removals().await,
+            // What was to move there needs another place.
+            Saved::Refused => self.resume_removals().await,
         }
     }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use control::{
     API_VERSION, ApiError, ApiResult, Attach, ControlStore, Detach, DiskAdd, DiskInfo, DiskRecord, DiskState,
-    Health, Name, PoolCreate, PoolInfo, PoolRecord, ResyncInfo, ScrubStatus, Service, StatusInfo, VdiCreate,
-    VdiDisk, VdiInfo, VdiRecord, VersionInfo,
+    Health, HostInfo, Name, PoolCreate, PoolInfo, PoolRecord, ResyncInfo, ScrubStatus, Service, StatusInfo,
+    VdiCreate, VdiDisk, VdiInfo, VdiRecord, VersionInfo,
 };
 use jiff::Timestamp;
 use store::{ShardSummary, StoreStats};
@@ -14,6 +14,7 @@ use types::{BLOCK_BYTES, DiskId, PoolId, ShardId, VdiId};
 use vdi::{Event, VdiStatus};
 
 use super::Daemon;
+use super::cluster::Elsewhere;
 use super::disks::no_pool;
 use crate::plane::{Command, PlaneFigures};
 
@@ -71,6 +72,7 @@ impl Daemon {
             }
         }
         let records = self.records(ControlStore::disks)?;
+        let elsewhere = self.elsewhere()?;
         Ok(records
             .into_iter()
             .map(|record| {
@@ -80,7 +82,14 @@ impl Daemon {
                     .map(|(stats, _)| *stats)
                     .unwrap_or_default();
                 let count = replicas.get(&record.id).copied().unwrap_or(0);
-                self.disk_info(record, stats, count)
+                if self.is_mine(&record) {
+                    DiskInfo {
+                        host: record.host.and_then(|host| elsewhere.names.get(&host).cloned()),
+                        ..self.disk_info(record, stats, count)
+                    }
+                } else {
+                    disk_elsewhere(record, &elsewhere, count)
+                }
             })
             .collect())
     }
@@ -107,11 +116,19 @@ impl Daemon {
             replicas,
             corrupt_blocks: stats.corrupt_blocks,
             reason,
+            host: None,
         }
     }
 
     fn vdi_info(&self, record: VdiRecord, figures: &Figures) -> ApiResult<VdiInfo> {
-        let status = figures.vdis.get(&record.id).cloned().unwrap_or_default();
+        let status = match figures.vdis.get(&record.id) {
+            Some(status) => status.clone(),
+            None => self.status_by_records(&record)?,
+        };
+        let host = match self.records(|control| control.writer(record.id))? {
+            Some(writer) => Some(self.host_name(writer.host)?),
+            None => None,
+        };
         let paths: BTreeMap<DiskId, String> = self
             .records(ControlStore::disks)?
             .into_iter()
@@ -155,6 +172,31 @@ impl Daemon {
             deleting: record.deleting,
             attachments: record.attachments,
             disks: disks.collect(),
+            host,
+        })
+    }
+
+    /// Of a VDI that another host writes: what its shards' records say.
+    fn status_by_records(&self, record: &VdiRecord) -> ApiResult<VdiStatus> {
+        let shards = self.records(|control| control.shards(record.id))?;
+        let mut disks: BTreeMap<DiskId, (u32, u32)> = BTreeMap::new();
+        let mut whole = 0;
+        for shard in &shards {
+            whole += u32::from(shard.in_sync.len() == shard.replicas.len());
+            for disk in &shard.replicas {
+                let (replicas, in_sync) = disks.entry(*disk).or_default();
+                *replicas += 1;
+                *in_sync += u32::from(shard.in_sync.contains(disk));
+            }
+        }
+        Ok(VdiStatus {
+            shards: u32::try_from(shards.len()).unwrap_or(u32::MAX),
+            shards_whole: whole,
+            disks: disks
+                .into_iter()
+                .map(|(disk, (replicas, in_sync))| (disk, replicas, in_sync))
+                .collect(),
+            ..VdiStatus::default()
         })
     }
 
@@ -172,6 +214,33 @@ impl Daemon {
     fn require_disk(&self, id: DiskId) -> ApiResult<DiskRecord> {
         self.records(|control| control.disk(id))?
             .ok_or_else(|| ApiError::not_found(format!("there is no disk {id}"), "see `weft disk list`"))
+    }
+}
+
+/// A disk of another host, as far as that host says.
+fn disk_elsewhere(record: DiskRecord, elsewhere: &Elsewhere, replicas: u32) -> DiskInfo {
+    let up = elsewhere.up.get(&record.id);
+    let state = match (record.state, up) {
+        (DiskState::Active, None) => DiskState::Missing,
+        (state, _) => state,
+    };
+    DiskInfo {
+        id: record.id,
+        path: record.path.display().to_string(),
+        state,
+        bytes: record.bytes,
+        capacity_bytes: up.map_or(0, |up| up.capacity_bytes),
+        used_bytes: up.map_or(0, |up| up.used_bytes),
+        segments: 0,
+        segments_free: 0,
+        replicas,
+        corrupt_blocks: 0,
+        reason: match up {
+            Some(_) => String::new(),
+            None => elsewhere.reason(&record),
+        },
+        host: record.host.and_then(|host| elsewhere.names.get(&host).cloned()),
+        zone: record.zone,
     }
 }
 
@@ -208,6 +277,10 @@ impl Service for RestService {
         let id = self.0.add_disk(request).await?;
         self.0.retry_removals().await?;
         self.0.one_disk(id).await
+    }
+
+    async fn host_list(&self) -> ApiResult<Vec<HostInfo>> {
+        self.0.host_infos()
     }
 
     async fn disk_list(&self) -> ApiResult<Vec<DiskInfo>> {
@@ -264,7 +337,7 @@ impl Service for RestService {
 
     async fn vdi_delete(&self, name: Name) -> ApiResult<()> {
         let _one = self.0.changes.lock().await;
-        self.0.delete_vdi(&name)
+        self.0.delete_vdi(&name).await
     }
 
     async fn vdi_attach(&self, name: Name, request: Attach) -> ApiResult<VdiInfo> {
@@ -287,10 +360,10 @@ impl Service for RestService {
             Some(name) => vec![self.0.named(&name)?],
             None => self.0.records(ControlStore::vdis)?,
         };
-        for record in records
-            .iter()
-            .filter(|record| !record.deleting && !self.0.events.is_scrubbing(record.id))
-        {
+        let written = self.0.written.lock().expect("written").clone();
+        for record in records.iter().filter(|record| {
+            !record.deleting && written.contains_key(&record.id) && !self.0.events.is_scrubbing(record.id)
+        }) {
             self.0
                 .events
                 .scrub_begins(record.id, &record.name, record.shard_count());
@@ -332,6 +405,8 @@ impl Service for RestService {
             });
         Ok(StatusInfo {
             version: self.version().await?,
+            control: self.0.control_info(),
+            hosts: self.0.host_infos()?,
             pool,
             disks,
             resyncs: resyncs.collect(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use control::{ApiError, ApiResult, ControlStore, Name, Placed, Severity, VdiCreate, VdiRecord};
+use control::{ApiError, ApiResult, ControlStore, Name, Placed, Severity, VdiCreate, VdiRecord, VdiWriter};
 use jiff::Timestamp;
 use replication::ShardRecord;
 use tokio::sync::oneshot;
@@ -17,8 +17,21 @@ use crate::plane::Command;
 impl Daemon {
     pub(super) async fn open_all_vdis(&self) -> anyhow::Result<()> {
         for record in self.records(ControlStore::vdis)? {
-            let shards = self.records(|control| control.shards(record.id))?;
-            self.open_vdi(&record, shards).await?;
+            if let Some(host) = self.host() {
+                let writer = self.records(|control| control.writer(record.id))?;
+                if writer.is_none_or(|writer| writer.host != host) {
+                    continue;
+                }
+                let incarnation = self.incarnation;
+                if let Err(error) = self.take_over(record.id, VdiWriter { host, incarnation }).await {
+                    let message = format!("VDI {} is not opened: {error}", record.name);
+                    self.events.add(Severity::Critical, message);
+                    continue;
+                }
+            } else {
+                let shards = self.records(|control| control.shards(record.id))?;
+                self.open_vdi(&record, shards, None).await?;
+            }
             if record.deleting {
                 self.begin_delete(record.id);
             }
@@ -26,7 +39,13 @@ impl Daemon {
         Ok(())
     }
 
-    async fn open_vdi(&self, record: &VdiRecord, records: Vec<ShardRecord>) -> ApiResult<()> {
+    /// Opens a VDI for `writer`, which is this host in a cluster.
+    pub(super) async fn open_vdi(
+        &self,
+        record: &VdiRecord,
+        records: Vec<ShardRecord>,
+        writer: Option<VdiWriter>,
+    ) -> ApiResult<()> {
         let spec = VdiSpec {
             id: record.id,
             bytes: record.bytes,
@@ -36,7 +55,9 @@ impl Daemon {
         };
         let size = Arc::new(AtomicU64::new(record.bytes));
         self.sizes.lock().expect("sizes").insert(record.id, size);
-        let (incarnation, up) = (self.incarnation, self.up_disks());
+        self.written.lock().expect("written").insert(record.id, writer);
+        let incarnation = writer.map_or(self.incarnation, |writer| writer.incarnation);
+        let up = self.up_disks();
         ask(self.home(record.id), |reply| Command::OpenVdi {
             spec,
             records,
@@ -62,7 +83,10 @@ impl Daemon {
     fn placed_by_now(&self) -> ApiResult<Placed> {
         Ok(Placed {
             placement: self.records(ControlStore::placement)?,
-            writer: None,
+            writer: self.host().map(|host| VdiWriter {
+                host,
+                incarnation: self.incarnation,
+            }),
         })
     }
 
@@ -100,12 +124,12 @@ impl Daemon {
             record.shard_bytes.min(record.bytes),
         )?;
         self.records(|control| control.create_vdi(&record, &shards, placed))?;
-        self.open_vdi(&record, shards).await?;
+        self.open_vdi(&record, shards, placed.writer).await?;
         Ok(record)
     }
 
     pub(super) async fn resize_vdi(&self, name: &Name, bytes: u64) -> ApiResult<VdiRecord> {
-        let mut record = self.named(name)?;
+        let mut record = self.write_here(self.named(name)?).await?;
         if bytes < record.bytes {
             let message = format!(
                 "VDI {} has {}; {} would cut it",
@@ -144,8 +168,8 @@ impl Daemon {
         Ok(record)
     }
 
-    pub(super) fn delete_vdi(&self, name: &Name) -> ApiResult<()> {
-        let mut record = self.named(name)?;
+    pub(super) async fn delete_vdi(&self, name: &Name) -> ApiResult<()> {
+        let mut record = self.write_here(self.named(name)?).await?;
         if !record.attachments.is_empty() {
             let message = format!("VDI {} is attached", record.name);
             return Err(ApiError::conflict(
@@ -175,6 +199,7 @@ impl Daemon {
         ask(self.home(vdi), |reply| Command::CloseVdi { vdi, reply }).await?;
         self.records(|control| control.forget_vdi(vdi))?;
         self.sizes.lock().expect("sizes").remove(&vdi);
+        self.written.lock().expect("written").remove(&vdi);
         self.events.forget(vdi);
         self.events.add(Severity::Info, format!("VDI {vdi} is deleted"));
         self.finish_removals().await
@@ -186,7 +211,9 @@ impl Daemon {
             return;
         };
         let mut answers = Vec::new();
-        for record in records.iter().filter(|record| !record.deleting) {
+        let written = self.written.lock().expect("written").clone();
+        let is_open = |record: &&VdiRecord| !record.deleting && written.contains_key(&record.id);
+        for record in records.iter().filter(is_open) {
             let (reply, answer) = oneshot::channel();
             self.home(record.id).send(Command::Request {
                 vdi: record.id,

@@ -236,7 +236,10 @@ impl Plane {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Home { disk, home } => self.set_home(disk, home),
+            Command::Home { disk, home } => {
+                self.set_distance(disk, matches!(home, Home::Host(_)));
+                self.set_home(disk, home);
+            }
             Command::Link(start) => self.add_link(*start),
             Command::Unlink { host, reason } => self.unlink(host, &reason),
             Command::FromLink(way, message) => self.request_from_link(way, message),

@@ -7,7 +7,7 @@ use types::{DiskId, Incarnation, RequestId, VdiId};
 use vdi::{Effect, Event, Op, Outcome, Vdi, VdiError, VdiSpec};
 
 use super::guests::GuestTag;
-use super::{Actor, Letter, Plane, PlaneFigures, Report, VdiFigures};
+use super::{Actor, Home, Letter, Plane, PlaneFigures, Report, VdiFigures};
 
 /// Who gets the answer of a request.
 enum Asker {
@@ -66,6 +66,18 @@ impl Plane {
         };
         assert!(self.vdis.insert(id, actor).is_none(), "VDI {id} is open already");
         self.ticking.push(Actor::Vdi(id));
+        let is_far = |(_, home): &(&DiskId, &Home)| matches!(home, Home::Host(_));
+        let far: Vec<DiskId> = self.homes.iter().filter(is_far).map(|(disk, _)| *disk).collect();
+        for disk in far {
+            self.step_vdi(id, Event::Distance { disk, is_far: true });
+        }
+    }
+
+    /// A disk's home was said: VDIs read from near disks first.
+    pub(super) fn set_distance(&mut self, disk: DiskId, is_far: bool) {
+        for vdi in self.vdis.keys().copied().collect::<Vec<_>>() {
+            self.step_vdi(vdi, Event::Distance { disk, is_far });
+        }
     }
 
     /// Forgets a VDI; whoever still waits for an answer of it gets an error.

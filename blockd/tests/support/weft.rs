@@ -39,7 +39,15 @@ pub fn weft_program() -> &'static Path {
             "debug" => "dev",
             other => other,
         };
-        let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        // What cargo says to this test of its crate would make build scripts of others run again, and a minute's worth
+        // of crates be built anew, here and at the next build outside.
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_")) {
+                cargo.env_remove(name);
+            }
+        }
+        let status = cargo
             .args([
                 "build",
                 "--quiet",

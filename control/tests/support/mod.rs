@@ -10,8 +10,8 @@ use tokio::net::UnixStream;
 use types::{DiskId, PoolId, VdiId};
 use weft_control as control;
 use weft_control::{
-    ApiError, ApiResult, Attach, Attachment, Detach, DiskAdd, DiskInfo, DiskState, Health, Name, PoolCreate,
-    PoolInfo, ScrubStatus, Service, StatusInfo, VdiCreate, VdiInfo, VersionInfo, rest,
+    ApiError, ApiResult, Attach, Attachment, Detach, DiskAdd, DiskInfo, DiskState, Health, HostInfo, Name,
+    PoolCreate, PoolInfo, ScrubStatus, Service, StatusInfo, VdiCreate, VdiInfo, VersionInfo, rest,
 };
 
 /// Keeps what it is told; counts the calls that reached it, so that tests see what the border let through.
@@ -72,6 +72,7 @@ fn disk(id: u128, request: &DiskAdd) -> DiskInfo {
         replicas: 0,
         corrupt_blocks: 0,
         reason: String::new(),
+        host: None,
     }
 }
 
@@ -94,6 +95,7 @@ fn vdi(request: &VdiCreate) -> VdiInfo {
         deleting: false,
         attachments: Vec::new(),
         disks: Vec::new(),
+        host: None,
     }
 }
 
@@ -135,6 +137,10 @@ impl Service for Fake {
             state.disks.push(info.clone());
             Ok(info)
         })
+    }
+
+    async fn host_list(&self) -> ApiResult<Vec<HostInfo>> {
+        Ok(Vec::new())
     }
 
     async fn disk_list(&self) -> ApiResult<Vec<DiskInfo>> {
@@ -216,6 +222,8 @@ impl Service for Fake {
     async fn status(&self) -> ApiResult<StatusInfo> {
         self.change(|state| {
             Ok(StatusInfo {
+                control: Default::default(),
+                hosts: Vec::new(),
                 version: fake_version(),
                 pool: state.pool.as_deref().map(pool),
                 disks: state.disks.clone(),

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 pub const VALID: &[(&str, &str, &str)] = &[
     ("GET", "/v1/pool", "null"),
     ("POST", "/v1/pool", r#"{"name":"other"}"#),
+    ("GET", "/v1/hosts", "null"),
     ("GET", "/v1/disks", "null"),
     (
         "POST",

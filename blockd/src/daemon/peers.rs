@@ -1,0 +1,139 @@
+//! The links of this host, kept as the records say: every other host is a peer, every disk of another host is reached
+//! by the link to it.
+//!
+//! ```text
+//!  pool is known ─▶ Links ─▶ listen
+//!  host/ID  ─▶ set_peer, forget_peer ─▶ a link from each data-plane thread to each host, made again when it ends
+//!  disk/ID  ─▶ Home::Host(its host)  ─▶ planes: where messages for the disk go, and that it is far
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use control::{ApiResult, ControlStore, DiskRecord, Severity};
+use tokio::net::TcpListener;
+use types::{DiskId, HostId};
+use wire::Identity;
+
+use super::Daemon;
+use super::cluster::Membership;
+use crate::cluster_config::ClusterSettings;
+use crate::links::Links;
+use crate::plane::{Command, Home};
+
+/// Nothing heard for so long ends a link: a VDI with two replicas waits that long when a host stops without a word,
+/// one with three does not wait.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// The other hosts as the data planes were told of them.
+#[derive(Default)]
+pub(super) struct Peers {
+    /// Waits for the pool: who calls must be of it.
+    listener: Option<TcpListener>,
+    links: Option<Arc<Links>>,
+    hosts: BTreeSet<HostId>,
+    homes: BTreeMap<DiskId, HostId>,
+}
+
+impl Peers {
+    /// The address must be free at the start, not only when somebody calls.
+    pub async fn bind(cluster: &ClusterSettings) -> Result<Peers> {
+        let listener = TcpListener::bind(cluster.listen)
+            .await
+            .with_context(|| format!("setting 'cluster.listen': {}", cluster.listen))?;
+        Ok(Peers {
+            listener: Some(listener),
+            ..Peers::default()
+        })
+    }
+}
+
+impl Daemon {
+    /// Follows the records of hosts and disks. What was true stays when they cannot be read.
+    pub(super) async fn look_at_peers(&self) -> ApiResult<()> {
+        let Some(membership) = &self.membership else {
+            return Ok(());
+        };
+        let disks = self.records(ControlStore::disks)?;
+        self.let_go_of_disks_elsewhere(&disks).await?;
+        self.link_hosts(membership)?;
+        self.find_homes(membership, &disks);
+        Ok(())
+    }
+
+    fn link_hosts(&self, membership: &Membership) -> ApiResult<()> {
+        let Some(pool) = self.records(ControlStore::pool)? else {
+            return Ok(());
+        };
+        let mut peers = membership.peers.lock().expect("peers");
+        let links = match &peers.links {
+            Some(links) => Arc::clone(links),
+            None => {
+                let me = Identity {
+                    pool: pool.id,
+                    host: membership.host.id,
+                    incarnation: self.incarnation,
+                    name: membership.host.name.clone(),
+                };
+                let links = Links::new(me, self.planes.clone(), SILENCE, self.reports.clone());
+                let listener = peers.listener.take().expect("bound at the start");
+                // It listens as long as the process lives.
+                let _ = links.listen(listener);
+                peers.links = Some(Arc::clone(&links));
+                links
+            }
+        };
+        let hosts = self.records(ControlStore::hosts)?;
+        for host in hosts.iter().filter(|host| host.id != membership.host.id) {
+            links.set_peer(host.id, &host.name, Some(&host.address));
+        }
+        let now: BTreeSet<HostId> = hosts.iter().map(|host| host.id).collect();
+        for gone in peers.hosts.difference(&now) {
+            links.forget_peer(*gone);
+        }
+        peers.hosts = now;
+        Ok(())
+    }
+
+    fn find_homes(&self, membership: &Membership, disks: &[DiskRecord]) {
+        let mut peers = membership.peers.lock().expect("peers");
+        for disk in disks {
+            let elsewhere = disk.host.filter(|host| *host != membership.host.id);
+            let Some(host) = elsewhere else {
+                // Its plane is said when it is served.
+                peers.homes.remove(&disk.id);
+                continue;
+            };
+            if peers.homes.insert(disk.id, host) == Some(host) {
+                continue;
+            }
+            for plane in &self.planes {
+                let home = Home::Host(host);
+                plane.send(Command::Home { disk: disk.id, home });
+            }
+        }
+    }
+
+    /// A disk that was given to another host is no longer served here: two logs cannot be written on one disk.
+    async fn let_go_of_disks_elsewhere(&self, disks: &[DiskRecord]) -> ApiResult<()> {
+        for disk in disks {
+            if self.is_mine(disk) || !self.is_up(disk.id) {
+                continue;
+            }
+            let host = match disk.host {
+                Some(host) => self.host_name(host)?,
+                None => "another pool".to_owned(),
+            };
+            let message = format!(
+                "disk {} ({}) was given to host {host}: it is not served here any more",
+                disk.id,
+                disk.path.display()
+            );
+            self.events.add(Severity::Critical, message.clone());
+            self.stop_serving(disk.id, message).await?;
+        }
+        Ok(())
+    }
+}

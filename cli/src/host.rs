@@ -1,0 +1,149 @@
+//! `weft host`
+
+use clap::Subcommand;
+use control::HostInfo;
+
+use crate::client::{Client, parse};
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, Align, Table};
+
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// List all hosts of the cluster
+    #[command(after_help = "Example:\n  weft host list")]
+    List,
+    /// Show one host
+    #[command(after_help = "Example:\n  weft host show host1")]
+    Show {
+        /// Its name, or the beginning of its id
+        host: String,
+    },
+}
+
+pub async fn run(client: &Client, command: &HostCommand) -> Outcome<()> {
+    let answer = client.get("/v1/hosts").await?;
+    let hosts: Vec<HostInfo> = parse(answer.clone())?;
+    match command {
+        HostCommand::List if client.json => output::json(&answer),
+        HostCommand::List if hosts.is_empty() => {
+            output::line(
+                "this host is a pool of its own; [cluster] in its configuration makes it join others",
+            );
+        }
+        HostCommand::List => output::print(&table(&hosts, 0)),
+        HostCommand::Show { host } => {
+            let index = find(&hosts, host)?;
+            match answer.get(index) {
+                Some(one) if client.json => output::json(one),
+                _ => output::print(&describe(&hosts[index])),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// By name, or by the beginning of its id when only one begins so.
+fn find(hosts: &[HostInfo], wanted: &str) -> Outcome<usize> {
+    let is_named = |host: &HostInfo| host.name == wanted;
+    if let Some(index) = hosts.iter().position(is_named) {
+        return Ok(index);
+    }
+    let begins = |host: &HostInfo| !wanted.is_empty() && host.id.to_string().starts_with(wanted);
+    let found: Vec<usize> = (0..hosts.len()).filter(|index| begins(&hosts[*index])).collect();
+    match found[..] {
+        [index] => Ok(index),
+        [] => Err(Failure::not_found(
+            format!("there is no host '{wanted}'"),
+            "see `weft host list`",
+        )),
+        _ => Err(Failure::usage(
+            format!("{} hosts have ids that begin with '{wanted}'", found.len()),
+            "give more of it, or the name",
+        )),
+    }
+}
+
+fn state(host: &HostInfo) -> String {
+    match (host.is_alive, host.is_this) {
+        (true, true) => "alive (this one)",
+        (true, false) => "alive",
+        (false, _) => "MISSING",
+    }
+    .to_owned()
+}
+
+/// One line a host.
+pub fn table(hosts: &[HostInfo], indent: usize) -> String {
+    let mut table = Table::new(&[
+        ("NAME", Align::Left),
+        ("STATE", Align::Left),
+        ("ADDRESS", Align::Left),
+        ("ZONE", Align::Left),
+        ("DISKS", Align::Right),
+        ("UP", Align::Right),
+        ("VERSION", Align::Left),
+        ("ID", Align::Left),
+    ]);
+    for host in hosts {
+        table.row(vec![
+            host.name.clone(),
+            state(host),
+            host.address.clone(),
+            host.zone.clone(),
+            host.disks.to_string(),
+            host.disks_up.to_string(),
+            host.version.clone(),
+            host.id.to_string(),
+        ]);
+    }
+    table.render(indent)
+}
+
+fn describe(host: &HostInfo) -> String {
+    output::fields(&[
+        ("name", host.name.clone()),
+        ("id", host.id.to_string()),
+        ("state", state(host)),
+        ("address", host.address.clone()),
+        ("zone", host.zone.clone()),
+        ("version", host.version.clone()),
+        ("joined", host.joined.to_string()),
+        ("disks", format!("{}, {} up", host.disks, host.disks_up)),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts() -> Vec<HostInfo> {
+        let host = |id: &str, name: &str, is_alive: bool| {
+            serde_json::from_value::<HostInfo>(serde_json::json!({
+                "id": format!("{id}f0e-52a4-4a0b-9f5e-0d1c2b3a4f01"), "name": name, "address": "10.0.0.1:7700", "zone": "",
+                "version": "0.1.0", "joined": "2026-11-22T01:00:00Z", "is_alive": is_alive, "is_this": is_alive,
+                "disks": 2, "disks_up": 1,
+            }))
+            .expect("as the daemon says it")
+        };
+        vec![host("5b0f6", "h1", true), host("5b0f7", "h2", false)]
+    }
+
+    #[test]
+    fn a_host_is_found_by_name_or_beginning() {
+        let hosts = hosts();
+        assert_eq!(find(&hosts, "h2").expect("by name"), 1);
+        assert_eq!(find(&hosts, "5b0f6").expect("by id"), 0);
+        assert_eq!(find(&hosts, "5b0f").expect_err("two").exit as u8, 2);
+        assert_eq!(find(&hosts, "h3").expect_err("none").exit as u8, 4);
+        assert_eq!(find(&hosts, "").expect_err("none").exit as u8, 4);
+    }
+
+    #[test]
+    fn a_missing_host_is_loud() {
+        let text = table(&hosts(), 0);
+        assert!(
+            text.contains("alive (this one)") && text.contains("MISSING"),
+            "{text}"
+        );
+    }
+}
