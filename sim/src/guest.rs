@@ -404,7 +404,7 @@ impl Guest {
 
 /// Which sectors a request changes, to which version, and whether surely: a discard may leave the parts of
 /// blocks at its edges as they were.
-fn effects_of(op: &Op<HeapBlock>) -> Vec<(std::ops::Range<u64>, u64, bool)> {
+pub(crate) fn effects_of(op: &Op<HeapBlock>) -> Vec<(std::ops::Range<u64>, u64, bool)> {
     let sectors = |from: u64, to: u64| from / SECTOR_BYTES..to / SECTOR_BYTES;
     match op {
         Op::Write { offset, data, .. } => {
@@ -427,7 +427,7 @@ fn effects_of(op: &Op<HeapBlock>) -> Vec<(std::ops::Range<u64>, u64, bool)> {
     }
 }
 
-fn in_words(op: &Op<HeapBlock>) -> String {
+pub(crate) fn in_words(op: &Op<HeapBlock>) -> String {
     match op {
         Op::Read { offset, length } => format!("read {length} B at {offset}"),
         Op::Write { offset, data, fua } => format!("write {} B at {offset}, fua {fua}", data.length()),

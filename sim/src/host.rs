@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use edge::{Disk, KvStore};
-use replication::{DiskNode, FromReplica, NodeEffect, NodeEvent, ToReplica};
-use store::{IndexRequest, IndexResponse, LeafKey, Store, StoreError, StoreSettings};
-use types::{DiskId, HeapBlock, Instant, RequestId, ShardId, Token};
+use replication::{DiskNode, FromReplica, NodeEffect, NodeEvent, ReplicaReply, ReplicaRequest, ToReplica};
+use store::{IndexRequest, IndexResponse, LeafKey, ReadPart, Store, StoreError, StoreSettings};
+use types::{BLOCK_BYTES, BlockNo, DiskId, HeapBlock, Instant, LayerId, Payload, RequestId, ShardId, Token};
 
 use crate::trace::tell;
 use crate::{LateWrites, Rng, SimDisk, SimKv};
@@ -181,6 +181,51 @@ impl Host {
     /// Answers to send to the writer.
     pub fn take_answers(&mut self) -> Vec<FromReplica<HeapBlock>> {
         std::mem::take(&mut self.outbox)
+    }
+
+    /// Everything that this replica holds, asked of its node past writer and network. It must hold the shard and be healthy.
+    pub fn content(&mut self, now: Instant, shard: ShardId, layer: LayerId, blocks: u32) -> Vec<u8> {
+        const PATIENCE: u32 = 60_000;
+        let promise = self.node.as_ref().and_then(|node| node.promise(shard));
+        let token = promise.expect("it holds the shard").0;
+        let mut bytes = Vec::new();
+        for first in (0..blocks).step_by(256) {
+            let id = RequestId(u64::MAX - u64::from(first));
+            let request = ReplicaRequest::Read {
+                layer,
+                block: BlockNo(first),
+                count: 256,
+            };
+            let message = ToReplica {
+                shard,
+                token,
+                id,
+                request,
+            };
+            self.receive(now, message);
+            let mut patience = PATIENCE;
+            let answer = loop {
+                self.turn(now, true);
+                let answer = self.take_answers().into_iter().find(|answer| answer.id == id);
+                if let Some(answer) = answer {
+                    break answer;
+                }
+                patience -= 1;
+                assert!(patience > 0, "disk {} does not answer a read", self.id);
+            };
+            let Ok(ReplicaReply::Read(parts)) = answer.result else {
+                panic!("disk {} shard {shard}: {:?}", self.id, answer.result);
+            };
+            for part in parts {
+                match part {
+                    ReadPart::Data(data) => bytes.extend_from_slice(data.bytes()),
+                    ReadPart::Zeros(count) => {
+                        bytes.resize(bytes.len() + count as usize * BLOCK_BYTES as usize, 0);
+                    }
+                }
+            }
+        }
+        bytes
     }
 
     fn step(&mut self, now: Instant, event: NodeEvent<HeapBlock>) {

@@ -18,6 +18,7 @@ pub mod runner;
 mod store_oracle;
 pub mod trace;
 mod vdi_oracle;
+pub mod world_cluster;
 pub mod world_store;
 pub mod world_vdi;
 

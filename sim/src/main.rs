@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use weft_sim::cleaning::{self, Setup};
-use weft_sim::runner::{self, WORLDS, World};
+use weft_sim::runner::{self, Run, WORLDS, World};
 use weft_sim::trace::{self, Listener};
 
 /// Runs simulated worlds; each seed is one run, the same on every machine. `weft-sim cleaning --help`: what
@@ -13,9 +13,9 @@ use weft_sim::trace::{self, Listener};
 #[derive(Parser)]
 #[command(name = "weft-sim")]
 struct Arguments {
-    /// Which world: one disk's log store (also when full), or a pool with an open
-    /// virtual disk.
-    #[arg(value_parser = ["store", "store-full", "vdi"])]
+    /// Which world: one disk's log store (also when full), a pool with an open
+    /// virtual disk, or a cluster of hosts.
+    #[arg(value_parser = ["store", "store-full", "vdi", "cluster"])]
     world: String,
     /// Seeds to run, for example 0..1000.
     #[arg(long, default_value = "0..1000", value_parser = parse_range)]
@@ -23,6 +23,9 @@ struct Arguments {
     /// Run this one seed only.
     #[arg(long)]
     seed: Option<u64>,
+    /// Numbers of faults to leave out of it, in a world that numbers them, separated by commas.
+    #[arg(long, value_delimiter = ',', requires = "seed")]
+    without: Vec<u32>,
     /// Operations a guest asks for in one run.
     #[arg(long)]
     ops: Option<u64>,
@@ -64,7 +67,8 @@ fn main() -> ExitCode {
         .expect("the parser knows the worlds");
     let ops = arguments.ops.unwrap_or(world.ops);
     if let Some(seed) = arguments.seed {
-        return run_one(world, seed, ops, arguments.verbose);
+        let without = arguments.without.into_iter().collect();
+        return run_one(world, &Run { seed, ops, without }, arguments.verbose);
     }
     if cfg!(panic = "abort") {
         // Nobody is left afterwards to say which seed it was.
@@ -104,13 +108,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_one(world: &World, seed: u64, ops: u64, verbose: bool) -> ExitCode {
+fn run_one(world: &World, run: &Run, verbose: bool) -> ExitCode {
+    let seed = run.seed;
     trace::listen(if verbose {
         Listener::Everything
     } else {
         Listener::LastLines(60)
     });
-    match world.try_seed(seed, ops) {
+    match world.try_run(run) {
         Ok(counters) => {
             println!("{} seed {seed} holds: {counters:?}", world.name);
             ExitCode::SUCCESS

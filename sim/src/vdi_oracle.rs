@@ -20,6 +20,8 @@ pub(crate) type Moment = u64;
 #[derive(Clone, Copy, Debug)]
 struct Mark {
     request: u64,
+    /// The attachment through which it was written: of several that live at a time, the later the higher.
+    by: u64,
     value: u64,
     issued: Moment,
     done: Option<Moment>,
@@ -37,6 +39,7 @@ pub(crate) struct GuestOracle {
 
 const ORIGIN: Mark = Mark {
     request: 0,
+    by: 0,
     value: 0,
     issued: 0,
     done: Some(0),
@@ -58,10 +61,23 @@ impl GuestOracle {
 
     /// `request` is to leave `value` in these sectors; `is_sure` unless it may leave some of them alone.
     pub fn write(&mut self, request: u64, sectors: std::ops::Range<u64>, value: u64, is_sure: bool) {
+        self.write_by(0, request, sectors, value, is_sure);
+    }
+
+    /// The same, through the attachment `by`.
+    pub fn write_by(
+        &mut self,
+        by: u64,
+        request: u64,
+        sectors: std::ops::Range<u64>,
+        value: u64,
+        is_sure: bool,
+    ) {
         let issued = self.moment();
         for sector in sectors {
             self.sectors[sector as usize].push(Mark {
                 request,
+                by,
                 value,
                 issued,
                 done: None,
@@ -94,9 +110,15 @@ impl GuestOracle {
     /// A flush that was issued at `issued` is completed. `oldest_read` is when the oldest read that still waits
     /// was issued: what it may return is remembered.
     pub fn flushed(&mut self, issued: Moment, oldest_read: Moment) {
+        self.flushed_by(u64::MAX, issued, oldest_read);
+    }
+
+    /// The same, asked through the attachment `by`: it answers for what was written through it and those before.
+    pub fn flushed_by(&mut self, by: u64, issued: Moment, oldest_read: Moment) {
         for history in &mut self.sectors {
             for mark in history.iter_mut() {
-                mark.is_durable |= !mark.is_maybe && mark.done.is_some_and(|done| done < issued);
+                let is_covered = mark.by <= by && mark.done.is_some_and(|done| done < issued);
+                mark.is_durable |= !mark.is_maybe && is_covered;
             }
             if history.len() > 1 {
                 let newest = history
@@ -162,6 +184,13 @@ impl GuestOracle {
                 mark.is_maybe = true;
                 mark.done = Some(mark.done.unwrap_or(now));
             }
+        }
+    }
+
+    /// Power is lost at some disks only: what was not flushed is doubtful, what is under way stays so.
+    pub fn lose_some_power(&mut self) {
+        for mark in self.sectors.iter_mut().flatten() {
+            mark.is_maybe |= !mark.is_durable;
         }
     }
 }

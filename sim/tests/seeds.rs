@@ -30,6 +30,11 @@ fn a_pool_keeps_its_promises() {
 }
 
 #[test]
+fn a_cluster_keeps_its_promises() {
+    went_everywhere(&hold("cluster", 0..120), &[]);
+}
+
+#[test]
 fn a_seed_is_one_run() {
     for world in &WORLDS {
         assert_eq!(world.try_seed(3, 100), world.try_seed(3, 100), "{}", world.name);

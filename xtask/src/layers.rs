@@ -18,7 +18,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Searches the states of small worlds; nobody imports it.
     ("replication-model", &["types", "store", "replication"]),
     ("vdi", &["types", "store", "replication"]),
-    ("sim", &["types", "edge", "store", "replication", "vdi"]),
+    (
+        "sim",
+        &["types", "edge", "store", "replication", "wire", "vdi", "control"],
+    ),
     ("vhost-blk", &["types", "vdi"]),
     ("nbd", &["types"]),
     ("control", &["types", "edge", "replication"]),

@@ -91,7 +91,12 @@ fn search() -> Result<()> {
 
 /// The first seeds of every simulated world; a full disk spends most of its time waiting, so it gets fewer.
 fn simulate(seeds: u32) -> Result<()> {
-    for (world, seeds) in [("store", seeds), ("store-full", seeds / 4), ("vdi", seeds)] {
+    for (world, seeds) in [
+        ("store", seeds),
+        ("store-full", seeds / 4),
+        ("vdi", seeds),
+        ("cluster", 2 * seeds),
+    ] {
         let range = format!("0..{seeds}");
         run(&mut cargo(&[
             "run",

@@ -1,8 +1,7 @@
 //! The pool at rest: healing, scrubbing, and the comparison of everything with everything at the end.
 
-use replication::{ReplicaReply, ReplicaRequest, ShardRecord, ToReplica};
-use store::ReadPart;
-use types::{BlockNo, DiskId, Payload, RequestId, ShardId};
+use replication::ShardRecord;
+use types::DiskId;
 use vdi::Event;
 
 use super::{Ballast, HEAD, PATIENCE, Profile, SHARD_BYTES, World};
@@ -138,7 +137,8 @@ impl World {
             if !record.replicas.contains(&disk) {
                 continue;
             }
-            let content = self.read_replica(at, record.shard);
+            let blocks = (SHARD_BYTES / 4096) as u32;
+            let content = self.hosts[at].content(self.now, record.shard, HEAD, blocks);
             match &first {
                 None => first = Some((disk, content)),
                 Some((other, expected)) => {
@@ -154,54 +154,5 @@ impl World {
                 }
             }
         }
-    }
-
-    /// Everything that one replica holds, asked of its node past writer and network.
-    pub(super) fn read_replica(&mut self, at: usize, shard: ShardId) -> Vec<u8> {
-        let token = self.hosts[at]
-            .node
-            .as_ref()
-            .and_then(|node| node.promise(shard))
-            .expect("whole")
-            .0;
-        let mut bytes = Vec::new();
-        for first in (0..(SHARD_BYTES / 4096) as u32).step_by(256) {
-            let id = RequestId(u64::MAX - u64::from(first));
-            let request = ReplicaRequest::Read {
-                layer: HEAD,
-                block: BlockNo(first),
-                count: 256,
-            };
-            let message = ToReplica {
-                shard,
-                token,
-                id,
-                request,
-            };
-            self.hosts[at].receive(self.now, message);
-            let mut patience = PATIENCE;
-            let answer = loop {
-                self.hosts[at].turn(self.now, true);
-                if let Some(answer) = self.hosts[at]
-                    .take_answers()
-                    .into_iter()
-                    .find(|answer| answer.id == id)
-                {
-                    break answer;
-                }
-                patience -= 1;
-                assert!(patience > 0, "disk {} does not answer a read", self.hosts[at].id);
-            };
-            let Ok(ReplicaReply::Read(parts)) = answer.result else {
-                panic!("disk {} shard {shard}: {:?}", self.hosts[at].id, answer.result);
-            };
-            for part in parts {
-                match part {
-                    ReadPart::Data(data) => bytes.extend_from_slice(data.bytes()),
-                    ReadPart::Zeros(blocks) => bytes.resize(bytes.len() + blocks as usize * 4096, 0),
-                }
-            }
-        }
-        bytes
     }
 }
