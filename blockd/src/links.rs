@@ -4,8 +4,11 @@
 //! that host. This file greets, on the control threads, with patience and a bound for each step; a stream that is
 //! greeted goes to its data-plane thread (`plane/links.rs`) and is not touched here any more until it has ended.
 
+mod callers;
+
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,22 +16,25 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use types::{HeapBlock, HeapRoom, HostId, Incarnation};
 use wire::{Frame, Hello, Identity, Incoming, Refused, RefusedCode, Welcome, WireError};
+
+use callers::{Callers, Place};
 
 use crate::plane::{Command, LinkRole, LinkStart, PlaneHandle, Report};
 
 /// What connecting and greeting may take together.
 const GREETING_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Callers that are being greeted at once; more of them wait for their turn.
-const GREETINGS_MAX: usize = 64;
-
 /// The wait before a peer is called again: the first, and the longest that doubling leads to. There is no last try.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MOST: Duration = Duration::from_secs(5);
+
+/// A link that lasted so long worked: the waits begin from the first again.
+const WORKED: Duration = Duration::from_secs(5);
 
 /// Why a host could not be reached, or a caller not be let in.
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +73,17 @@ pub struct Links {
     planes: Vec<PlaneHandle>,
     silence: Duration,
     reports: UnboundedSender<Report>,
-    peers: Mutex<BTreeMap<HostId, Peer>>,
-    greetings: Arc<Semaphore>,
+    peers: Mutex<Peers>,
+    callers: Mutex<Callers>,
+}
+
+/// Hosts of the pool beside this one. A link is handed over, and all links with a host are ended, under its lock: none is handed
+/// over after that.
+#[derive(Default)]
+struct Peers {
+    by_host: BTreeMap<HostId, Peer>,
+    /// Counts the times that somebody was to be called.
+    rounds: u64,
 }
 
 /// A host of the pool beside this one.
@@ -77,6 +92,8 @@ struct Peer {
     address: Option<String>,
     /// The latest life that called: an earlier one's links are not wanted any more.
     life: Incarnation,
+    /// In which of [`Peers::rounds`] it was to be called as it is now.
+    round: u64,
     dialling: Vec<AbortHandle>,
 }
 
@@ -102,7 +119,7 @@ impl Links {
             silence,
             reports,
             peers: Mutex::default(),
-            greetings: Arc::new(Semaphore::new(GREETINGS_MAX)),
+            callers: Mutex::default(),
         })
     }
 
@@ -111,18 +128,8 @@ impl Links {
         let links = Arc::clone(self);
         let task = tokio::spawn(async move {
             loop {
-                let turn = Arc::clone(&links.greetings).acquire_owned().await;
-                let turn = turn.expect("never closed");
                 match listener.accept().await {
-                    Ok((stream, from)) => {
-                        let links = Arc::clone(&links);
-                        tokio::spawn(async move {
-                            let _turn = turn;
-                            if let Err(error) = links.answer(stream).await {
-                                links.tell(&from.to_string(), LinkNews::Refused(error.to_string()));
-                            }
-                        });
-                    }
+                    Ok((stream, from)) => links.greet(stream, from),
                     // Out of descriptors, most likely: some will be given back.
                     Err(error) => {
                         tracing::error!(%error, "cannot accept a link");
@@ -134,22 +141,41 @@ impl Links {
         task.abort_handle()
     }
 
+    /// Greets a caller, beside others.
+    fn greet(self: &Arc<Links>, stream: TcpStream, from: SocketAddr) {
+        let (number, let_go) = self.callers.lock().expect("callers").add(from.ip());
+        let links = Arc::clone(self);
+        let place = Place { links, number };
+        tokio::spawn(async move {
+            let links = &place.links;
+            tokio::select! {
+                greeted = links.answer(stream) => if let Err(error) = greeted {
+                    links.tell(&from.to_string(), LinkNews::Refused(error.to_string()));
+                },
+                _ = let_go => tracing::debug!(%from, "a caller that said nothing gave way to another"),
+            }
+        });
+    }
+
     /// Makes `host` a peer: it may call, and is called if it has an address. Says it again after a change.
     pub fn set_peer(self: &Arc<Links>, host: HostId, name: &str, address: Option<&str>) {
         if host == self.me.host {
             return;
         }
         let mut peers = self.peers.lock().expect("peers");
-        let life = match peers.get(&host) {
+        let life = match peers.by_host.get(&host) {
             Some(peer) if peer.name == name && peer.address.as_deref() == address => return,
             Some(peer) => peer.life,
             None => Incarnation(0),
         };
+        peers.rounds += 1;
+        let round = peers.rounds;
         let dial = |address: &str| {
             let planes = 0..self.planes.len();
             let dial = planes.map(|plane| {
                 let (links, name, address) = (Arc::clone(self), name.to_owned(), address.to_owned());
-                tokio::spawn(async move { links.dial(plane, host, &name, &address).await }).abort_handle()
+                let dial = async move { links.dial(plane, host, round, &name, &address).await };
+                tokio::spawn(dial).abort_handle()
             });
             dial.collect()
         };
@@ -157,14 +183,16 @@ impl Links {
             name: name.to_owned(),
             address: address.map(str::to_owned),
             life,
+            round,
             dialling: address.map_or_else(Vec::new, dial),
         };
-        peers.insert(host, peer);
+        peers.by_host.insert(host, peer);
     }
 
     /// It is no peer any more: its links end and it is not let in again.
     pub fn forget_peer(&self, host: HostId) {
-        if self.peers.lock().expect("peers").remove(&host).is_some() {
+        let mut peers = self.peers.lock().expect("peers");
+        if peers.by_host.remove(&host).is_some() {
             for plane in &self.planes {
                 let reason = "it is no longer a host of the pool".to_owned();
                 plane.send(Command::Unlink { host, reason });
@@ -178,17 +206,20 @@ impl Links {
     }
 
     /// Keeps one thread's link to a peer: for ever, with longer and longer waits while it cannot be reached.
-    async fn dial(&self, plane: usize, host: HostId, name: &str, address: &str) {
+    async fn dial(&self, plane: usize, host: HostId, round: u64, name: &str, address: &str) {
         let mut backoff = BACKOFF_FIRST;
         let mut told = None;
         loop {
-            let reason = match self.call(plane, host, name, address).await {
+            let reason = match self.call(plane, host, round, name, address).await {
                 Ok(over) => {
-                    backoff = BACKOFF_FIRST;
+                    let made = Instant::now();
                     told = None;
                     self.tell(name, LinkNews::Up);
-                    over.await
-                        .unwrap_or_else(|_| "the data-plane thread ended".to_owned())
+                    let reason = over.await;
+                    if made.elapsed() >= WORKED {
+                        backoff = BACKOFF_FIRST;
+                    }
+                    reason.unwrap_or_else(|_| "the data-plane thread ended".to_owned())
                 }
                 Err(error) => error.to_string(),
             };
@@ -206,6 +237,7 @@ impl Links {
         &self,
         plane: usize,
         host: HostId,
+        round: u64,
         name: &str,
         address: &str,
     ) -> Result<oneshot::Receiver<String>, LinkError> {
@@ -228,20 +260,31 @@ impl Links {
         let greeted = tokio::time::timeout(GREETING_PATIENCE, greet).await;
         let (stream, version, greeting) = greeted.map_err(|_| LinkError::Silent)??;
         let (over, end) = oneshot::channel();
-        self.hand_over(
-            plane,
-            LinkStart {
-                socket: OwnedFd::from(stream.into_std()?),
-                host,
-                name: name.to_owned(),
-                role: LinkRole::Dialled,
-                version,
-                greeting,
-                silence: self.silence,
-                over,
-            },
-        );
+        let start = LinkStart {
+            socket: OwnedFd::from(stream.into_std()?),
+            host,
+            name: name.to_owned(),
+            role: LinkRole::Dialled,
+            version,
+            greeting,
+            silence: self.silence,
+            over,
+        };
+        self.called(round, plane, start);
         Ok(end)
+    }
+
+    /// Hands over a link that was dialled, unless its peer was forgotten meanwhile or is to be called in another way: then
+    /// the task that dialled is about to end.
+    fn called(&self, round: u64, plane: usize, start: LinkStart) {
+        let peers = self.peers.lock().expect("peers");
+        if peers
+            .by_host
+            .get(&start.host)
+            .is_some_and(|peer| peer.round == round)
+        {
+            self.hand_over(plane, start);
+        }
     }
 
     /// Greets a caller.
@@ -263,31 +306,38 @@ impl Links {
         };
         let greeted = tokio::time::timeout(GREETING_PATIENCE, greet).await;
         let (hello, greeting) = greeted.map_err(|_| LinkError::Silent)??;
-        // Always the same one for the same caller, so that a new link finds the old one it replaces.
-        let plane = usize::from(hello.plane) % self.planes.len();
         let (over, _) = oneshot::channel();
-        self.hand_over(
-            plane,
-            LinkStart {
-                socket: OwnedFd::from(stream.into_std()?),
-                host: hello.from.host,
-                name: hello.from.name,
-                role: LinkRole::Served { plane: hello.plane },
-                version: wire::VERSION,
-                greeting,
-                silence: self.silence,
-                over,
-            },
-        );
-        Ok(())
+        let start = LinkStart {
+            socket: OwnedFd::from(stream.into_std()?),
+            host: hello.from.host,
+            name: hello.from.name.clone(),
+            role: LinkRole::Served { plane: hello.plane },
+            version: wire::VERSION,
+            greeting,
+            silence: self.silence,
+            over,
+        };
+        Ok(self.let_in(&hello, start)?)
     }
 
     /// Whether a caller is let in.
     fn check(&self, hello: &Hello) -> Result<u8, Refused> {
         let version = hello.check(&self.me)?;
+        self.check_peer(&mut self.peers.lock().expect("peers"), &hello.from)?;
+        Ok(version)
+    }
+
+    /// Hands over the link of a caller that was welcomed; it may have been forgotten since then, or have started anew.
+    fn let_in(&self, hello: &Hello, start: LinkStart) -> Result<(), Refused> {
         let mut peers = self.peers.lock().expect("peers");
-        let caller = &hello.from;
-        let Some(peer) = peers.get_mut(&caller.host) else {
+        self.check_peer(&mut peers, &hello.from)?;
+        // Always the same one for the same caller, so that a new link finds the old one it replaces.
+        self.hand_over(usize::from(hello.plane) % self.planes.len(), start);
+        Ok(())
+    }
+
+    fn check_peer(&self, peers: &mut Peers, caller: &Identity) -> Result<(), Refused> {
+        let Some(peer) = peers.by_host.get_mut(&caller.host) else {
             return Err(Refused {
                 code: RefusedCode::Unknown,
                 text: format!(
@@ -306,7 +356,7 @@ impl Links {
             });
         }
         peer.life = caller.incarnation;
-        Ok(version)
+        Ok(())
     }
 
     fn hand_over(&self, plane: usize, start: LinkStart) {

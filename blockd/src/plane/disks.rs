@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use types::DiskId;
 
 use super::links::answer;
-use super::{Actor, NodeFigures, Plane, Report};
+use super::{Actor, Command, NodeFigures, Plane, Report};
 use crate::index::IndexThread;
 
 /// One disk of this plane.
@@ -90,6 +90,9 @@ impl Plane {
         let actor = self.disks.remove(&disk).expect("just found");
         self.homes.remove(&disk);
         self.forget_ways(disk);
+        for plane in &self.peers {
+            plane.send(Command::DiskFull { disk, is_full: false });
+        }
         self.ring.remove_disk(actor.slot);
         // The daemon waits for the index thread; this one must not.
         let _ = actor.leaving.expect("just found").send(Some(actor.index));
@@ -153,6 +156,9 @@ impl Plane {
                     let _ = self.reports.send(Report::DiskFailed { disk, error });
                 }
                 NodeEffect::Full(is_full) => {
+                    for plane in &self.peers {
+                        plane.send(Command::DiskFull { disk, is_full });
+                    }
                     let _ = self.reports.send(Report::DiskFull { disk, is_full });
                 }
             }

@@ -46,6 +46,8 @@ pub enum Command {
         is_up: bool,
         reply: oneshot::Sender<()>,
     },
+    /// A disk of this host has no space for changes, or has it again: from the plane that serves it to all.
+    DiskFull { disk: DiskId, is_full: bool },
     /// Open a VDI.
     OpenVdi {
         spec: VdiSpec,

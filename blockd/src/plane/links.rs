@@ -65,11 +65,26 @@ pub enum LinkRole {
     Served { plane: u16 },
 }
 
-/// One disk in one of its lives on a link.
+/// One disk in one of its lives on a link. The bytes are of a served link.
 struct Reach {
     disk: DiskId,
-    /// Served: bytes of requests that the disk has not answered.
-    unanswered: u64,
+    /// Bytes of reads that the disk has not answered.
+    reads: u64,
+    /// Bytes of changes that it has not answered.
+    changes: u64,
+    /// It has no space: its changes wait, and hold up nobody else.
+    is_full: bool,
+}
+
+impl Reach {
+    fn new(disk: DiskId, is_full: bool) -> Reach {
+        Reach {
+            disk,
+            reads: 0,
+            changes: 0,
+            is_full,
+        }
+    }
 }
 
 /// One link.
@@ -90,8 +105,9 @@ pub struct Link {
     silence: Duration,
     channels: BTreeMap<Channel, Reach>,
     by_disk: BTreeMap<DiskId, Channel>,
-    next_channel: u32,
-    unanswered: u64,
+    /// Served: disks that cannot be asked here until they have dealt with what a life that was ended left behind.
+    shut: BTreeMap<Channel, Reach>,
+    last_channel: Channel,
     /// It is to end, for this reason, when the cores are at rest.
     doom: Option<String>,
     over: Option<oneshot::Sender<String>>,
@@ -143,8 +159,8 @@ impl Plane {
             silence: start.silence,
             channels: BTreeMap::new(),
             by_disk: BTreeMap::new(),
-            next_channel: 1,
-            unanswered: 0,
+            shut: BTreeMap::new(),
+            last_channel: Channel(0),
             doom: None,
             over: Some(start.over),
             figures: LinkFigures::new(start.host, start.role),
@@ -153,7 +169,7 @@ impl Plane {
             self.hosts.insert(link.host, slot);
         } else {
             for disk in &self.disks_up {
-                link.reach(*disk);
+                link.reach(*disk, self.full_disks.contains(disk));
             }
         }
         self.links.insert(slot, link);
@@ -207,7 +223,7 @@ impl Plane {
     pub(in crate::plane) fn link_figures(&self) -> Vec<LinkFigures> {
         let figures = |link: &Link| LinkFigures {
             unsent_bytes: link.unsent(),
-            unanswered_bytes: link.unanswered,
+            unanswered_bytes: link.unanswered(),
             disks: link.by_disk.len(),
             ..link.figures
         };

@@ -84,6 +84,8 @@ pub struct Plane {
     ways: InFlight<Way>,
     /// Disks of this host, on whatever plane, that can be asked.
     disks_up: BTreeSet<DiskId>,
+    /// Disks of this host, on whatever plane, whose changes wait for space.
+    full_disks: BTreeSet<DiskId>,
     next_beat: Option<Instant>,
     inbox: VecDeque<Letter>,
     /// Kept between steps so that a step allocates nothing.
@@ -131,6 +133,7 @@ impl Plane {
             touched_links: Vec::new(),
             ways: InFlight::default(),
             disks_up: BTreeSet::new(),
+            full_disks: BTreeSet::new(),
             next_beat: None,
             inbox: VecDeque::new(),
             vdi_effects: Vec::new(),
@@ -259,6 +262,7 @@ impl Plane {
                 self.tell_links(disk, is_up);
                 let _ = reply.send(());
             }
+            Command::DiskFull { disk, is_full } => self.disk_full(disk, is_full),
             Command::OpenVdi {
                 spec,
                 records,

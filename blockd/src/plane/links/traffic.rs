@@ -3,8 +3,8 @@
 use edge::uring::{Buf, BufMut, Landing, Pool, StreamError, StreamSlot};
 use wire::{Frame, Gather};
 
-use super::{LinkRole, Reach};
-use crate::plane::{Letter, Plane};
+use super::LinkRole;
+use crate::plane::Plane;
 
 pub(super) fn take_from(pool: &Pool) -> impl Fn(usize) -> BufMut + '_ {
     |bytes| pool.take(bytes)
@@ -122,34 +122,13 @@ impl Plane {
     }
 
     fn heard(&mut self, slot: StreamSlot, frame: Frame<Buf>) {
-        let link = self.links.get_mut(&slot).expect("a link that hears is there");
-        let host = link.host;
+        let link = self.links.get(&slot).expect("a link that hears is there");
         match (link.role, frame) {
             (_, Frame::Ping) => {}
             (_, Frame::Bye(reason)) => self.break_link(slot, format!("the other end says: {reason}")),
-            (LinkRole::Dialled, Frame::Reply(reply)) => {
-                // Of a channel that has ended nothing is waited for.
-                if let Some(reach) = link.channels.get(&reply.channel) {
-                    let message = reply.from_disk(reach.disk);
-                    self.inbox.push_back(Letter::ToVdi(message));
-                }
-            }
-            (LinkRole::Dialled, Frame::DiskUp(channel, disk)) => {
-                let reach = Reach { disk, unanswered: 0 };
-                link.channels.insert(channel, reach);
-                let before = link.by_disk.insert(disk, channel);
-                if let Some(before) = before {
-                    link.channels.remove(&before);
-                    self.reached_state(host, disk, false);
-                }
-                self.reached_state(host, disk, true);
-            }
-            (LinkRole::Dialled, Frame::DiskDown(channel)) => {
-                if let Some(reach) = link.channels.remove(&channel) {
-                    link.by_disk.remove(&reach.disk);
-                    self.reached_state(host, reach.disk, false);
-                }
-            }
+            (LinkRole::Dialled, Frame::Reply(reply)) => self.replied(slot, reply),
+            (LinkRole::Dialled, Frame::DiskUp(channel, disk)) => self.announced(slot, channel, disk),
+            (LinkRole::Dialled, Frame::DiskDown(channel)) => self.withdrawn(slot, channel),
             (LinkRole::Served { .. }, Frame::Request(channel, message)) => {
                 self.asked(slot, channel, message);
             }
