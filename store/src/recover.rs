@@ -199,7 +199,12 @@ fn open(
     let mut superblock = read_superblock(disk)?;
     superblock.generation += 1;
     superblock.open_count += 1;
-    superblock.write(disk)?;
+    // What may be an older copy is not counted as opened before its doubt is written as well: opened and killed often
+    // enough it would seem to be as old as it should be.
+    let may_be_older = superblock.open_count - 1 < known_opens;
+    if !may_be_older {
+        superblock.write(disk)?;
+    }
     // What is read below may still sit in the device's cache; the checkpoint must not get ahead of the log.
     disk.sync()?;
     let mut report = RecoveryReport {
@@ -214,10 +219,9 @@ fn open(
         Ok((meta, ledger)) => {
             let plan = survey(disk, &superblock, Some(meta.scan_from), ledger, meta, &mut report);
             let is_older = plan.is_older_than(known_opens, &superblock);
-            match plan
-                .distrust(&superblock)
-                .or(is_older.then_some(RebuildReason::Ahead))
-            {
+            // An index that is older still says nothing of the disk.
+            let ahead = is_older.then_some(RebuildReason::Ahead);
+            match ahead.or_else(|| plan.distrust(&superblock)) {
                 Some(reason) => {
                     let missing = (plan.highest_number < plan.meta.position).then_some(Damage::Batches {
                         first: plan.highest_number + 1,
@@ -241,6 +245,13 @@ fn open(
             plan
         }
     };
+    if may_be_older {
+        if report.is_doubted() {
+            superblock.doubt = superblock.doubt.max(plan.next_number());
+        }
+        superblock.write(disk)?;
+        disk.sync()?;
+    }
     if let Err(error) = Replay::run(disk, kv, &mut superblock, &mut plan, &mut report) {
         // A leaf that does not decode: the log has what it should hold.
         if !matches!(&error, RecoverError::Index(kv_error) if kv_error.operation == DECODE) || plan.is_rebuild

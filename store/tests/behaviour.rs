@@ -9,7 +9,7 @@ use types::{
 use weft_store::{
     BlockState, ClearKind, Damage, FormatError, FormatParams, Origin, ReadPart, RebuildReason, Reply,
     Request, StoreError, StoreSettings, SuperblockError, format, fsck, inspect, read_superblock,
-    rebuild_index, recover,
+    rebuild_index, recover, recover_known,
 };
 
 const LAYER: LayerId = LayerId(0);
@@ -228,6 +228,35 @@ fn an_older_index_is_noticed_and_built_anew() {
     let report = world.crash_and(Crash::Power(0), |_, kv| *kv = old);
     assert_eq!(report.rebuilt, Some(RebuildReason::RolledBack));
     assert_holds(&mut world, 0, 7, 2);
+}
+
+/// An old copy of the whole disk, index included: what remembers is outside of it. Openings that do not get far must not
+/// make it look younger.
+#[test]
+fn an_older_copy_is_noticed_however_often_it_was_nearly_opened() {
+    let mut world = world();
+    world.call(write(0, 0, 4, 1)).expect("write");
+    world.crash(Crash::Power(0));
+    let (mut disk, mut kv) = (world.disk.clone(), world.kv.clone());
+    let young_index = world.kv.clone();
+    world.call(write(0, 0, 4, 2)).expect("write");
+    let known = world.crash_and(Crash::Power(0), |_, _| ()).open_count;
+    for _ in 0..3 {
+        disk.fails_sync = true;
+        assert!(recover_known(&mut disk, &mut kv, 7, known).is_err());
+        disk.fails_sync = false;
+    }
+    for mut kv in [kv, young_index, MemKv::default()] {
+        let mut disk = disk.clone();
+        for _ in 0..2 {
+            let (recovered, report) = recover_known(&mut disk, &mut kv, 7, known).expect("it can be read");
+            let shards = recovered.shards();
+            assert!(
+                !shards.is_empty() && shards.iter().all(|shard| shard.is_doubtful),
+                "{report:?}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -153,6 +153,9 @@ impl BlockFile for MemDisk {
     }
 
     fn sync(&mut self) -> Result<(), DiskError> {
+        if self.fails_sync {
+            return Err(io_error("sync", 0, 0));
+        }
         self.sync_upto(self.order);
         Ok(())
     }
