@@ -17,9 +17,15 @@ pub(crate) fn format(rng: &mut Rng, disk: &mut SimDisk, kv: &mut SimKv, id: Disk
 
 /// A start that does not get far: the process is killed, or power is lost if it may be, at some write or sync of the
 /// recovery; among those are the two superblocks and the header of the first segment.
-pub(crate) fn fail_to_recover(rng: &mut Rng, disk: &mut SimDisk, kv: &mut SimKv, may_lose_power: bool) {
+pub(crate) fn fail_to_recover(
+    rng: &mut Rng,
+    disk: &mut SimDisk,
+    kv: &mut SimKv,
+    known_opens: u64,
+    may_lose_power: bool,
+) {
     disk.set_cut_after(Some(rng.below(12) as u32));
-    let end = store::recover(disk, kv, rng.draw()).map(|_| ());
+    let end = store::recover_known(disk, kv, rng.draw(), known_opens).map(|_| ());
     tell(|| format!("  recovery, cut short: {end:?}"));
     if may_lose_power && rng.chance(1, 2) {
         disk.lose_power();
@@ -46,15 +52,16 @@ pub(crate) fn copy_superblocks(disk: &SimDisk) -> [[u8; 4096]; 2] {
     })
 }
 
-/// Recovers what a healthy disk holds. Damage to content is in the report; that recovery refuses altogether
+/// Recovers what a healthy disk holds that was opened `known_opens` times at least, for all its owner knows. Damage to content is in the report; that recovery refuses altogether
 /// is a broken promise.
 pub(crate) fn recover(
     rng: &mut Rng,
     disk: &mut SimDisk,
     kv: &mut SimKv,
     settings: StoreSettings,
+    known_opens: u64,
 ) -> (Store<HeapBlock>, RecoveryReport) {
-    let recovered = store::recover(disk, kv, rng.draw());
+    let recovered = store::recover_known(disk, kv, rng.draw(), known_opens);
     let (recovered, report) = recovered.unwrap_or_else(|error| panic!("recovery failed: {error}"));
     tell(|| format!("  recovery: {report:?}"));
     (Store::open(recovered, settings), report)

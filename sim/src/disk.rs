@@ -75,14 +75,14 @@ pub enum LateWrites {
     Allowed,
 }
 
-/// A simulated disk; see the module's head.
-#[derive(Debug)]
+/// A simulated disk; see the module's head. A clone is what a copy of the whole device would be, were it idle.
+#[derive(Clone, Debug)]
 pub struct SimDisk {
     capacity: u64,
     state: RefCell<State>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct State {
     rng: Rng,
     medium: Medium,
@@ -102,7 +102,7 @@ struct State {
     slowness: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct UnderWay {
     id: IoId,
     operation: DiskOp<HeapBlock>,

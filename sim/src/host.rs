@@ -31,6 +31,13 @@ pub(crate) struct Host {
     /// Its index as it was some time ago, and its superblocks.
     old_index: SimKv,
     old_superblocks: Option<[[u8; 4096]; 2]>,
+    /// What the disk was some lives ago, kept for those who put it back one day, and how often it had been opened then.
+    copy: Option<(u64, SimDisk)>,
+    keeps_copies: bool,
+    /// As the control store remembers it, if anybody does.
+    opens: u64,
+    /// It is an older copy of itself; what it should be instead.
+    pub newer: Option<Box<SimDisk>>,
     settings: StoreSettings,
     rng: Rng,
     loads: Vec<(LeafKey, Vec<u8>)>,
@@ -65,6 +72,10 @@ impl Host {
             is_full: false,
             old_index: SimKv::new(),
             old_superblocks: None,
+            copy: None,
+            keeps_copies: false,
+            opens: 0,
+            newer: None,
             settings,
             rng,
             loads: Vec::new(),
@@ -83,10 +94,21 @@ impl Host {
             // What the error tells its reader to do.
             self.kv.delete();
         }
+        let known = if self.keeps_copies { self.opens } else { 0 };
+        let (disk, kv) = (&mut self.disk, &mut self.kv);
         if self.rng.chance(1, 6) {
-            crate::boot::fail_to_recover(&mut self.rng, &mut self.disk, &mut self.kv, self.lost_power);
+            crate::boot::fail_to_recover(&mut self.rng, disk, kv, known, self.lost_power);
         }
-        let (store, _) = crate::boot::recover(&mut self.rng, &mut self.disk, &mut self.kv, self.settings);
+        let (store, report) = crate::boot::recover(&mut self.rng, disk, kv, self.settings, known);
+        // An opening that did not get far may have noted it already.
+        let is_doubted = report.is_doubted() || store.shards().iter().all(|shard| shard.is_doubtful);
+        assert!(
+            self.newer.is_none() || is_doubted,
+            "disk {} is an older copy of itself and nobody noticed: {report:?}",
+            self.id
+        );
+        self.newer = None;
+        self.opens = report.open_count;
         self.node = Some(DiskNode::new(self.id, store));
         self.has_failed = false;
         if self.old_superblocks.is_none() || self.rng.chance(1, 4) {
@@ -107,7 +129,42 @@ impl Host {
         } else {
             self.disk.kill(LateWrites::Never);
         }
+        if self.keeps_copies && (self.copy.is_none() || self.rng.chance(1, 6)) {
+            self.copy = Some((self.opens, self.disk.clone()));
+        }
         self.hang_up();
+    }
+
+    /// From now on old copies of this disk may come back, and the control store remembers how often it was opened.
+    pub fn keep_copies(&mut self) {
+        self.keeps_copies = true;
+    }
+
+    /// While the process is down somebody puts an old copy of the whole disk in its place; `false` when nobody has one.
+    pub fn put_old_copy_back(&mut self) -> bool {
+        assert!(self.node.is_none(), "disk {} is in use", self.id);
+        match self.copy.take_if(|(opens, _)| *opens < self.opens) {
+            Some((opens, copy)) => {
+                tell(|| {
+                    format!(
+                        "  disk {} is what it was {} opens ago",
+                        self.id,
+                        self.opens - opens
+                    )
+                });
+                self.newer = Some(Box::new(std::mem::replace(&mut self.disk, copy)));
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Somebody finds the right one again.
+    pub fn put_newer_back(&mut self) {
+        if let Some(newer) = self.newer.take() {
+            tell(|| format!("  disk {} is what it should be", self.id));
+            self.disk = *newer;
+        }
     }
 
     /// While the process is down somebody deletes the index or brings an old copy of it back, or an old pair of

@@ -135,8 +135,12 @@ impl World {
             if machine.disks[no].node.is_none() {
                 let daemon = machine.daemon.as_mut().expect("it runs");
                 if daemon.opens_at[no] <= now {
-                    machine.disks[no].start();
+                    if machine.disks[no].newer.is_some() && self.is_only_copy(disk) {
+                        self.machines[at].disks[no].put_newer_back();
+                    }
+                    self.machines[at].disks[no].start();
                     tell(|| format!("  disk {disk} is up"));
+                    self.drop_leftovers(at, no);
                     self.disk_state(at, disk, true);
                 }
                 continue;
@@ -262,7 +266,7 @@ impl World {
     ) {
         let drive = self.drives.get_mut(&id).expect("a drive");
         match drive.guests.answered(request, result, has_quorum) {
-            Ok(()) => {}
+            Ok(is_flushed) => self.told(id, is_flushed),
             Err(VdiError::Closed) => {
                 self.assert_overtaken(at, id, incarnation, "answers that the disk is closed");
                 self.guest_leaves(at, id);

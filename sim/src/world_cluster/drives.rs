@@ -70,7 +70,14 @@ impl World {
             let Some(moving) = self.drives[&id].moving.clone() else {
                 let seldom = if self.drives[&id].at.is_some() { 300 } else { 10 };
                 if !self.is_attached(id) && self.rng.chance(1, seldom) {
-                    let to = self.rng.index(self.machines.len());
+                    // Where it is open somebody let guests in perhaps, and was not told so.
+                    let open: Vec<At> = (0..self.machines.len())
+                        .filter(|at| self.machines[*at].open(id).is_some())
+                        .collect();
+                    let to = match open[..] {
+                        [at] if self.rng.chance(1, 2) => at,
+                        _ => self.rng.index(self.machines.len()),
+                    };
                     self.attach(id, to);
                 }
                 continue;

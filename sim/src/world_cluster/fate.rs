@@ -7,12 +7,11 @@
 
 use std::time::Duration;
 
-use types::{DiskId, VdiId};
-use vdi::Event;
+use types::VdiId;
 
 use super::{At, MILLI, World};
+use crate::Rng;
 use crate::trace::tell;
-use crate::{Faults, Rng};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -39,6 +38,10 @@ enum Kind {
     DiskAway,
     /// A replica is to move to a disk of another host.
     Replace,
+    /// An old copy of one disk, always the same one, is put in its place.
+    OldCopy,
+    /// Something else fills a disk, and is deleted after a while.
+    Full,
     /// *Alone*: one host loses power.
     HostPower,
     /// *Alone*: writes or syncs of one disk fail.
@@ -51,7 +54,7 @@ pub(super) struct Fate {
     kinds: Vec<Kind>,
 }
 
-const EVERYWHERE: [Kind; 12] = [
+const EVERYWHERE: [Kind; 13] = [
     Kind::Cut,
     Kind::CutOneWay,
     Kind::Break,
@@ -63,8 +66,21 @@ const EVERYWHERE: [Kind; 12] = [
     Kind::TakeOver,
     Kind::DiskAway,
     Kind::Replace,
+    Kind::Full,
     Kind::Power,
 ];
+
+/// A fault that waits for the worst moment: the one at which some guest has just been told that something is done.
+#[derive(Clone, Debug)]
+pub(super) struct Trap {
+    kind: Kind,
+    /// Not any guest, but one of this disk that is newer than this.
+    newer_than: Option<(VdiId, u64)>,
+    /// The host of the guest that was overtaken.
+    from: At,
+    rng: Rng,
+    is_sprung: bool,
+}
 
 /// What ends of itself after a time.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +89,7 @@ pub(super) enum Undo {
     Fast(At, At),
     ControlBack(At),
     AnswersBack(At),
+    Empty(At, usize),
 }
 
 impl Fate {
@@ -85,7 +102,10 @@ impl Fate {
         kinds.push(Kind::TakeOver);
         if replicas > 1 && rng.chance(1, 4) {
             kinds.retain(|kind| *kind != Kind::Power);
-            kinds.push(rng.pick(&[Kind::HostPower, Kind::DiskFails]));
+            kinds.push(rng.pick(&[Kind::HostPower, Kind::DiskFails, Kind::OldCopy, Kind::OldCopy]));
+            if kinds.contains(&Kind::OldCopy) {
+                kinds.extend([Kind::Kill, Kind::Kill]);
+            }
         }
         Fate { kinds }
     }
@@ -98,6 +118,44 @@ impl World {
         let pace = rng.pick(&[MILLI, MILLI, 10 * MILLI, 100 * MILLI, 400 * MILLI]);
         tell(|| format!("fault {no}: {kind:?}, at {} ms", self.now / MILLI));
         self.pace = pace;
+        self.trap = None;
+        if matches!(kind, Kind::Power | Kind::Kill | Kind::Cut | Kind::TakeOver) && rng.chance(1, 2) {
+            self.trap = Some(Trap {
+                kind,
+                newer_than: None,
+                from: 0,
+                rng: rng.fork(),
+                is_sprung: false,
+            });
+            return;
+        }
+        self.strike(kind, rng);
+    }
+
+    /// The newest guest of a disk was told that something is done; `is_flushed`: that it is on stable media.
+    pub(super) fn told(&mut self, id: VdiId, is_flushed: bool) {
+        let newest = self.drives[&id].guests.newest;
+        if let Some(trap) = &mut self.trap {
+            let is_awaited = trap
+                .newer_than
+                .is_none_or(|(of, guest)| of == id && newest > guest);
+            trap.is_sprung |= is_awaited && (is_flushed || trap.kind != Kind::Power);
+        }
+    }
+
+    /// What waited for a moment that has come.
+    pub(super) fn spring(&mut self) {
+        if let Some(mut trap) = self.trap.take_if(|trap| trap.is_sprung) {
+            tell(|| format!("  now: {:?}", trap.kind));
+            self.summary.traps += 1;
+            if trap.newer_than.is_some() {
+                return self.let_old_one_ask_first(&mut trap.rng, trap.from);
+            }
+            self.strike(trap.kind, &mut trap.rng);
+        }
+    }
+
+    fn strike(&mut self, kind: Kind, rng: &mut Rng) {
         let at = rng.index(self.machines.len());
         let pause = rng.pick(&[20, 300, 2_000, 6_000, 12_000]) * MILLI;
         match kind {
@@ -171,6 +229,8 @@ impl World {
                 }
             }
             Kind::Replace => self.replace_disk(rng),
+            Kind::OldCopy => self.put_old_copy_back(rng),
+            Kind::Full => self.fill_disk(rng, pause),
             Kind::HostPower => {
                 self.become_whole();
                 self.live(rng.below(20));
@@ -287,58 +347,31 @@ impl World {
                 }
             }
         }
+        if rng.chance(1, 3)
+            && let Some(from) = self.drives[&id].at
+        {
+            self.trap = Some(Trap {
+                kind: Kind::TakeOver,
+                newer_than: Some((id, self.drives[&id].guests.newest)),
+                from,
+                rng: rng.fork(),
+                is_sprung: false,
+            });
+        }
         self.attach(id, to);
     }
 
-    /// All replicas of a drive on one disk are to move to others, each on a host that has none of its shard.
-    fn replace_disk(&mut self, rng: &mut Rng) {
-        let ids: Vec<VdiId> = self.drives.keys().copied().collect();
-        let id = rng.pick(&ids);
-        let shards = self.shards(id);
-        let first = self.records.shard(shards[0]);
-        let old = rng.pick(&first.replicas);
-        let mut new = Vec::new();
-        for shard in shards {
-            let record = self.records.shard(shard);
-            if !record.replicas.contains(&old) {
-                continue;
-            }
-            let taken: Vec<At> = record.replicas.iter().map(|disk| self.homes[disk].0).collect();
-            let free = self.homes.iter().filter(|(_, (at, _))| !taken.contains(at));
-            let free: Vec<DiskId> = free.map(|(disk, _)| *disk).collect();
-            if !free.is_empty() {
-                new.push((shard.no, rng.pick(&free)));
+    /// The newer guest was told something, and now every daemon but the old one's starts again: what replicas remember of
+    /// the newer writer is all that keeps the old one out.
+    fn let_old_one_ask_first(&mut self, rng: &mut Rng, old: At) {
+        for at in 0..self.machines.len() {
+            self.streams.heal(at, old);
+            self.streams.heal(old, at);
+            if at != old {
+                self.kill(at, rng.pick(&[0, 0, 100]) * MILLI);
             }
         }
-        if let Some(at) = self.drives[&id].at.filter(|_| self.is_attached(id))
-            && !new.is_empty()
-        {
-            tell(|| format!("  disk {old} gives its place in VDI {id} to {new:?}"));
-            self.summary.replaced += 1;
-            self.step_vdi(at, id, Event::ReplaceDisk { old, new });
-        }
-    }
-
-    fn disk_fails(&mut self, rng: &mut Rng, at: At) {
-        self.become_whole();
-        let count = self.machines[at].disks.len();
-        if count == 0 {
-            return;
-        }
-        let no = rng.index(count);
-        let disk = &mut self.machines[at].disks[no];
-        self.failing = Some(disk.id);
-        self.summary.disks_away += 1;
-        disk.disk.set_faults(Faults {
-            budget: 1,
-            write_error_ppm: 100_000,
-            failed_sync_ppm: 300_000,
-            ..Faults::default()
-        });
-        self.live(rng.between(1, 40));
-        self.machines[at].disks[no].disk.set_faults(Faults::default());
-        self.become_whole();
-        self.failing = None;
+        self.machines[old].frozen_until = 0;
     }
 
     pub(super) fn undo_due(&mut self) {
@@ -355,6 +388,7 @@ impl World {
                 Undo::Fast(from, to) => self.streams.set_slow(from, to, None),
                 Undo::ControlBack(at) => self.records.set_away(at, false),
                 Undo::AnswersBack(at) => self.records.set_loses_answers(at, false),
+                Undo::Empty(at, no) => self.empty_disk(at, no),
             }
         }
     }
@@ -362,7 +396,12 @@ impl World {
     /// Everything is mended at once.
     pub(super) fn mend(&mut self) {
         let now = self.now;
-        self.undo.clear();
+        for (_, undo) in std::mem::take(&mut self.undo) {
+            if let Undo::Empty(at, no) = undo {
+                self.undo.push((now, Undo::Empty(at, no)));
+            }
+        }
+        self.trap = None;
         self.streams.heal_all();
         for (at, machine) in self.machines.iter_mut().enumerate() {
             machine.frozen_until = 0;

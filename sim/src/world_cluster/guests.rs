@@ -45,6 +45,8 @@ pub(super) struct Guests {
     /// The guest that is attached; older ones have lower numbers.
     pub newest: u64,
     is_crowded: bool,
+    /// Many flushes.
+    is_careful: bool,
     pub answers: u64,
     /// Answers to guests that are not the newest.
     pub late_answers: u64,
@@ -59,6 +61,7 @@ impl Guests {
         oracle.resize(bytes / SECTOR_BYTES);
         Guests {
             is_crowded: rng.chance(1, 3),
+            is_careful: rng.chance(1, 3),
             rng,
             oracle,
             bytes,
@@ -132,6 +135,7 @@ impl Guests {
     /// Something to do for guest `by`.
     pub fn ask(&mut self, by: u64) -> (RequestId, Op<HeapBlock>) {
         let op = match self.rng.below(100) {
+            _ if self.is_careful && self.rng.chance(1, 3) => Op::Flush,
             0..=44 => self.write(),
             45..=77 => {
                 let (offset, length) = self.range(64 << 10);
@@ -237,16 +241,16 @@ impl Guests {
     }
 
     /// What a daemon answers to some guest; panics where it breaks a promise. `has_quorum`: every shard could complete
-    /// writes at that moment, as far as that daemon knows. The guest is told of the error if it is one.
+    /// writes at that moment, as far as that daemon knows. Returns whether it said that something is on stable media.
     pub fn answered(
         &mut self,
         id: RequestId,
         result: Result<Outcome<HeapBlock>, VdiError>,
         has_quorum: bool,
-    ) -> Result<(), VdiError> {
+    ) -> Result<bool, VdiError> {
         // The guest may have left meanwhile.
         let Some(waiting) = self.waiting.remove(&id.0) else {
-            return Ok(());
+            return Ok(false);
         };
         let Waiting {
             op,
@@ -299,7 +303,10 @@ impl Guests {
                 *told = by.max(*told);
             }
         }
-        Ok(())
+        Ok(matches!(
+            op,
+            Op::Flush | Op::Write { fua: true, .. } | Op::WriteZeroes { fua: true, .. }
+        ))
     }
 
     fn done(&mut self, id: RequestId, op: &Op<HeapBlock>, is_durable: bool) {

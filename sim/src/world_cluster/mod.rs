@@ -8,6 +8,7 @@
 //! What happens to it is in `fate.rs`; a run is a seed, a number of requests, and which of the faults are left out.
 
 mod daemon;
+mod disk_faults;
 mod drives;
 mod fate;
 mod guests;
@@ -31,7 +32,7 @@ use crate::trace::tell;
 use crate::{Rng, SimDisk, mix};
 
 use drives::Drive;
-use fate::{Fate, Undo};
+use fate::{Fate, Trap, Undo};
 use guests::Guests;
 use machine::{LocalClock, Machine};
 use records::{Records, host_id};
@@ -68,6 +69,11 @@ struct World {
     drives: BTreeMap<VdiId, Drive>,
     fate: Fate,
     undo: Vec<(Time, Undo)>,
+    trap: Option<Trap>,
+    /// Numbers the requests that fill disks.
+    next_ballast: u64,
+    /// Disks that somebody else fills now.
+    filled: BTreeSet<(At, usize)>,
     /// The disk that may fail of itself now.
     failing: Option<DiskId>,
     summary: ClusterSummary,
@@ -125,6 +131,7 @@ impl World {
                 let mut disk = SimDisk::new(disk_bytes, rng.draw());
                 disk.set_slowness(rng.pick(&[1, 1, 2, 4, 20]));
                 let mut host = Host::new(id, disk, SEGMENT_BYTES, settings, rng.draw());
+                host.keep_copies();
                 host.stop(false);
                 host
             });
@@ -144,6 +151,9 @@ impl World {
             drives: BTreeMap::new(),
             fate: Fate::choose(&mut rng, replicas),
             undo: Vec::new(),
+            trap: None,
+            next_ballast: 0,
+            filled: BTreeSet::new(),
             failing: None,
             summary: ClusterSummary::default(),
             rng,
@@ -253,6 +263,7 @@ impl World {
             if self.rng.chance(7, 8) {
                 self.host_turn(at);
             }
+            self.spring();
         }
         self.operate();
     }

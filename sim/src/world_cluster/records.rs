@@ -289,20 +289,27 @@ impl Records {
                 why: error.into(),
             },
         };
-        if !matches!(said, Said::Alive { .. }) {
+        let is_refused_take = matches!(
+            said,
+            Said::Not {
+                asked: Ask::Take { .. },
+                ..
+            }
+        );
+        if !matches!(said, Said::Alive { .. }) && !is_refused_take {
             tell(|| format!("    control to host {at}: {}", short(&said)));
         }
         self.lock().said.push((at, life, said));
     }
 
-    /// Between the steps of one change, another's.
-    fn let_others(&self, at: At) {
+    /// Between the steps of one change, another's, also of the same host.
+    fn let_others(&self) {
         let mut shared = self.lock();
         if shared.depth >= 3 || !shared.rng.chance(1, 6) {
             return;
         }
         let others: Vec<usize> = (0..shared.asked.len())
-            .filter(|i| shared.asked[*i].at != at && shared.asked[*i].due <= shared.now)
+            .filter(|i| shared.asked[*i].due <= shared.now)
             .collect();
         if others.is_empty() {
             return;
@@ -311,7 +318,7 @@ impl Records {
         let asked = shared.asked.swap_remove(chosen);
         shared.depth += 1;
         drop(shared);
-        tell(|| format!("    in the midst of a change of host {at}:"));
+        tell(|| "    in the midst of a change:".into());
         self.answer(asked);
         self.lock().depth -= 1;
     }
@@ -530,14 +537,14 @@ fn with_prefix(map: &BTreeMap<String, Vec<u8>>, prefix: &str) -> Vec<(String, Ve
 
 impl Backend for Client {
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, BackendError> {
-        self.records.let_others(self.at);
+        self.records.let_others();
         let shared = self.records.lock();
         shared.reach(self.at, "get")?;
         Ok(shared.map.get(key).cloned())
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, BackendError> {
-        self.records.let_others(self.at);
+        self.records.let_others();
         let shared = self.records.lock();
         shared.reach(self.at, "list")?;
         Ok(with_prefix(&shared.map, prefix))
@@ -552,7 +559,7 @@ impl Backend for Client {
     }
 
     fn commit(&self, transaction: &Transaction) -> Result<Commit, BackendError> {
-        self.records.let_others(self.at);
+        self.records.let_others();
         let mut shared = self.records.lock();
         shared.reach(self.at, "commit")?;
         if let Some(lease) = transaction

@@ -5,6 +5,8 @@
 pub struct ClusterSummary {
     /// Faults, done or left out.
     pub faults: u64,
+    /// Faults that came at the moment at which something was done.
+    pub traps: u64,
     /// Turns of the world.
     pub turns: u64,
     /// Guest requests answered.
@@ -35,6 +37,10 @@ pub struct ClusterSummary {
     pub disks_away: u64,
     /// Times that replicas were to move to another disk.
     pub replaced: u64,
+    /// Old copies of a disk in its place.
+    pub old_copies: u64,
+    /// Disks that were filled.
+    pub full: u64,
     /// Blocks that travelled in resyncs.
     pub resynced: u64,
     /// Replicas that fell out of sync.
@@ -47,6 +53,7 @@ impl ClusterSummary {
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("faults", self.faults),
+            ("faults at the worst moment", self.traps),
             ("turns", self.turns),
             ("answers", self.answers),
             ("answers of overtaken writers", self.late_answers),
@@ -62,6 +69,8 @@ impl ClusterSummary {
             ("control store away", self.control_away),
             ("disks away", self.disks_away),
             ("disks to be replaced", self.replaced),
+            ("old copies", self.old_copies),
+            ("disks filled", self.full),
             ("blocks resynced", self.resynced),
             ("times degraded", self.degraded),
         ]

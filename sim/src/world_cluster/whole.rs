@@ -104,7 +104,13 @@ impl World {
             let disks: Vec<String> = machine
                 .disks
                 .iter()
-                .map(|disk| format!("{} served {}", disk.id, disk.node.is_some()))
+                .map(|disk| {
+                    let held = disk
+                        .node
+                        .as_ref()
+                        .map(|node| (node.shards().len(), node.is_busy(), node.stats()));
+                    format!("{}: {held:?}, full {}", disk.id, disk.is_full)
+                })
                 .collect();
             lines.push(format!(
                 "host {at}: joined {}, alive {}, guests {:?}, {open:?}, disks {disks:?}",

@@ -146,7 +146,7 @@ impl World {
             cleaning_bytes: rng.pick(&[128 << 10, 1 << 20]),
         };
         boot::format(&mut rng, &mut disk, &mut kv, DiskId(1), SEGMENT_BYTES);
-        let (store, _) = boot::recover(&mut rng, &mut disk, &mut kv, settings);
+        let (store, _) = boot::recover(&mut rng, &mut disk, &mut kv, settings, 0);
         let shard_count = rng.between(1, 3) as u32;
         let capacity = store.stats().capacity_bytes / 4096;
         let filled_percent = rng.pick(filled);

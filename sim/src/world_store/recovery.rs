@@ -33,7 +33,7 @@ impl World {
                 *lost_cache = true;
             }
         }
-        let (store, report) = boot::recover(&mut self.rng, &mut self.disk, &mut self.kv, self.settings);
+        let (store, report) = boot::recover(&mut self.rng, &mut self.disk, &mut self.kv, self.settings, 0);
         self.store = store;
         self.summary.damaged_logs += u64::from(!report.damage.is_empty());
         let is_doubted = self.check_doubt(!report.damage.is_empty(), is_broken_off);
