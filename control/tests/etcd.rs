@@ -12,7 +12,7 @@ use control::{
     Placed, PoolRecord, RecordError, VdiRecord, VdiWriter,
 };
 use etcd::{Servers, until};
-use replication::ShardRecord;
+use replication::{ShardRecord, Sharing};
 use types::{DiskId, Epoch, HostId, Incarnation, LayerId, PoolId, ShardId, ShardNo, VdiId};
 use weft_control as control;
 use weft_control::backend::{Backend, BackendError, Commit, Compare, Transaction};
@@ -239,9 +239,16 @@ fn only_its_writer_changes_a_vdis_shards() {
     assert_eq!(a.swap_shard(&second, Some(&writer_a)).unwrap(), second, "a retry");
 
     // Served by nobody, it may be taken from a host that lives; from then on that host raises no epoch.
+    let sharing = |since| Sharing::Cluster { since };
+    assert_eq!(a.sharing(web.id).unwrap(), sharing(Incarnation(0)));
     let incarnation = b.next_incarnation().unwrap();
     assert!(incarnation > life_a.incarnation && incarnation > life_b.incarnation);
     let taken = b.take_vdi(web.id, HostId(2), incarnation).unwrap();
+    assert_eq!(
+        b.sharing(web.id).unwrap(),
+        sharing(incarnation),
+        "it may still be read there"
+    );
     let writer_b = VdiWriter {
         host: HostId(2),
         incarnation,
@@ -262,6 +269,7 @@ fn only_its_writer_changes_a_vdis_shards() {
     // The same host in an older life is nobody either.
     let again = b.next_incarnation().unwrap();
     b.take_vdi(web.id, HostId(2), again).unwrap();
+    assert_eq!(b.sharing(web.id).unwrap(), sharing(incarnation));
     let error = b.swap_shard(&next_epoch(&read[1]), Some(&writer_b)).unwrap_err();
     assert!(matches!(error, RecordError::NotTheWriter { .. }), "{error}");
 }

@@ -36,8 +36,10 @@ pub enum Action {
     Cut(usize, usize),
     /// It is mended.
     Connect(usize, usize),
-    /// Much time passes for a writer.
+    /// Much time passes, and a writer notices.
     Tick(usize),
+    /// Some time passes for everybody.
+    Pass,
     /// Power is lost everywhere; of what was not stable this many eighths survive, on disk 0 and on the others.
     BlackOut(u8, u8),
     /// Power is lost at one disk.
@@ -102,6 +104,10 @@ impl World {
                 state.budget.ticks -= 1;
                 state.tick(life);
             }
+            Action::Pass => {
+                state.budget.passes -= 1;
+                state.pass();
+            }
             Action::BlackOut(first, others) => {
                 state.budget.blackouts -= 1;
                 let unstable = state.disks.iter().map(|disk| disk.store().unstable());
@@ -155,6 +161,9 @@ impl World {
         for life in (0..=newest).filter(alive) {
             for disk in 0..state.disks.len() {
                 let link = state.link_of(life, disk);
+                if self.setup.is_apart && life > 0 && disk == 0 {
+                    continue;
+                }
                 if !link.is_up {
                     actions.push(Action::Connect(life, disk));
                 } else if budget.cuts > 0 && !is_hurt {
@@ -167,6 +176,9 @@ impl World {
             if budget.lost_words > 0 && !state.lives[life].saved.is_empty() {
                 actions.push(Action::LoseWord(life));
             }
+        }
+        if budget.passes > 0 {
+            actions.push(Action::Pass);
         }
         if budget.replaces > 0 && alive(&newest) {
             actions.push(Action::Replace(newest));

@@ -47,8 +47,6 @@ pub struct Oracle {
     blocks: BTreeMap<u32, Block>,
     /// The newest life whose guest was told something, and could conclude from it.
     acted: Option<usize>,
-    /// A guest that was overtaken read what was true before.
-    pub has_old_read: bool,
 }
 
 /// By block, what was complete at some moment.
@@ -145,11 +143,7 @@ impl Oracle {
                 "block {no}: life {life} read {value:?}, which was seen not to have happened"
             ));
         }
-        if !is_newest {
-            self.has_old_read |= value < self.blocks[&no].floor(usize::MAX);
-            return Ok(());
-        }
-        if decides {
+        if is_newest && decides {
             let not_seen = block.issued.iter().filter(|other| **other > value).copied();
             block.dead.extend(not_seen);
             block.seen = block.seen.max(Some(value));

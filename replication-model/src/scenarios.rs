@@ -13,6 +13,7 @@ const NONE: Budget = Budget {
     ticks: 0,
     replaces: 0,
     lost_words: 0,
+    passes: 0,
 };
 
 const BASE: Setup = Setup {
@@ -21,6 +22,8 @@ const BASE: Setup = Setup {
     replicas: 3,
     scripts: &[],
     is_warm: true,
+    is_shared: false,
+    is_apart: false,
     budget: NONE,
     rules: Rules::KEPT,
     expected: Expected::Holds,
@@ -78,6 +81,63 @@ pub const SCENARIOS: &[Setup] = &[
         budget: Budget {
             take_overs: 1,
             cuts: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+    Setup {
+        name: "overtaken-read",
+        about: "three replicas: another host takes the VDI and writes; the old writer is not told and reads",
+        scripts: &[&[Write(0), Flush, Read(0)], &[Write(0)]],
+        is_shared: true,
+        is_apart: true,
+        budget: Budget {
+            take_overs: 1,
+            passes: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+    Setup {
+        name: "overtaken-read-pair",
+        about: "the same with two replicas",
+        replicas: 2,
+        scripts: &[&[Write(0), Flush, Read(0)], &[Write(0)]],
+        is_shared: true,
+        is_apart: true,
+        budget: Budget {
+            take_overs: 1,
+            passes: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+    Setup {
+        name: "overtaken-read-restart",
+        about: "two replicas: the host that took the VDI over restarts before it has served anybody",
+        replicas: 2,
+        scripts: &[&[Write(0), Read(0)], &[], &[Write(0)]],
+        is_shared: true,
+        is_apart: true,
+        budget: Budget {
+            take_overs: 1,
+            writer_kills: 1,
+            passes: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+    Setup {
+        name: "overtaken-read-change",
+        about: "two replicas: the old writer changes the record while another host takes over",
+        replicas: 2,
+        scripts: &[&[Write(0), Read(0)], &[Write(0)]],
+        is_shared: true,
+        is_apart: true,
+        budget: Budget {
+            take_overs: 1,
+            cuts: 1,
+            passes: 1,
             ..NONE
         },
         ..BASE
@@ -165,6 +225,19 @@ pub const SCENARIOS: &[Setup] = &[
             writer_kills: 1,
             ..NONE
         },
+        ..BASE
+    },
+    Setup {
+        name: "reads-without-leases",
+        about: "two replicas: a writer believes that nobody else may take the shard, and somebody does",
+        replicas: 2,
+        scripts: &[&[Write(0), Read(0)], &[Write(0)]],
+        is_apart: true,
+        budget: Budget {
+            take_overs: 1,
+            ..NONE
+        },
+        expected: Expected::Breaks,
         ..BASE
     },
     Setup {

@@ -30,6 +30,8 @@ pub struct Budget {
     pub ticks: u8,
     /// The first replica is to be replaced by a spare disk.
     pub replaces: u8,
+    /// As much time passes as a new writer waits.
+    pub passes: u8,
     /// The control store's word gets lost: a change was taken or not, and nobody says so until it is said again.
     pub lost_words: u8,
 }
@@ -76,6 +78,10 @@ pub struct Setup {
     pub scripts: &'static [&'static [Ask]],
     /// The first life has opened the shard, and written its first block, before the search begins.
     pub is_warm: bool,
+    /// Other hosts may take the shard over, and the writers know.
+    pub is_shared: bool,
+    /// Later lives do not reach the first disk, which is where the first life is, until faults end.
+    pub is_apart: bool,
     /// Faults.
     pub budget: Budget,
     /// What is enforced.

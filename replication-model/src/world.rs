@@ -9,10 +9,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 
 use replication::{
     DiskNode, FromReplica, NodeEffect, NodeEvent, Refusal, ReplicaReply, ReplicaRequest, ShardError, ShardOp,
-    ShardRecord, ShardReply, ToReplica, Writer, WriterEffect, WriterEvent, WriterPhase,
+    ShardRecord, ShardReply, Sharing, TAKE_OVER_WAIT, ToReplica, Writer, WriterEffect, WriterEvent,
+    WriterPhase,
 };
 use store::ReadPart;
 use types::{BlockNo, DiskId, Incarnation, Instant, LayerId, RequestId, ShardId, ShardNo, Token, VdiId};
@@ -33,7 +35,7 @@ pub const SHARD: ShardId = ShardId {
 const SHARD_BLOCKS: u32 = 512;
 
 /// More than every patience of a writer.
-const LONG_NANOS: u64 = 20_000_000_000;
+const LONG: Duration = Duration::from_secs(20);
 
 /// Requests beside the script.
 const LAST: usize = 1000;
@@ -46,8 +48,6 @@ pub type Node = DiskNode<Value, MapStore>;
 pub struct Life {
     /// `None` when the process is dead or the writer was told that it is overtaken: neither says anything more.
     pub writer: Option<Box<Writer<Value>>>,
-    /// Its own clock.
-    now: Instant,
     /// How much of its script was asked for.
     asked: usize,
     /// Asked for and not answered, by place in the script.
@@ -102,6 +102,8 @@ pub struct Control {
     pub writer: usize,
     /// See [`crate::setup::Rules::saves_compare_the_writer`].
     pub compares_the_writer: bool,
+    /// What writers are told of who else may write.
+    pub sharing: Sharing,
 }
 
 /// Everything.
@@ -119,6 +121,10 @@ pub struct State {
     pub oracle: Sealed<Oracle>,
     /// What fate may still do.
     pub budget: Budget,
+    /// Every host's clock.
+    pub now: Instant,
+    /// See [`Setup::is_apart`].
+    pub is_apart: bool,
     /// A record that was read too early, where the rules allow it.
     pub read_early: Option<ShardRecord>,
     /// A disk that lost what was complete, until the shard is whole again.
@@ -136,12 +142,14 @@ impl Hash for State {
             control,
             oracle,
             budget,
+            now,
+            is_apart: _,
             read_early,
             hurt,
             broken,
         } = self;
         (disks, lives, links, control, oracle).hash(state);
-        (budget, read_early, hurt, broken).hash(state);
+        (budget, now, read_early, hurt, broken).hash(state);
     }
 }
 
@@ -152,7 +160,8 @@ impl PartialEq for State {
             && self.links == other.links
             && self.control == other.control
             && self.oracle == other.oracle
-            && (self.budget, self.hurt, &self.broken) == (other.budget, other.hurt, &other.broken)
+            && (self.budget, self.now, self.hurt) == (other.budget, other.now, other.hurt)
+            && self.broken == other.broken
             && self.read_early == other.read_early
     }
 }
@@ -186,9 +195,17 @@ impl State {
                 record: ShardRecord::new(SHARD, (0..setup.replicas).map(id_of).collect()),
                 writer: 0,
                 compares_the_writer: setup.rules.saves_compare_the_writer,
+                sharing: if setup.is_shared {
+                    let since = Incarnation(0);
+                    Sharing::Cluster { since }
+                } else {
+                    Sharing::Alone
+                },
             }),
             oracle: Sealed::new(Oracle::default()),
             budget: setup.budget,
+            now: Instant(0),
+            is_apart: setup.is_apart,
             read_early: None,
             hurt: None,
             broken: None,
@@ -222,25 +239,35 @@ impl State {
     }
 
     /// A daemon becomes the VDI's writer, by a swap in the control store, and reads the shard's record after that;
-    /// or it has read it before, as the rules forbid.
+    /// or it has read it before, as the rules forbid. Where the last one lives on, it is another host's.
     pub fn begin_life(&mut self) {
         let life = self.lives.len();
-        self.control.change(|control| control.writer = life);
+        let may_live_on = life > 0 && self.lives[life - 1].writer.is_some();
+        self.control.change(|control| {
+            control.writer = life;
+            if let Sharing::Cluster { since } = &mut control.sharing
+                && may_live_on
+            {
+                *since = incarnation_of(life);
+            }
+        });
         let read_early = self.read_early.take();
         let record = read_early.unwrap_or_else(|| self.control.record.clone());
-        let up: Vec<DiskId> = (0..self.disks.len()).map(id_of).collect();
-        let writer = Writer::new(record, SHARD_BLOCKS, LayerId(0), incarnation_of(life), &up);
+        let is_reached = |disk: &usize| !(self.is_apart && life > 0 && *disk == 0);
+        let up: Vec<DiskId> = (0..self.disks.len()).filter(is_reached).map(id_of).collect();
+        let sharing = self.control.sharing;
+        let incarnation = incarnation_of(life);
+        let writer = Writer::new(record, SHARD_BLOCKS, LayerId(0), incarnation, &up, sharing);
         self.lives.push(Sealed::new(Life {
             writer: Some(Box::new(writer)),
-            now: Instant(0),
             asked: 0,
             pending: BTreeMap::new(),
             saves: VecDeque::new(),
             saved: VecDeque::new(),
         }));
-        for _ in 0..self.disks.len() {
+        for disk in 0..self.disks.len() {
             self.links.push(Sealed::new(Link {
-                is_up: true,
+                is_up: up.contains(&id_of(disk)),
                 to: VecDeque::new(),
                 late: VecDeque::new(),
                 from: VecDeque::new(),
@@ -256,9 +283,10 @@ impl State {
     pub fn tell(&mut self, life: usize, event: WriterEvent<Value>) {
         let mut effects = Vec::new();
         let had_quorum = self.has_quorum(life);
+        let now = self.now;
         self.lives[life].change(|life| {
             if let Some(writer) = &mut life.writer {
-                writer.step(life.now, event, &mut effects);
+                writer.step(now, event, &mut effects);
             }
         });
         let has_quorum = had_quorum && self.has_quorum(life);
@@ -397,7 +425,7 @@ impl State {
                     block: BlockNo(block),
                     count: 1,
                 };
-                (Pending::Read(block, self.oracle.floors(life)), op)
+                (Pending::Read(block, self.oracle.floors(usize::MAX)), op)
             }
             Ask::Flush => (Pending::Flush(self.oracle.floors(life)), ShardOp::Flush),
         };
@@ -541,10 +569,20 @@ impl State {
         self.oracle.change(Oracle::power_lost);
     }
 
-    /// Much time passes for one writer.
+    /// Much time passes, and one writer notices.
     pub fn tick(&mut self, life: usize) {
-        self.lives[life].change(|life| life.now = Instant(life.now.0 + LONG_NANOS));
+        self.now = self.now + LONG;
         self.tell(life, WriterEvent::Tick);
+    }
+
+    /// As much time passes as a new writer waits for leases of an old one to end.
+    pub fn pass(&mut self) {
+        self.now = self.now + TAKE_OVER_WAIT;
+        for life in 0..self.lives.len() {
+            if self.is_waiting(life) {
+                self.tell(life, WriterEvent::Tick);
+            }
+        }
     }
 
     /// The first replica is to be replaced by the spare.
@@ -607,7 +645,7 @@ impl State {
     /// A read beside the script, when that is at rest.
     pub fn ask_last(&mut self, life: usize, block: u32) {
         let no = LAST + block as usize;
-        let pending = Pending::Read(block, self.oracle.floors(life));
+        let pending = Pending::Read(block, self.oracle.floors(usize::MAX));
         self.lives[life].change(|life| life.pending.insert(no, pending));
         let op = ShardOp::Read {
             block: BlockNo(block),

@@ -16,6 +16,6 @@ pub use message::{FromReplica, Refusal, RepairContent, ReplicaReply, ReplicaRequ
 pub use node::{DiskNode, LogStore, NodeEffect, NodeEvent, RECORD_BYTES_MAX};
 pub use record::{EpochEnd, ShardRecord};
 pub use writer::{
-    ShardError, ShardOp, ShardReply, Writer, WriterEffect, WriterEvent, WriterNotice, WriterPhase,
-    WriterStatus,
+    LEASE, ShardError, ShardOp, ShardReply, Sharing, TAKE_OVER_WAIT, Writer, WriterEffect, WriterEvent,
+    WriterNotice, WriterPhase, WriterStatus,
 };

@@ -5,7 +5,7 @@ use types::{
     ShardId, ShardNo, Token, VdiId,
 };
 use weft_replication::{
-    FromReplica, ReplicaReply, ReplicaRequest, ShardRecord, Writer, WriterEffect, WriterEvent,
+    FromReplica, ReplicaReply, ReplicaRequest, ShardRecord, Sharing, Writer, WriterEffect, WriterEvent,
 };
 
 const SHARD: ShardId = ShardId {
@@ -33,6 +33,7 @@ impl Bench {
                 LayerId(1),
                 Incarnation(7),
                 &[DiskId(1), DiskId(2)],
+                Sharing::Alone,
             ),
             asked: Vec::new(),
             listings: Vec::new(),

@@ -6,7 +6,8 @@ use types::{
     DiskId, HeapBlock, Incarnation, Instant, LayerId, RequestId, Seq, ShardId, ShardNo, Token, VdiId,
 };
 use weft_replication::{
-    FromReplica, ReplicaReply, ReplicaRequest, ShardRecord, Writer, WriterEffect, WriterEvent, WriterPhase,
+    FromReplica, ReplicaReply, ReplicaRequest, ShardRecord, Sharing, Writer, WriterEffect, WriterEvent,
+    WriterPhase,
 };
 
 const SHARD: ShardId = ShardId {
@@ -27,7 +28,7 @@ impl Bench {
         record.was_written = true;
         let up: Vec<DiskId> = up.iter().copied().map(DiskId).collect();
         let mut bench = Bench {
-            writer: Writer::new(record, 256, LayerId(1), Incarnation(7), &up),
+            writer: Writer::new(record, 256, LayerId(1), Incarnation(7), &up, Sharing::Alone),
             now: Instant::default(),
             asked: Vec::new(),
         };

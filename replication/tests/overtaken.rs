@@ -4,8 +4,8 @@ use types::{
     DiskId, HeapBlock, Incarnation, Instant, LayerId, RequestId, Seq, ShardId, ShardNo, Token, VdiId,
 };
 use weft_replication::{
-    FromReplica, ReplicaReply, ReplicaRequest, ShardRecord, ToReplica, Writer, WriterEffect, WriterEvent,
-    WriterPhase,
+    FromReplica, ReplicaReply, ReplicaRequest, ShardRecord, Sharing, ToReplica, Writer, WriterEffect,
+    WriterEvent, WriterPhase,
 };
 
 const SHARD: ShardId = ShardId {
@@ -16,7 +16,14 @@ const SHARD: ShardId = ShardId {
 /// A writer of two replicas, of which the second is gone: it asks for a record without it.
 fn asks_for_a_change(incarnation: u64) -> (Writer<HeapBlock>, ShardRecord) {
     let record = ShardRecord::new(SHARD, vec![DiskId(1), DiskId(2)]);
-    let mut writer = Writer::new(record, 256, LayerId(0), Incarnation(incarnation), &[DiskId(1)]);
+    let mut writer = Writer::new(
+        record,
+        256,
+        LayerId(0),
+        Incarnation(incarnation),
+        &[DiskId(1)],
+        Sharing::Alone,
+    );
     let mut effects = Vec::new();
     writer.step(Instant(0), WriterEvent::Touch, &mut effects);
     let Some(WriterEffect::Send(

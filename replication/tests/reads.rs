@@ -9,7 +9,7 @@ use types::{
     BlockNo, DiskId, HeapBlock, Incarnation, Instant, LayerId, RequestId, Seq, ShardId, ShardNo, Token, VdiId,
 };
 use weft_replication::{
-    FromReplica, Refusal, ReplicaReply, ReplicaRequest, ShardError, ShardOp, ShardRecord, Writer,
+    FromReplica, Refusal, ReplicaReply, ReplicaRequest, ShardError, ShardOp, ShardRecord, Sharing, Writer,
     WriterEffect, WriterEvent, WriterNotice,
 };
 
@@ -41,7 +41,7 @@ impl Bench {
         record.was_written = true;
         let up: Vec<DiskId> = (1..=disks).map(DiskId).collect();
         let mut bench = Bench {
-            writer: Writer::new(record, 1024, LayerId(1), Incarnation(7), &up),
+            writer: Writer::new(record, 1024, LayerId(1), Incarnation(7), &up, Sharing::Alone),
             now: Instant::default(),
             asked: Vec::new(),
             replies: Vec::new(),

@@ -69,6 +69,7 @@ impl Host {
             sector_bytes: 512,
             shard_bytes: VDI_BLOCKS * BLOCK_BYTES,
             head: LayerId(1),
+            sharing: replication::Sharing::Alone,
         };
         let record = ShardRecord::new(shard, ids.clone());
         let mut host = Host {

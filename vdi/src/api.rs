@@ -6,7 +6,7 @@
 //!  control ──RecordSaved─▶ └─────┘ ──SaveRecord──▶ control
 //! ```
 
-use replication::{FromReplica, ShardRecord, ToReplica};
+use replication::{FromReplica, ShardRecord, Sharing, ToReplica};
 use smallvec::SmallVec;
 use types::{DiskId, LayerId, RequestId, ShardNo, VdiId};
 
@@ -23,6 +23,8 @@ pub struct VdiSpec {
     pub shard_bytes: u64,
     /// The head layer, which takes the writes.
     pub head: LayerId,
+    /// Who else may write it while it is open.
+    pub sharing: Sharing,
 }
 
 /// A front end's request. Offsets and lengths are bytes, multiples of the sector, inside the VDI; anything else
@@ -254,6 +256,14 @@ pub enum Notice {
         /// Waiting or not.
         is_waiting: bool,
     },
+    /// Reads of a shard wait because too few replicas say that no other host has taken the VDI over (`true`), or go
+    /// on (`false`).
+    ReadsWait {
+        /// Which shard.
+        shard: ShardNo,
+        /// Waiting or not.
+        is_waiting: bool,
+    },
     /// A newer writer holds the shard: this one completes nothing any more.
     Fenced {
         /// Which shard.
@@ -290,7 +300,7 @@ pub struct VdiStatus {
     pub shards: u32,
     /// Shards whose replicas are all in sync.
     pub shards_whole: u32,
-    /// Shards that cannot complete writes now.
+    /// Shards that cannot complete writes, or reads, now.
     pub shards_waiting: u32,
     /// Per disk: shards placed there, and how many of those are in sync.
     pub disks: Vec<(DiskId, u32, u32)>,

@@ -92,10 +92,11 @@ impl<B: Payload> Vdi<B> {
         let shards = &self.shards;
         self.background.fencing.retain(|no| {
             let writer = shards[no.0 as usize].writer.as_ref();
-            // A shard that waits for its disks waits without our help and must not hold up the others.
+            // A shard that waits for its disks, or for leases to end, waits without our help and must not hold up the
+            // others.
             writer.is_some_and(|writer| {
                 let status = writer.status();
-                status.phase == WriterPhase::Opening && !status.is_waiting
+                status.phase == WriterPhase::Opening && !status.is_waiting && !status.keeps_still
             })
         });
         while !self.is_closed
@@ -248,6 +249,7 @@ impl<B: Payload> Vdi<B> {
                 offset: global(shard, block, self.shard_blocks) * BLOCK_BYTES,
             },
             WriterNotice::NoQuorum(is_waiting) => Notice::NoQuorum { shard, is_waiting },
+            WriterNotice::ReadsWait(is_waiting) => Notice::ReadsWait { shard, is_waiting },
             WriterNotice::Fenced => {
                 self.walks_lost(turn, shard);
                 Notice::Fenced { shard }

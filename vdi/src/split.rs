@@ -210,6 +210,7 @@ mod tests {
             sector_bytes: 512,
             shard_bytes: 1 << 20,
             head: LayerId(1),
+            sharing: replication::Sharing::Alone,
         }
     }
 

@@ -21,7 +21,7 @@ impl<B: Payload> Vdi<B> {
             let replicas = match &shard.writer {
                 Some(writer) => {
                     let writer = writer.status();
-                    status.shards_waiting += u32::from(writer.is_waiting);
+                    status.shards_waiting += u32::from(writer.is_waiting || writer.reads_wait);
                     status.resync_leaves_left += writer.resync_leaves_left;
                     writer.replicas
                 }

@@ -184,6 +184,7 @@ impl<B: Payload> Vdi<B> {
                 self.spec.head,
                 self.incarnation,
                 &up,
+                self.spec.sharing,
             );
             writer.set_far(&self.far);
             Box::new(writer)

@@ -203,6 +203,22 @@ impl Daemon {
                 self.events
                     .add(Severity::Info, format!("VDI {name} shard {shard}: writes go on"));
             }
+            Notice::ReadsWait {
+                shard,
+                is_waiting: true,
+            } => {
+                let message = format!(
+                    "VDI {name} shard {shard}: too few replicas say that no other host has it; reads wait"
+                );
+                self.events.add(Severity::Critical, message);
+            }
+            Notice::ReadsWait {
+                shard,
+                is_waiting: false,
+            } => {
+                self.events
+                    .add(Severity::Info, format!("VDI {name} shard {shard}: reads go on"));
+            }
             Notice::Fenced { shard } => {
                 let message = format!(
                     "VDI {name} shard {shard}: a newer writer holds it; this daemon writes no more to it"

@@ -52,6 +52,7 @@ impl Daemon {
             sector_bytes: record.sector_bytes,
             shard_bytes: record.shard_bytes,
             head: record.head,
+            sharing: self.records(|control| control.sharing(record.id))?,
         };
         let size = Arc::new(AtomicU64::new(record.bytes));
         self.sizes.lock().expect("sizes").insert(record.id, size);

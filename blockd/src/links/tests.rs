@@ -178,6 +178,7 @@ impl Host {
             sector_bytes: 512,
             shard_bytes: VDI_BYTES,
             head: LayerId(0),
+            sharing: replication::Sharing::Alone,
         };
         let shard = ShardId { vdi, no: ShardNo(0) };
         let replicas = disks.iter().copied().map(disk_of).collect();

@@ -1,6 +1,6 @@
 //! Records of VDIs: made, changed, taken over by another writer, forgotten.
 
-use replication::ShardRecord;
+use replication::{ShardRecord, Sharing};
 use types::{HostId, Incarnation, ShardId, ShardNo, VdiId};
 
 use super::disks::PLACEMENT;
@@ -21,6 +21,11 @@ pub(super) fn writer_key(id: VdiId) -> String {
 
 fn name_key(name: &str) -> String {
     format!("vdi-name/{name}")
+}
+
+/// The first incarnation after the VDI was last taken from a host that may live on and read; absent: it never was.
+fn since_key(id: VdiId) -> String {
+    format!("vdi-since/{:08x}", id.0)
 }
 
 fn making_key(id: VdiId) -> String {
@@ -318,7 +323,7 @@ impl ControlStore {
         assert!(vdi.deleting, "VDI {id} is forgotten but not being deleted");
         // No comparison: what is being deleted stays so, and its id comes never again.
         let change = Transaction {
-            deletes: vec![vdi_key(id), writer_key(id)],
+            deletes: vec![vdi_key(id), writer_key(id), since_key(id)],
             delete_prefixes: vec![shards_prefix(id)],
             ..Transaction::default()
         };
@@ -349,6 +354,10 @@ impl ControlStore {
             if let Some(now) = writer.record.filter(|now| now.incarnation > incarnation) {
                 return Err(not_the_writer(id, &ours, now));
             }
+            // Also where the old one serves no guest: a door is closed after the record says so.
+            if writer.record.is_none_or(|old| old.host != host) {
+                put(&mut change, &since_key(id), &incarnation);
+            }
             if let Some(old) = writer.record.filter(|old| old.host != host) {
                 if !record.attachments.is_empty() {
                     change.compares.push(self.must_be_dead(&record, old.host)?);
@@ -362,6 +371,20 @@ impl ControlStore {
                 return Ok(record);
             }
         }
+    }
+
+    /// What the writers of a VDI are to know of other hosts; asked after [`take_vdi`](Self::take_vdi).
+    ///
+    /// # Errors
+    /// The backend's.
+    pub fn sharing(&self, id: VdiId) -> Result<Sharing> {
+        if self.backend.leases().is_none() {
+            return Ok(Sharing::Alone);
+        }
+        let since = self.held::<Incarnation>(&since_key(id))?.record;
+        Ok(Sharing::Cluster {
+            since: since.unwrap_or(Incarnation(0)),
+        })
     }
 
     /// Fails unless `ours` may still write the VDI; else the bytes in which that stands.

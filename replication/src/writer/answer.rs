@@ -53,6 +53,7 @@ impl<B: Payload> Writer<B> {
             },
             Purpose::Repair(no) => Some(self.repairs.get(&no)?.awaited()),
             Purpose::Scrub(no, part) => self.scrub.as_ref()?.awaited(no, part),
+            Purpose::Renew => Some(self.renewal_awaits()),
             Purpose::Clean | Purpose::Drop => Some(Awaited::Gone),
         }
     }

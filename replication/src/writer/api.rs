@@ -169,6 +169,8 @@ pub enum WriterNotice {
     },
     /// Writes wait because too few replicas can be reached (`true`), or go on (`false`).
     NoQuorum(bool),
+    /// Reads wait because too few replicas say that no other host has taken the shard over (`true`), or go on (`false`).
+    ReadsWait(bool),
     /// A newer writer holds the shard.
     Fenced,
     /// A replica answered what was not asked. It counts as gone, until its disk has gone and come back.
@@ -215,6 +217,10 @@ pub struct WriterStatus {
     pub last_seq: Seq,
     /// Whether writes wait for replicas.
     pub is_waiting: bool,
+    /// Whether reads wait for the word of replicas that no other host has taken the shard over, and have for long.
+    pub reads_wait: bool,
+    /// Whether it has its fences and waits for nothing but the leases of older writers to end.
+    pub keeps_still: bool,
     /// Per replica: the disk, and whether it is in sync by the record.
     pub replicas: Vec<(DiskId, bool)>,
     /// Leaves still to compare in running resyncs.

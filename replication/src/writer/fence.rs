@@ -123,7 +123,10 @@ impl<B: Payload> Writer<B> {
         // they hold anything. Where all is lost the shard stays shut: its zeros would be a lie.
         let is_everybody = answered == in_sync.len() && !counted().all(|(_, report)| report.is_empty());
         let is_quorum = vouching >= self.record.fence_quorum() || is_everybody;
-        if !is_quorum || (answered < up && !self.is_patience_over()) {
+        if !is_quorum || self.leases.keeps_still(self.now, self.record.saved_by) {
+            return;
+        }
+        if answered < up && !self.is_patience_over() {
             return;
         }
         let (source, best) = *counted()

@@ -24,6 +24,7 @@
 mod answer;
 mod api;
 mod fence;
+mod lease;
 mod plan;
 mod read;
 mod repair;
@@ -44,6 +45,9 @@ pub use api::{
     ShardError, ShardOp, ShardReply, WriterEffect, WriterEvent, WriterNotice, WriterPhase, WriterStatus,
 };
 
+pub use lease::{LEASE, Sharing, TAKE_OVER_WAIT};
+
+use lease::Leases;
 use plan::{Replace, Saving};
 use read::ReadOp;
 use repair::RepairJob;
@@ -87,6 +91,12 @@ struct Member {
     slow_until: Instant,
     /// Blocks that the last resync moved, for the notice.
     moved_blocks: u64,
+    /// When the last question was sent that it answered: it had promised nobody newer then.
+    granted: Option<Instant>,
+    /// When it was last asked for that.
+    renewed: Option<Instant>,
+    /// Since when it has not answered when asked for nothing but that.
+    renewing_since: Option<Instant>,
 }
 
 #[derive(Clone, Debug, Hash)]
@@ -148,6 +158,9 @@ impl Member {
             quiet_since: Instant(0),
             slow_until: Instant(0),
             moved_blocks: 0,
+            granted: None,
+            renewed: None,
+            renewing_since: None,
         }
     }
 
@@ -184,10 +197,20 @@ enum Purpose {
     },
     Repair(u64),
     Scrub(u64, ScrubPart),
+    /// Nothing but an answer is wanted: see [`lease`].
+    Renew,
     /// Empties a disk before it becomes a replica.
     Clean,
     /// The shard leaves this disk.
     Drop,
+}
+
+/// A message that was not answered yet.
+#[derive(Clone, Copy, Debug, Hash)]
+struct Asked {
+    disk: DiskId,
+    purpose: Purpose,
+    at: Instant,
 }
 
 /// The owner of one shard.
@@ -207,7 +230,7 @@ pub struct Writer<B> {
     /// Disks on other hosts, members or not.
     far: BTreeSet<DiskId>,
     /// Messages without an answer, by their id.
-    pending: InFlight<(DiskId, Purpose)>,
+    pending: InFlight<Asked>,
     started_at: Instant,
 
     /// Where the past ends and the first seq of this life; `None` until the fence round has a quorum.
@@ -236,6 +259,7 @@ pub struct Writer<B> {
     reads: InFlight<ReadOp<B>>,
     /// Of those, how many wait for somebody to ask.
     parked_reads: usize,
+    leases: Leases,
     repairs: BTreeMap<u64, RepairJob>,
     scrub: Option<Scrub>,
     /// Names repairs, flushes and resyncs.
@@ -243,7 +267,8 @@ pub struct Writer<B> {
 }
 
 impl<B: Payload> Writer<B> {
-    /// The writer of `record.shard`, idle until touched. `up` are the disks that can be reached now.
+    /// The writer of `record.shard`, idle until touched. `up` are the disks that can be reached now, `sharing` who else
+    /// may write it.
     ///
     /// The caller sees to it that no earlier writer's change of the record can still be taken: either the epoch
     /// was raised for this writer, or this is the same daemon's next start with a higher `incarnation`.
@@ -257,6 +282,7 @@ impl<B: Payload> Writer<B> {
         layer: LayerId,
         incarnation: Incarnation,
         up: &[DiskId],
+        sharing: Sharing,
     ) -> Writer<B> {
         assert!((1..=3).contains(&record.replicas.len()));
         assert!(!record.in_sync.is_empty(), "no replica in sync");
@@ -295,6 +321,7 @@ impl<B: Payload> Writer<B> {
             is_waiting: false,
             reads: InFlight::default(),
             parked_reads: 0,
+            leases: Leases::new(sharing),
             repairs: BTreeMap::new(),
             scrub: None,
             next_no: 0,
@@ -377,6 +404,8 @@ impl<B: Payload> Writer<B> {
             token: self.token(),
             last_seq: self.last_seq,
             is_waiting: self.is_waiting || (self.phase == WriterPhase::Open && !self.is_streaming),
+            reads_wait: self.leases.is_said(),
+            keeps_still: self.phase == WriterPhase::Opening && self.leases.has_quorum(),
             replicas: self
                 .record
                 .replicas
@@ -411,6 +440,8 @@ impl<B: Payload> Writer<B> {
             && self.scrub.as_ref().is_none_or(Scrub::has_begun)
             && self.waiting.is_empty()
             && self.parked_reads == 0
+            && !self.leases.is_any_read_held()
+            && !self.wants_mark()
             && self.record.in_sync.len() == self.members.len()
             && self.members.iter().all(Member::is_current)
     }
@@ -426,6 +457,7 @@ impl<B: Payload> Writer<B> {
             self.complete(effects);
             self.serve_waiting(effects);
             self.retry_parked(effects);
+            self.release_held(effects);
             self.begin_scrub(effects);
             self.note_quorum(effects);
         }
@@ -455,8 +487,8 @@ impl<B: Payload> Writer<B> {
         if shard != self.shard || token.incarnation != self.incarnation {
             return;
         }
-        let purpose = match self.pending.get(id.0) {
-            Some((asked, purpose)) if *asked == disk => *purpose,
+        let Asked { purpose, at, .. } = match self.pending.get(id.0) {
+            Some(asked) if asked.disk == disk => *asked,
             _ => return,
         };
         if matches!(self.phase, WriterPhase::Fenced) {
@@ -490,6 +522,9 @@ impl<B: Payload> Writer<B> {
             _ => {}
         }
         self.pending.remove(id.0);
+        if result.is_ok() {
+            self.grant(disk, at);
+        }
         self.answered(disk, purpose, result, effects);
     }
 
@@ -506,6 +541,7 @@ impl<B: Payload> Writer<B> {
             Purpose::Flush { no, upto } => self.flush_answered(no, upto, disk, effects),
             Purpose::Fence => self.promised(disk, &result),
             Purpose::Refence => {}
+            Purpose::Renew => self.renewed(disk),
             Purpose::Sync { target, no, part } => {
                 self.sync_answered(target, no, part, disk, result, effects);
             }
@@ -589,8 +625,8 @@ impl<B: Payload> Writer<B> {
 
     /// The purposes of what this disk was asked, oldest first; an answer finds nothing any more.
     fn forget_messages(&mut self, disk: DiskId) -> Vec<Purpose> {
-        let asked = self.pending.numbers(|(asked, _)| *asked == disk);
-        let purpose = |id| self.pending.remove(id).map(|(_, purpose)| purpose);
+        let asked = self.pending.numbers(|asked| asked.disk == disk);
+        let purpose = |id| self.pending.remove(id).map(|asked| asked.purpose);
         asked.into_iter().filter_map(purpose).collect()
     }
 
@@ -601,6 +637,8 @@ impl<B: Payload> Writer<B> {
             member.acked = Seq(0);
             member.lag_entries = 0;
             member.lag_bytes = 0;
+            member.renewed = None;
+            member.renewing_since = None;
         }
     }
 
@@ -613,6 +651,7 @@ impl<B: Payload> Writer<B> {
         }
         self.expel_stalled();
         self.hedge(effects);
+        self.chase_leases(effects);
         if self.phase == WriterPhase::Open && !self.is_steady() {
             self.pace_syncs(effects);
         }
@@ -635,6 +674,7 @@ impl<B: Payload> Writer<B> {
             effects.push(WriterEffect::Reply(read.id, Err(error)));
         }
         self.parked_reads = 0;
+        self.leases.let_go();
         self.window_bytes = 0;
         self.saving = None;
         self.replaces.clear();
@@ -673,7 +713,8 @@ impl<B: Payload> Writer<B> {
     }
 
     fn send(&mut self, disk: DiskId, purpose: Purpose, request: ReplicaRequest<B>, effects: &mut Effects<B>) {
-        let id = RequestId(self.pending.insert((disk, purpose)));
+        let at = self.now;
+        let id = RequestId(self.pending.insert(Asked { disk, purpose, at }));
         effects.push(WriterEffect::Send(
             disk,
             ToReplica {

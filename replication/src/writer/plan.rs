@@ -65,13 +65,14 @@ impl<B: Payload> Writer<B> {
         } else if let Some(end) = self.fork {
             self.push_ended(&mut next, end);
         }
-        if next != self.record {
+        if next != self.record || self.wants_mark() {
             next.epoch.0 += 1;
             next.saved_by = self.incarnation;
             self.saving = Some(Saving {
                 record: next.clone(),
                 said_at: self.now,
             });
+            self.leases.forget();
             effects.push(WriterEffect::SaveRecord(next));
         }
         let wants_change = self.record.in_sync.len() < self.record.replicas.len()
@@ -232,6 +233,7 @@ impl<B: Payload> Writer<B> {
 
     fn record_taken(&mut self, record: ShardRecord, effects: &mut Effects<B>) {
         let before = std::mem::replace(&mut self.record, record);
+        self.leases.forget();
         self.lower_ended = None;
         self.fork = None;
         self.wants_epoch = false;

@@ -40,6 +40,8 @@ pub(super) struct ReadOp<B> {
     bad: SmallVec<[(DiskId, BlockNo); 1]>,
     /// Nobody can be asked now.
     is_parked: bool,
+    /// What was read, while it may not be told.
+    pub held: Option<Box<ShardReply<B>>>,
     /// No replica could read it all, so it is put together block by block.
     pieces: Option<ReadParts<B>>,
     pieces_done: u32,
@@ -52,6 +54,11 @@ enum What {
 }
 
 impl<B> ReadOp<B> {
+    /// Replicas that have yet to answer.
+    pub(super) fn asked(&self) -> &[DiskId] {
+        &self.asked
+    }
+
     pub(super) fn awaited(&self) -> Awaited {
         match self.what {
             What::Blocks { .. } => {
@@ -92,10 +99,12 @@ impl<B: Payload> Writer<B> {
             asked_at: self.now,
             bad: SmallVec::new(),
             is_parked: false,
+            held: None,
             pieces: None,
             pieces_done: 0,
         });
         self.ask(no, effects);
+        self.renew_beside(no, effects);
     }
 
     /// Replicas that hold everything completed. In turn by 1 MiB, so that a sequential read stays on one disk
@@ -195,7 +204,9 @@ impl<B: Payload> Writer<B> {
             return;
         };
         read.asked.retain(|asked| *asked != disk);
-        self.ask(no, effects);
+        if read.held.is_none() {
+            self.ask(no, effects);
+        }
     }
 
     /// Asks another replica for what one has not answered for long. What is put together block by block is left to
@@ -206,7 +217,8 @@ impl<B: Payload> Writer<B> {
         }
         let now = self.now;
         let is_late = |read: &ReadOp<B>| {
-            !read.asked.is_empty() && read.pieces.is_none() && now.since(read.asked_at) >= HEDGE
+            let is_awaited = !read.asked.is_empty() && read.held.is_none();
+            is_awaited && read.pieces.is_none() && now.since(read.asked_at) >= HEDGE
         };
         for no in self.reads.numbers(is_late) {
             let read = self.reads.get_mut(no).expect("listed just now");
@@ -232,12 +244,13 @@ impl<B: Payload> Writer<B> {
             return;
         };
         read.asked.retain(|asked| *asked != disk);
+        if read.held.is_some() {
+            return;
+        }
         let parts = match result {
             Ok(ReplicaReply::Read(parts)) => parts,
             Ok(ReplicaReply::Versions(versions)) => {
-                let id = read.id;
-                self.end_read(no);
-                effects.push(WriterEffect::Reply(id, Ok(ShardReply::Versions(versions))));
+                self.read_done(no, ShardReply::Versions(versions), effects);
                 return;
             }
             other => {
@@ -251,30 +264,31 @@ impl<B: Payload> Writer<B> {
                 return;
             }
         };
-        let is_done = match (&mut read.pieces, read.what) {
+        let parts = match (&mut read.pieces, read.what) {
             (Some(pieces), What::Blocks { count, .. }) => {
                 pieces.extend(parts);
                 read.pieces_done += 1;
                 read.tried.clear();
-                if read.pieces_done == count {
-                    let parts = std::mem::take(pieces);
-                    effects.push(WriterEffect::Reply(read.id, Ok(ShardReply::Read(parts))));
-                    true
-                } else {
-                    false
+                if read.pieces_done < count {
+                    self.ask(no, effects);
+                    return;
                 }
+                std::mem::take(pieces)
             }
-            _ => {
-                effects.push(WriterEffect::Reply(read.id, Ok(ShardReply::Read(parts))));
-                true
-            }
+            _ => parts,
         };
-        if is_done {
-            let read = self.end_read(no);
-            self.repair_after(&read, effects);
-        } else {
-            self.ask(no, effects);
+        self.read_done(no, ShardReply::Read(parts), effects);
+    }
+
+    /// Gives the guest what was read, unless it may be old news.
+    pub(super) fn read_done(&mut self, no: u64, reply: ShardReply<B>, effects: &mut Effects<B>) {
+        if !self.may_answer_reads() {
+            self.hold(no, reply, effects);
+            return;
         }
+        let read = self.end_read(no);
+        effects.push(WriterEffect::Reply(read.id, Ok(reply)));
+        self.repair_after(&read, effects);
     }
 
     fn repair_after(&mut self, read: &ReadOp<B>, effects: &mut Effects<B>) {

@@ -289,8 +289,8 @@ impl<B: Payload> Writer<B> {
     /// Makes a member flush that a change of the record waits for, unless it is at it.
     pub(super) fn flush_for_plan(&mut self, disk: DiskId, effects: &mut Effects<B>) {
         let flushed = self.flushed;
-        let is_under_way = self.pending.values().any(|(asked, purpose)| {
-            *asked == disk && matches!(purpose, Purpose::Flush { upto, .. } if *upto >= flushed)
+        let is_under_way = self.pending.values().any(|asked| {
+            asked.disk == disk && matches!(&asked.purpose, Purpose::Flush { upto, .. } if *upto >= flushed)
         });
         if !is_under_way {
             let no = self.new_no();
@@ -346,7 +346,8 @@ impl<B: Payload> Writer<B> {
         let furthest = self.furthest_acked();
         let is_stalled = |member: &Member| match member.state {
             MemberState::Current => {
-                member.lag_entries > 0 && member.acked < furthest && now.since(member.quiet_since) >= STALL
+                let is_behind = member.lag_entries > 0 && member.acked < furthest;
+                is_behind && now.since(member.quiet_since) >= STALL || self.withholds_lease(member)
             }
             MemberState::Fencing => now.since(member.quiet_since) >= super::PATIENCE,
             MemberState::Syncing(ref sync) => {

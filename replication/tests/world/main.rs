@@ -15,6 +15,7 @@ mod model;
 mod oracle;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use model::{MapStore, Rng, value_of};
 use oracle::Oracle;
@@ -24,7 +25,7 @@ use types::{
 };
 use weft_replication::{
     DiskNode, FromReplica, NodeEffect, NodeEvent, ReplicaRequest, ShardError, ShardOp, ShardRecord,
-    ShardReply, ToReplica, Writer, WriterEffect, WriterEvent, WriterNotice, WriterPhase,
+    ShardReply, Sharing, ToReplica, Writer, WriterEffect, WriterEvent, WriterNotice, WriterPhase,
 };
 
 const BLOCKS: [u32; 6] = [0, 1, 2, 255, 256, 300];
@@ -63,6 +64,16 @@ struct Life {
     is_scrubbing: bool,
     /// What was asked of disks, where [`Lies`] are told.
     asked: BTreeMap<(DiskId, RequestId), ReplicaRequest<HeapBlock>>,
+    /// A disk that others reach and this one does not.
+    apart: Option<DiskId>,
+    /// What goes to and fro between it and other disks than this one takes its time.
+    alone_with: Option<DiskId>,
+}
+
+impl Life {
+    fn is_heard(&self, disk: DiskId) -> bool {
+        self.alone_with.is_none_or(|only| only == disk)
+    }
 }
 
 /// Whether disks answer what they were not asked.
@@ -82,9 +93,13 @@ struct World {
     record: ShardRecord,
     lives: Vec<Life>,
     incarnation: u64,
+    /// The first incarnation after the last take-over.
+    since: Incarnation,
     next_id: u64,
     next_value: u64,
     oracle: Oracle,
+    /// Hosts take the shard from each other often, and time passes in small steps.
+    is_contested: bool,
     /// The one disk that may rot in this run.
     rotten: Option<DiskId>,
     /// A disk that may have lost completed writes, until all is whole again.
@@ -110,6 +125,7 @@ impl World {
             })
             .collect();
         let placed = disks[..replicas].iter().map(|disk| disk.id).collect();
+        let is_contested = rng.chance(30);
         let rotten = (replicas > 1 && rng.chance(30)).then(|| disks[0].id);
         World {
             rng,
@@ -118,9 +134,11 @@ impl World {
             record: ShardRecord::new(shard(), placed),
             lives: Vec::new(),
             incarnation: 0,
+            since: Incarnation(0),
             next_id: 0,
             next_value: 0,
             oracle: Oracle::default(),
+            is_contested,
             rotten,
             hurt: None,
             lies,
@@ -142,12 +160,12 @@ impl World {
         self.lives.len() - 1
     }
 
-    fn start_writer(&mut self) {
+    fn start_writer(&mut self, apart: Option<DiskId>) {
         self.incarnation += 1;
         let up: Vec<DiskId> = self
             .disks
             .iter()
-            .filter(|disk| disk.is_up)
+            .filter(|disk| disk.is_up && Some(disk.id) != apart)
             .map(|disk| disk.id)
             .collect();
         self.say(|| "writer starts".to_owned());
@@ -158,6 +176,7 @@ impl World {
                 LayerId(0),
                 Incarnation(self.incarnation),
                 &up,
+                Sharing::Cluster { since: self.since },
             ),
             is_alive: true,
             ops: BTreeMap::new(),
@@ -167,6 +186,8 @@ impl World {
             saved: VecDeque::new(),
             is_scrubbing: false,
             asked: BTreeMap::new(),
+            apart,
+            alone_with: None,
         });
         let life = self.current();
         self.tell(life, WriterEvent::Touch);
@@ -176,13 +197,21 @@ impl World {
     fn restart_writer(&mut self) {
         let life = self.current();
         self.lives[life].is_alive = false;
-        self.start_writer();
+        let apart = self.lives[life].apart;
+        self.start_writer(apart);
     }
 
     /// Another host takes over while the old writer knows nothing of it: it is the VDI's writer in the control store
     /// first, and reads the record then.
     fn take_over(&mut self) {
-        self.start_writer();
+        self.since = Incarnation(self.incarnation + 1);
+        let index = self.rng.below(self.disks.len());
+        let apart = self.rng.chance(60).then(|| self.disks[index].id);
+        let old = self.current();
+        if self.is_contested {
+            self.lives[old].alone_with = apart;
+        }
+        self.start_writer(apart);
     }
 
     fn tell(&mut self, life: usize, event: WriterEvent<HeapBlock>) {
@@ -197,7 +226,8 @@ impl World {
             match effect {
                 WriterEffect::Reply(id, result) => self.reply(life, id, result),
                 WriterEffect::Send(disk, message) => {
-                    if self.disks.iter().any(|held| held.id == disk && held.is_up) {
+                    let is_reached = self.lives[life].apart != Some(disk);
+                    if is_reached && self.disks.iter().any(|held| held.id == disk && held.is_up) {
                         if self.lies != Lies::Never {
                             let asked = &mut self.lives[life].asked;
                             asked.insert((disk, message.id), message.request.clone());
@@ -233,14 +263,11 @@ impl World {
                     }
                 }
                 assert_eq!(values.len(), floors.len(), "parts add up");
-                // A writer that was overtaken reads an old truth; only the newest one is judged.
-                if life == self.current() {
-                    let status = self.lives[life].writer.status();
-                    let decides =
-                        !status.is_waiting && self.lives.iter().filter(|life| life.is_alive).count() == 1;
-                    for (at, (value, floor)) in values.into_iter().zip(floors).enumerate() {
-                        self.oracle.read(block + at as u32, value, floor, decides);
-                    }
+                let status = self.lives[life].writer.status();
+                let decides =
+                    !status.is_waiting && self.lives.iter().filter(|life| life.is_alive).count() == 1;
+                for (at, (value, floor)) in values.into_iter().zip(floors).enumerate() {
+                    self.oracle.read(block + at as u32, value, floor, decides);
                 }
             }
             (_, Err(ShardError::Fenced)) => {
@@ -254,7 +281,16 @@ impl World {
     }
 
     fn ask(&mut self) {
-        let life = self.current();
+        let newest = self.current();
+        // One that was overtaken and does not know has a guest that reads.
+        let life = if self.rng.chance(40) {
+            self.rng.below(self.lives.len())
+        } else {
+            newest
+        };
+        if !self.lives[life].is_alive {
+            return;
+        }
         if self.lives[life].ops.len() >= 6 || self.lives[life].writer.status().phase == WriterPhase::Fenced {
             return;
         }
@@ -277,7 +313,8 @@ impl World {
         }
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        let (op, asked) = match self.rng.below(10) {
+        let kind = if life == newest { self.rng.below(10) } else { 9 };
+        let (op, asked) = match kind {
             0..4 => {
                 let mut bytes = vec![0; 4096 * count as usize];
                 let mut blocks = Vec::new();
@@ -339,7 +376,10 @@ impl World {
             .iter()
             .enumerate()
             .flat_map(|(life, held)| {
-                let full = held.to.iter().filter(|(_, link)| !link.is_empty());
+                let full = held
+                    .to
+                    .iter()
+                    .filter(|(disk, link)| held.is_heard(**disk) && !link.is_empty());
                 full.map(move |(disk, _)| (life, *disk))
             })
             .collect();
@@ -363,7 +403,10 @@ impl World {
             .iter()
             .enumerate()
             .flat_map(|(life, held)| {
-                let full = held.from.iter().filter(|(_, link)| !link.is_empty());
+                let full = held
+                    .from
+                    .iter()
+                    .filter(|(disk, link)| held.is_heard(**disk) && !link.is_empty());
                 full.map(move |(disk, _)| (life, *disk))
             })
             .collect();
@@ -420,12 +463,26 @@ impl World {
         let is_refused = effects.iter().any(refused);
         assert!(!is_answer || !is_refused, "{request:?} may be answered {reply:?}");
         // Nobody waits for it any more, or it is noticed.
-        let is_harmless = is_answer || is_refused || effects.is_empty();
+        let mut untold = Vec::new();
+        let nothing = WriterEvent::Distance {
+            disk: DiskId(99),
+            is_far: false,
+        };
+        self.lives[life]
+            .writer
+            .clone()
+            .step(self.now, nothing, &mut untold);
+        let brings_nothing = format!("{effects:?}") == format!("{untold:?}");
+        let is_harmless = is_answer || is_refused || brings_nothing;
         assert!(is_harmless, "{request:?} answered {reply:?} brings {effects:?}");
     }
 
     fn control(&mut self) -> bool {
         let life = self.rng.below(self.lives.len());
+        self.control_of(life)
+    }
+
+    fn control_of(&mut self, life: usize) -> bool {
         if let Some(record) = self.lives[life].saved.pop_front() {
             self.tell(life, WriterEvent::RecordSaved(record));
             return true;
@@ -443,6 +500,13 @@ impl World {
         let held = self.record.clone();
         self.lives[life].saved.push_back(held);
         true
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now = self.now + time;
+        for life in 0..self.lives.len() {
+            self.tell(life, WriterEvent::Tick);
+        }
     }
 
     fn disk_down(&mut self, index: usize) {
@@ -463,7 +527,9 @@ impl World {
         self.disks[index].is_up = true;
         self.say(|| format!("disk {disk} comes"));
         for life in 0..self.lives.len() {
-            self.tell(life, WriterEvent::DiskState { disk, is_up: true });
+            if self.lives[life].apart != Some(disk) {
+                self.tell(life, WriterEvent::DiskState { disk, is_up: true });
+            }
         }
     }
 
@@ -525,7 +591,7 @@ impl World {
             disk.node = DiskNode::new(disk.id, store);
         }
         self.oracle.power_lost();
-        self.start_writer();
+        self.start_writer(None);
     }
 
     fn rot(&mut self) {
@@ -550,7 +616,8 @@ impl World {
         let spare = self
             .disks
             .iter()
-            .find(|disk| !self.record.replicas.contains(&disk.id) && disk.is_up);
+            .find(|disk| !self.record.replicas.contains(&disk.id) && disk.is_up)
+            .filter(|disk| self.lives[life].apart != Some(disk.id));
         let Some(new) = spare.map(|disk| disk.id) else {
             return;
         };
@@ -562,6 +629,20 @@ impl World {
     }
 
     fn act(&mut self) {
+        if self.is_contested && self.rng.chance(15) {
+            match self.rng.below(60) {
+                0 => self.take_over(),
+                1..10 => {
+                    let steps = self.rng.below(5) as u64;
+                    self.pass(Duration::from_millis(550 * steps));
+                }
+                _ => {
+                    let life = self.current();
+                    self.control_of(life);
+                }
+            }
+            return;
+        }
         match self.rng.below(1000) {
             0..300 => drop(self.deliver_to_disk()),
             300..520 => drop(self.deliver_to_writer()),
@@ -573,10 +654,7 @@ impl World {
             910..945 => drop(self.control()),
             945..965 => {
                 let seconds = self.rng.below(4) as u64;
-                self.now = Instant(self.now.0 + seconds * 1_000_000_000);
-                for life in 0..self.lives.len() {
-                    self.tell(life, WriterEvent::Tick);
-                }
+                self.pass(Duration::from_secs(seconds));
             }
             965..985 => self.disk_fault(),
             985..990 => self.restart_writer(),
@@ -601,6 +679,15 @@ impl World {
         self.now = Instant(self.now.0 + 20_000_000_000);
         if self.lies == Lies::Sometimes {
             self.lies = Lies::Never;
+        }
+        for life in 0..self.lives.len() {
+            self.lives[life].alone_with = None;
+            // Said once more below where the disk is down.
+            if let Some(disk) = self.lives[life].apart.take()
+                && self.disks.iter().any(|held| held.id == disk && held.is_up)
+            {
+                self.tell(life, WriterEvent::DiskState { disk, is_up: true });
+            }
         }
         for disk in std::mem::take(&mut self.liars) {
             let index = self.disks.iter().position(|held| held.id == disk);
@@ -642,10 +729,7 @@ impl World {
                 life.ops,
                 self.record
             );
-            self.now = Instant(self.now.0 + 1_000_000_000);
-            for life in 0..self.lives.len() {
-                self.tell(life, WriterEvent::Tick);
-            }
+            self.pass(Duration::from_secs(1));
         }
     }
 
@@ -684,7 +768,7 @@ impl World {
 
 fn run(seed: u64, lies: Lies) -> World {
     let mut world = World::new(seed, lies);
-    world.start_writer();
+    world.start_writer(None);
     let steps = 200 + world.rng.below(800);
     for _ in 0..steps {
         world.act();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use replication::ToReplica;
 use types::{DiskId, HeapBlock, Incarnation, Instant, RequestId, VdiId};
-use vdi::{Effect, Event, Notice, Outcome, Vdi, VdiError};
+use vdi::{Effect, Event, Notice, Outcome, Vdi, VdiError, VdiSpec};
 
 use super::machine::{Daemon, FROM_LINK, Open};
 use super::records::{Ask, Refused, Said, host_id};
@@ -361,6 +361,7 @@ impl World {
                 incarnation,
                 record,
                 shards,
+                sharing,
             } => {
                 let id = record.id;
                 if self.machines[at]
@@ -372,7 +373,10 @@ impl World {
                 if self.machines[at].open(id).is_some() || record.attachments.is_empty() {
                     self.close_vdi(at, id);
                 }
-                let spec = self.drives[&id].spec.clone();
+                let spec = VdiSpec {
+                    sharing,
+                    ..self.drives[&id].spec.clone()
+                };
                 let up = self.reached_from(at);
                 let vdi = Vdi::new(spec, shards, Incarnation(incarnation), up);
                 tell(|| format!("  host {at} opens VDI {id} with incarnation {incarnation}"));

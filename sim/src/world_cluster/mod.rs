@@ -211,6 +211,7 @@ impl World {
             sector_bytes,
             shard_bytes: SHARD_BYTES,
             head: HEAD,
+            sharing: replication::Sharing::Alone,
         };
         let guests = Guests::new(self.rng.draw(), bytes, u64::from(sector_bytes), SHARD_BYTES);
         self.drives.insert(id, Drive::new(spec, guests));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use control::backend::{Backend, BackendError, Commit, Compare, LeaseId, Leases, Limits, Transaction};
 use control::{Attachment, ControlStore, HostAlive, HostRecord, RecordError, VdiRecord, VdiWriter};
-use replication::ShardRecord;
+use replication::{ShardRecord, Sharing};
 use types::{HostId, Incarnation, ShardId, VdiId};
 
 use super::daemon::short;
@@ -54,6 +54,7 @@ pub(super) enum Said {
         incarnation: u64,
         record: Box<VdiRecord>,
         shards: Vec<ShardRecord>,
+        sharing: Sharing,
     },
     Door {
         vdi: VdiId,
@@ -365,6 +366,7 @@ fn do_what_is_asked(control: &ControlStore, at: At, ask: &Ask) -> Result<Said, R
                 incarnation: incarnation.0,
                 record: Box::new(record),
                 shards,
+                sharing: control.sharing(*vdi)?,
             }
         }
         Ask::Door { vdi, record, is_open } => {

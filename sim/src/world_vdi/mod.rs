@@ -201,6 +201,7 @@ impl World {
             sector_bytes,
             shard_bytes: SHARD_BYTES,
             head: HEAD,
+            sharing: replication::Sharing::Alone,
         };
         tell(|| {
             format!("seed {seed}: {profile:?}, {replicas} replicas on {count} disks, {spec:?}, {settings:?}")

@@ -119,6 +119,7 @@ pub fn spec(bytes: u64, shard_bytes: u64) -> VdiSpec {
         sector_bytes: 512,
         shard_bytes,
         head: LayerId(1),
+        sharing: replication::Sharing::Alone,
     }
 }
 
