@@ -292,7 +292,6 @@ mod tests {
             corrupt_blocks: 0,
             reason: String::new(),
             host: None,
-            leftovers: 0,
         }
     }
 

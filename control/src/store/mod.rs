@@ -10,7 +10,6 @@ mod hosts;
 mod shards;
 mod vdis;
 
-pub use shards::Claim;
 pub use vdis::Placed;
 
 use std::sync::Arc;

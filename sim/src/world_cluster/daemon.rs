@@ -380,6 +380,7 @@ impl World {
                 let up = self.reached_from(at);
                 let vdi = Vdi::new(spec, shards, Incarnation(incarnation), up);
                 tell(|| format!("  host {at} opens VDI {id} with incarnation {incarnation}"));
+                self.taken(id, at);
                 let is_attached = !record.attachments.is_empty();
                 let open = Open {
                     vdi,

@@ -344,6 +344,8 @@ impl World {
                             self.cut(other, from, pause);
                         }
                     }
+                    // Until then the old writer has everybody's word.
+                    self.cut_when_taken = (how > 2).then_some((id, from));
                 }
             }
         }
@@ -359,6 +361,19 @@ impl World {
             });
         }
         self.attach(id, to);
+    }
+
+    /// A disk was just taken by host `at`: its old host may hear no other host any more from now on.
+    pub(super) fn taken(&mut self, id: VdiId, at: At) {
+        let Some((_, from)) = self.cut_when_taken.take_if(|(of, from)| *of == id && *from != at) else {
+            return;
+        };
+        for other in (0..self.machines.len()).filter(|other| *other != from) {
+            self.cut(from, other, 8_000 * MILLI);
+            self.cut(other, from, 8_000 * MILLI);
+        }
+        // Guests have time to ask before it passes.
+        self.pace = 10 * MILLI;
     }
 
     /// The newer guest was told something, and now every daemon but the old one's starts again: what replicas remember of
@@ -402,6 +417,7 @@ impl World {
             }
         }
         self.trap = None;
+        self.cut_when_taken = None;
         self.streams.heal_all();
         for (at, machine) in self.machines.iter_mut().enumerate() {
             machine.frozen_until = 0;

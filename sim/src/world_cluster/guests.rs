@@ -19,7 +19,7 @@ use crate::{Rng, SECTOR_BYTES};
 const QUEUE: usize = 8;
 
 /// Whether a writer that was overtaken may answer reads with what was true before (docs/decisions/0015).
-const OVERTAKEN_MAY_READ: bool = true;
+const OVERTAKEN_MAY_READ: bool = false;
 
 struct Waiting {
     op: Op<HeapBlock>,

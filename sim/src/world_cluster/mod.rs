@@ -70,6 +70,8 @@ struct World {
     fate: Fate,
     undo: Vec<(Time, Undo)>,
     trap: Option<Trap>,
+    /// When another host takes this disk, this host is cut off from all others.
+    cut_when_taken: Option<(VdiId, At)>,
     /// Numbers the requests that fill disks.
     next_ballast: u64,
     /// Disks that somebody else fills now.
@@ -152,6 +154,7 @@ impl World {
             fate: Fate::choose(&mut rng, replicas),
             undo: Vec::new(),
             trap: None,
+            cut_when_taken: None,
             next_ballast: 0,
             filled: BTreeSet::new(),
             failing: None,

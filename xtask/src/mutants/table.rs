@@ -60,6 +60,7 @@ pub struct Mutant {
 const STORE: Net = Net::World("store", 60);
 const FULL: Net = Net::World("store-full", 60);
 const VDI: Net = Net::World("vdi", 120);
+const CLUSTER: Net = Net::World("cluster", 100);
 const MODEL: Net = Net::Tests("weft-replication", "faults_lose_nothing");
 
 /// All of them, by crate.
@@ -306,6 +307,20 @@ pub const MUTANTS: &[Mutant] = &[
         net: Net::Tests("weft-replication", "the_same_change_made_by_another"),
     },
     Mutant {
+        name: "a write completes by the new record alone while it is being saved",
+        file: "replication/src/writer/stream.rs",
+        find: "Some(other) => end = end.min(other),",
+        put: "Some(other) => end = other,",
+        net: CLUSTER,
+    },
+    Mutant {
+        name: "two writers get one number",
+        file: "control/src/store/mod.rs",
+        find: "return Ok(Incarnation(next));",
+        put: "return Ok(Incarnation(next / 2 + 1));",
+        net: CLUSTER,
+    },
+    Mutant {
         name: "one report is a quorum for a fence",
         file: "replication/src/writer/fence.rs",
         find: "let is_quorum = vouching >= self.record.fence_quorum() || is_everybody;",
@@ -403,6 +418,13 @@ pub const MUTANTS: &[Mutant] = &[
         find: "self.logged_life().max(superblock.open_count - 1) < known_opens",
         put: "self.logged_life().max(superblock.open_count - 1) < known_opens.min(1)",
         net: Net::Tests("weft-blockd", "an_old_copy_of_the_only_replica"),
+    },
+    Mutant {
+        name: "an older copy looks younger each time it is nearly opened",
+        file: "store/src/recover.rs",
+        find: "if !may_be_older {",
+        put: "if !may_be_older || superblock.open_count > 0 {",
+        net: Net::Tests("weft-store", "an_older_copy_is_noticed"),
     },
     Mutant {
         name: "a superblock is believed whatever its checksum says",
