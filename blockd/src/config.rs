@@ -51,6 +51,18 @@ pub struct Flags {
 /// Looking longer than this for news would be keeping a core busy, not waiting.
 const POLL_MAX: Duration = Duration::from_millis(10);
 
+/// A host that is rebooted, or gets a new part, is back by then.
+const REPLACE_AFTER_S: u64 = 30 * 60;
+
+/// A tenth of a slow network.
+const REPLACE_BYTES_S: u64 = 100 << 20;
+
+/// Thirty days: more is a mistake of units.
+const REPLACE_AFTER_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Replacing slower than this never ends.
+const REPLACE_BYTES_S_MIN: u64 = 1 << 20;
+
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -71,6 +83,8 @@ struct File {
     poll_us: Option<u64>,
     log: Option<String>,
     log_format: Option<LogFormat>,
+    replace_after_s: Option<u64>,
+    replace_bandwidth: Option<String>,
     cluster: Option<ClusterFile>,
 }
 
@@ -91,6 +105,10 @@ pub struct Settings {
     pub log: String,
     /// See [`Flags::log_format`].
     pub log_format: LogFormat,
+    /// A disk gone for so long is replaced by others; absent: never.
+    pub replace_after: Option<Duration>,
+    /// Bytes of shards that are replaced so in a second.
+    pub replace_bytes_s: u64,
     /// Absent: a pool of this host alone.
     pub cluster: Option<ClusterSettings>,
 }
@@ -132,6 +150,12 @@ impl Settings {
                 .or(file.log)
                 .unwrap_or_else(|| "info".to_owned()),
             log_format: flags.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
+            replace_after: match file.replace_after_s.unwrap_or(REPLACE_AFTER_S) {
+                0 => None,
+                seconds => Some(Duration::from_secs(seconds)),
+            },
+            replace_bytes_s: size(&file.replace_bandwidth, "replace_bandwidth")?
+                .map_or(REPLACE_BYTES_S, |size| size.0),
             cluster: file.cluster.map(ClusterFile::check).transpose()?,
         };
         settings.check()?;
@@ -151,6 +175,19 @@ impl Settings {
             bail!(
                 "setting 'state' is {:?}: a directory, for example /var/lib/weft",
                 self.state
+            );
+        }
+        if self.replace_bytes_s < REPLACE_BYTES_S_MIN {
+            bail!(
+                "setting 'replace_bandwidth' is {}: at least {} (a second)",
+                ByteSize(self.replace_bytes_s),
+                ByteSize(REPLACE_BYTES_S_MIN)
+            );
+        }
+        if self.replace_after.is_some_and(|after| after > REPLACE_AFTER_MAX) {
+            bail!(
+                "setting 'replace_after_s' is more than {}: 0 is never",
+                REPLACE_AFTER_MAX.as_secs()
             );
         }
         let cores_here = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -273,6 +310,10 @@ mod tests {
             ("coers = 1", "coers"),
             ("cores = 0", "cores"),
             ("poll_us = 10_001", "poll_us"),
+            ("replace_after_s = 3_000_000", "replace_after_s"),
+            ("replace_after_s = -1", "replace_after_s"),
+            ("replace_bandwidth = '1KiB'", "replace_bandwidth"),
+            ("replace_bandwidth = 'much'", "replace_bandwidth"),
             ("cache = '1 parsec'", "cache"),
         ] {
             let error = format!("{:#}", with(text, &[]).expect_err(text));

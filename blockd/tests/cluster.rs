@@ -13,14 +13,19 @@ use support::{Daemon, GIB, NbdClient, fill, verify, weft};
 
 /// A daemon as host `name` of the cluster; its configuration is beside its state.
 fn host(servers: &Servers, name: &str) -> Daemon {
+    host_with(&servers.endpoints(), name, "")
+}
+
+/// The same with more settings, and etcd where the caller says.
+fn host_with(endpoints: &[String], name: &str, more: &str) -> Daemon {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("bound");
     drop(listener);
     let config = tempfile::NamedTempFile::new().expect("a file");
     let (_, path) = config.keep().expect("kept until the daemon's folder goes");
-    let etcd: Vec<String> = servers.endpoints().iter().map(|url| format!("'{url}'")).collect();
+    let etcd: Vec<String> = endpoints.iter().map(|url| format!("'{url}'")).collect();
     let text = format!(
-        "[cluster]\nhost = '{name}'\nlisten = '{address}'\netcd = [{}]\nlease_s = 3\n",
+        "{more}\n[cluster]\nhost = '{name}'\nlisten = '{address}'\netcd = [{}]\nlease_s = 3\n",
         etcd.join(", ")
     );
     std::fs::write(&path, text).expect("write");
@@ -265,4 +270,250 @@ fn a_host_without_disks_attaches_vdis() {
     fill(&compute, "web", 0, 16, 0x11);
     verify(&compute, "web", 0, 16, 0x11);
     assert_eq!(storage.get("/v1/vdis/web")["host"], "compute");
+}
+
+/// Waits until the daemon sees `count` disks in use.
+fn until_disks(daemon: &Daemon, count: usize) {
+    until(&format!("{count} disks are in use"), || {
+        let disks = daemon.get("/v1/disks");
+        let active = disks.as_array()?.iter().filter(|disk| disk["state"] == "active");
+        (active.count() == count).then_some(())
+    });
+}
+
+/// The hosts that hold replicas of a VDI of one shard.
+fn holders(daemon: &Daemon, vdi: &str) -> Vec<String> {
+    let disks = daemon.get("/v1/disks");
+    let shown = daemon.get(&format!("/v1/vdis/{vdi}"));
+    let mut holders: Vec<String> = shown["disks"]
+        .as_array()
+        .expect("its disks")
+        .iter()
+        .filter(|disk| disk["replicas"] == 1)
+        .map(|disk| {
+            let all = disks.as_array().expect("a list").iter();
+            let mut same = all.filter(|one| one["id"] == disk["disk"]);
+            same.next()
+                .map_or("nobody", |one| one["host"].as_str().expect("a host"))
+                .to_owned()
+        })
+        .collect();
+    holders.sort();
+    holders
+}
+
+fn host_id(daemon: &Daemon, name: &str) -> String {
+    let hosts = daemon.get("/v1/hosts");
+    find(&hosts, name)["id"].as_str().expect("an id").to_owned()
+}
+
+/// Three hosts with a disk each, and a VDI in two copies written by the first.
+fn three_with_a_vdi(servers: &Servers, more: &str) -> Vec<Daemon> {
+    let names = ["alpha", "beta", "gamma"];
+    let hosts: Vec<Daemon> = names
+        .iter()
+        .map(|name| host_with(&servers.endpoints(), name, more))
+        .collect();
+    hosts[0].post("/v1/pool", &json!({"name": "test"}));
+    for host in &hosts {
+        host.add_disk(1);
+    }
+    until_disks(&hosts[0], 3);
+    hosts[0].create_vdi("web", GIB, 2);
+    hosts[0].attach_nbd("web");
+    fill(&hosts[0], "web", 0, 16, 0x11);
+    until("both copies are there", || {
+        (in_sync(&hosts[0], "web") == 2).then_some(())
+    });
+    hosts
+}
+
+fn index_of(name: &str) -> usize {
+    ["alpha", "beta", "gamma"]
+        .iter()
+        .position(|one| *one == name)
+        .expect("one of three")
+}
+
+/// A drained host gives up its disks and is a host still; one that is gone for good is forgotten.
+#[test]
+fn a_host_is_drained_and_then_forgotten() {
+    let servers = Servers::start(1);
+    let mut hosts = three_with_a_vdi(&servers, "");
+    let leaving = holders(&hosts[0], "web")
+        .into_iter()
+        .find(|name| name != "alpha")
+        .expect("two hold it");
+    let id = host_id(&hosts[0], &leaving);
+    hosts[0].post(&format!("/v1/hosts/{id}/drain"), &Value::Null);
+    until("its disk has left", || {
+        (hosts[0].get("/v1/disks").as_array()?.len() == 2).then_some(())
+    });
+    until("the VDI is whole without it", || {
+        (in_sync(&hosts[0], "web") == 2).then_some(())
+    });
+    assert!(!holders(&hosts[0], "web").contains(&leaving));
+    verify(&hosts[0], "web", 0, 16, 0x11);
+
+    let remove = format!("/v1/hosts/{id}");
+    let (code, answer) = hosts[0].call("DELETE", &remove, None);
+    assert!(
+        code == 409 && answer.to_string().contains("lives"),
+        "{code} {answer}"
+    );
+    hosts[index_of(&leaving)].kill();
+    until("it is forgotten", || {
+        let (code, answer) = hosts[0].call("DELETE", &remove, None);
+        assert!(code == 200 || code == 409, "{code} {answer}");
+        (hosts[0].get("/v1/hosts").as_array()?.len() == 2).then_some(())
+    });
+    // All others are hosts as before: no room is no drain, said at once, and nothing has begun.
+    let id = host_id(&hosts[0], "alpha");
+    let (code, answer) = hosts[0].call("POST", &format!("/v1/hosts/{id}/drain"), None);
+    assert!(
+        code == 503 && answer.to_string().contains("no other disk can take"),
+        "{code} {answer}"
+    );
+    until_disks(&hosts[0], 2);
+}
+
+/// A host that is dead with its disk is removed: its copy is made anew elsewhere first.
+#[test]
+fn a_dead_hosts_copies_are_made_anew_when_it_is_removed() {
+    let servers = Servers::start(1);
+    let mut hosts = three_with_a_vdi(&servers, "");
+    let dead = holders(&hosts[0], "web")
+        .into_iter()
+        .find(|name| name != "alpha")
+        .expect("two hold it");
+    let id = host_id(&hosts[0], &dead);
+    hosts[index_of(&dead)].kill();
+    until("it is certain that it is dead", || {
+        (hosts[0].call("DELETE", &format!("/v1/hosts/{id}"), None).0 == 200).then_some(())
+    });
+    until("it is forgotten", || {
+        (hosts[0].get("/v1/hosts").as_array()?.len() == 2).then_some(())
+    });
+    until("the VDI is whole without it", || {
+        (in_sync(&hosts[0], "web") == 2).then_some(())
+    });
+    assert_eq!(hosts[0].get("/v1/disks").as_array().map(Vec::len), Some(2));
+    verify(&hosts[0], "web", 0, 16, 0x11);
+}
+
+/// Without anybody's doing: gone for longer than the setting is replaced, and what comes back late gives up its copy.
+#[test]
+fn what_is_gone_for_long_is_made_anew() {
+    let servers = Servers::start(1);
+    let mut hosts = three_with_a_vdi(&servers, "replace_after_s = 2");
+    let dead = holders(&hosts[0], "web")
+        .into_iter()
+        .find(|name| name != "alpha")
+        .expect("two hold it");
+    hosts[index_of(&dead)].kill();
+    fill(&hosts[0], "web", 16, 16, 0x22);
+    until("it is made anew elsewhere", || {
+        let now = holders(&hosts[0], "web");
+        (!now.contains(&dead) && in_sync(&hosts[0], "web") == 2).then_some(())
+    });
+    hosts[index_of(&dead)].start_again();
+    until_disks(&hosts[0], 3);
+    let log = hosts[index_of(&dead)].log();
+    assert!(log.contains("no longer placed here; dropped"), "{log}");
+    verify(&hosts[0], "web", 0, 16, 0x11);
+    verify(&hosts[0], "web", 16, 16, 0x22);
+}
+
+/// A door to etcd that can be shut.
+struct Gate {
+    url: String,
+    is_shut: std::sync::Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Gate {
+    fn before(endpoint: &str) -> Gate {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let target = endpoint.trim_start_matches("http://").to_owned();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let is_shut = std::sync::Arc::new(AtomicBool::new(false));
+        let shut = std::sync::Arc::clone(&is_shut);
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let Ok(server) = std::net::TcpStream::connect(&target) else {
+                    continue;
+                };
+                for (mut from, mut to) in [
+                    (
+                        client.try_clone().expect("clone"),
+                        server.try_clone().expect("clone"),
+                    ),
+                    (server, client),
+                ] {
+                    let shut = std::sync::Arc::clone(&shut);
+                    std::thread::spawn(move || {
+                        use std::io::{Read, Write};
+                        let mut bytes = [0; 64 * 1024];
+                        while let Ok(count @ 1..) = from.read(&mut bytes) {
+                            // Shut: what comes waits, as behind a cut cable that is mended later.
+                            while shut.load(Ordering::Acquire) {
+                                std::thread::sleep(std::time::Duration::from_millis(5));
+                            }
+                            if to.write_all(&bytes[..count]).is_err() {
+                                break;
+                            }
+                        }
+                        let _ = to.shutdown(std::net::Shutdown::Both);
+                    });
+                }
+            }
+        });
+        Gate { url, is_shut }
+    }
+
+    fn shut(&self, is_shut: bool) {
+        self.is_shut.store(is_shut, std::sync::atomic::Ordering::Release);
+    }
+}
+
+/// The writer's host lives and serves its guests, but nobody hears it: another host takes the VDI when the lease has ended,
+/// and from then on the first completes nothing.
+#[test]
+fn a_vdi_is_taken_from_a_host_that_is_cut_off() {
+    let servers = Servers::start(1);
+    let gate = Gate::before(&servers.endpoints()[0]);
+    let mut a = host_with(std::slice::from_ref(&gate.url), "alpha", "");
+    let b = host(&servers, "beta");
+    let c = host(&servers, "gamma");
+    b.post("/v1/pool", &json!({"name": "test"}));
+    b.add_disk(1);
+    c.add_disk(1);
+    until_disks(&a, 2);
+    a.create_vdi("web", GIB, 2);
+    let socket = a.attach_nbd("web");
+    let mut guest = NbdClient::connect(&socket).expect("a door");
+    guest.write(0, &[1; 4096]).expect("written");
+    gate.shut(true);
+    guest
+        .write(4096, &[2; 4096])
+        .expect("cut off from etcd it goes on");
+    take_over(&b, "web", "alpha");
+    let mut other = NbdClient::connect(&b.path("web.nbd")).expect("a door");
+    for (block, byte) in [(0, 1), (1, 2)] {
+        assert_eq!(other.read(block * 4096, 4096).expect("read"), [byte; 4096]);
+    }
+    other.write(4096, &[3; 4096]).expect("written");
+    // The old writer's guest: never a success.
+    guest
+        .send(support::WRITE, 7, 4096, 4096, &[4; 4096])
+        .expect("sent");
+    other.write(8192, &[3; 4096]).expect("written");
+    gate.shut(false);
+    a.until("it knows that it lost the VDI", |a| {
+        let events = a.get("/v1/status")["events"].to_string();
+        events.contains("is written by host beta now")
+    });
+    let answer = guest.receive();
+    assert!(!matches!(answer, Ok((_, 0))), "{answer:?}");
+    assert_eq!(other.read(4096, 4096).expect("read"), [3; 4096]);
 }

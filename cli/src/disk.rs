@@ -292,6 +292,7 @@ mod tests {
             corrupt_blocks: 0,
             reason: String::new(),
             host: None,
+            leftovers: 0,
         }
     }
 

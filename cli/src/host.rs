@@ -2,8 +2,9 @@
 
 use clap::Subcommand;
 use control::HostInfo;
+use serde_json::Value;
 
-use crate::client::{Client, parse};
+use crate::client::{Client, parse, segment};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Align, Table};
 
@@ -18,6 +19,24 @@ pub enum HostCommand {
         /// Its name, or the beginning of its id
         host: String,
     },
+    /// Move everything off a host's disks and let the disks go; the host stays
+    #[command(after_help = "Example:\n  weft host drain host3")]
+    Drain {
+        /// Its name, or the beginning of its id
+        host: String,
+    },
+    /// Forget a host that is gone for good; its replicas are made anew on the other hosts
+    #[command(after_help = "Examples:\n  weft host remove host3\n  weft host remove host3 --force --yes")]
+    Remove {
+        /// Its name, or the beginning of its id
+        host: String,
+        /// Although a disk of it has the only good copy of something, which is lost then
+        #[arg(long)]
+        force: bool,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 pub async fn run(client: &Client, command: &HostCommand) -> Outcome<()> {
@@ -31,6 +50,35 @@ pub async fn run(client: &Client, command: &HostCommand) -> Outcome<()> {
             );
         }
         HostCommand::List => output::print(&table(&hosts, 0)),
+        HostCommand::Drain { host } => {
+            let host = &hosts[find(&hosts, host)?];
+            let path = format!("/v1/hosts/{}/drain", segment(&host.id.to_string()));
+            let answer = client.post(&path, &()).await?;
+            say(
+                client,
+                &answer,
+                &format!(
+                    "host {} is being emptied; `weft status` shows how far it is",
+                    host.name
+                ),
+            );
+        }
+        HostCommand::Remove { host, force, yes } => {
+            let host = &hosts[find(&hosts, host)?];
+            let mut path = format!("/v1/hosts/{}", segment(&host.id.to_string()));
+            let mut question = format!("host {} with {} disks is forgotten", host.name, host.disks);
+            if *force {
+                path.push_str("?force=true");
+                question.push_str(", with what only its disks have");
+            }
+            output::confirm(&question, *yes)?;
+            let answer = client.delete(&path).await?;
+            say(
+                client,
+                &answer,
+                &format!("host {} leaves; `weft status` shows how far it is", host.name),
+            );
+        }
         HostCommand::Show { host } => {
             let index = find(&hosts, host)?;
             match answer.get(index) {
@@ -40,6 +88,14 @@ pub async fn run(client: &Client, command: &HostCommand) -> Outcome<()> {
         }
     }
     Ok(())
+}
+
+fn say(client: &Client, answer: &Value, line: &str) {
+    if client.json {
+        output::json(answer);
+    } else {
+        output::line(line);
+    }
 }
 
 /// By name, or by the beginning of its id when only one begins so.
@@ -67,6 +123,7 @@ fn state(host: &HostInfo) -> String {
     match (host.is_alive, host.is_this) {
         (true, true) => "alive (this one)",
         (true, false) => "alive",
+        (false, _) if host.is_leaving => "leaving",
         (false, _) => "MISSING",
     }
     .to_owned()

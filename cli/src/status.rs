@@ -93,6 +93,24 @@ fn describe(status: &StatusInfo) -> String {
         text.push_str("\nVDIs\n");
         text.push_str(&vdi::table(&status.vdis, 2));
     }
+    for moving in &status.moves {
+        let host = moving
+            .host
+            .as_ref()
+            .map_or_else(String::new, |host| format!(" of host {host}"));
+        let left = match moving.seconds_left {
+            Some(seconds) => format!(
+                "{:.0} an hour, about {} left",
+                moving.replicas_per_hour,
+                output::duration(seconds as f64)
+            ),
+            None => "none has left yet".to_owned(),
+        };
+        text.push_str(&format!(
+            "\ndisk {} ({}){host} is being emptied: {} of {} replicas left, {left}\n",
+            moving.disk, moving.path, moving.replicas_left, moving.replicas
+        ));
+    }
     for resync in &status.resyncs {
         let left = output::size(resync.leaves_left << 20);
         text.push_str(&format!(

@@ -182,6 +182,9 @@ pub struct DiskInfo {
     /// The name of the host it is in; absent in a pool of a single host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
+    /// Replicas found there that no record knows; they are kept.
+    #[serde(default)]
+    pub leftovers: u32,
 }
 
 /// One host of a cluster.
@@ -209,6 +212,31 @@ pub struct HostInfo {
     pub disks: u32,
     /// Those of them that it serves.
     pub disks_up: u32,
+    /// It is gone for good and is forgotten when its disks have left.
+    #[serde(default)]
+    pub is_leaving: bool,
+}
+
+/// A disk that replicas leave: it, or its host, is to go, or it has been gone for long.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct MoveInfo {
+    /// Which.
+    #[schema(value_type = String)]
+    pub disk: DiskId,
+    /// Its path.
+    pub path: String,
+    /// The name of its host; absent in a pool of a single host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Replicas on it when this daemon saw it leave.
+    pub replicas: u32,
+    /// Replicas still placed there.
+    pub replicas_left: u32,
+    /// Replicas that left, by the hour.
+    pub replicas_per_hour: f64,
+    /// At that rate; absent while none has left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<u64>,
 }
 
 /// What keeps the records of the pool.
@@ -387,6 +415,9 @@ pub struct StatusInfo {
     pub disks: Vec<DiskInfo>,
     /// All VDIs.
     pub vdis: Vec<VdiInfo>,
+    /// Disks that are being emptied.
+    #[serde(default)]
+    pub moves: Vec<MoveInfo>,
     /// Running resyncs.
     pub resyncs: Vec<ResyncInfo>,
     /// Running and last scrubs.

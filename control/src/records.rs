@@ -80,6 +80,9 @@ pub struct HostRecord {
     pub version: String,
     /// When it was first seen.
     pub joined: Timestamp,
+    /// It is gone for good, and is forgotten when its disks have left.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
 }
 
 /// What a host says of itself while it is alive; key `host-alive/ID`, bound to its lease.

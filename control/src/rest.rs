@@ -20,7 +20,7 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
-use types::DiskId;
+use types::{DiskId, HostId};
 use utoipa::OpenApi;
 
 use crate::api::object;
@@ -49,6 +49,8 @@ const TEXT_SHOWN_MAX: usize = 200;
         pool_create,
         pool_status,
         host_list,
+        host_remove,
+        host_drain,
         disk_add,
         disk_list,
         disk_remove,
@@ -86,6 +88,8 @@ pub fn router<S: Service>(service: Arc<S>) -> Router {
     Router::new()
         .route("/v1/pool", get(pool_status::<S>).post(pool_create::<S>))
         .route("/v1/hosts", get(host_list::<S>))
+        .route("/v1/hosts/{id}", axum::routing::delete(host_remove::<S>))
+        .route("/v1/hosts/{id}/drain", post(host_drain::<S>))
         .route("/v1/disks", get(disk_list::<S>).post(disk_add::<S>))
         .route("/v1/disks/{id}", axum::routing::delete(disk_remove::<S>))
         .route("/v1/disks/{id}/replace", post(disk_replace::<S>))
@@ -196,7 +200,10 @@ fn wrong_content_type(request: &Request) -> Option<Response> {
 /// Refuses a query where none is known: `?force=true` on a path that does not take it must not be overlooked.
 async fn no_stray_query(request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    let takes_query = request.method() == Method::DELETE && path.starts_with("/v1/disks/");
+    let takes_query = request.method() == Method::DELETE
+        && ["/v1/disks/", "/v1/hosts/"]
+            .iter()
+            .any(|start| path.starts_with(start));
     match request.uri().query() {
         Some(query) if !query.is_empty() && !takes_query => {
             let message = format!("{} does not take the query '{}'", plain(path), plain(query));
@@ -268,6 +275,20 @@ impl<S: Send + Sync> FromRequestParts<S> for Disk {
     }
 }
 
+/// The host id in the path, checked.
+struct Host(HostId);
+
+impl<S: Send + Sync> FromRequestParts<S> for Host {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut axum::http::request::Parts, state: &S) -> ApiResult<Host> {
+        let UrlPath(text) = url_path(parts, state).await?;
+        text.parse::<HostId>()
+            .map(Host)
+            .map_err(|error| ApiError::invalid(plain(&error.to_string()), "`weft host list` shows the ids"))
+    }
+}
+
 async fn url_path<S: Send + Sync>(
     parts: &mut axum::http::request::Parts,
     state: &S,
@@ -331,6 +352,24 @@ async fn pool_status<S: Service>(State(api): Api<S>) -> ApiResult<Json<PoolInfo>
     responses((status = 200, body = Vec<HostInfo>), (status = "default", body = Problem)))]
 async fn host_list<S: Service>(State(api): Api<S>) -> ApiResult<Json<Vec<HostInfo>>> {
     api.host_list().await.map(Json)
+}
+
+#[utoipa::path(post, path = "/v1/hosts/{id}/drain", params(("id" = String, Path)),
+    responses((status = 200, body = HostInfo), (status = "default", body = Problem)))]
+async fn host_drain<S: Service>(State(api): Api<S>, Host(host): Host) -> ApiResult<Json<HostInfo>> {
+    api.host_drain(host).await.map(Json)
+}
+
+#[utoipa::path(delete, path = "/v1/hosts/{id}", params(("id" = String, Path), Force),
+    responses((status = 200, body = HostInfo), (status = "default", body = Problem)))]
+async fn host_remove<S: Service>(
+    State(api): Api<S>,
+    Host(host): Host,
+    force: Result<Query<Force>, axum::extract::rejection::QueryRejection>,
+) -> ApiResult<Json<HostInfo>> {
+    let Query(force) = force
+        .map_err(|rejection| ApiError::invalid(plain(&rejection.body_text()), "only ?force=true|false"))?;
+    api.host_remove(host, force.force).await.map(Json)
 }
 
 #[utoipa::path(post, path = "/v1/disks", request_body = DiskAddBody,

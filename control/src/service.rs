@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use types::DiskId;
+use types::{DiskId, HostId};
 
 use crate::{
     ApiResult, Attach, Detach, DiskAdd, DiskInfo, HostInfo, Name, PoolCreate, PoolInfo, ScrubStatus,
@@ -22,6 +22,12 @@ pub trait Service: Send + Sync + 'static {
 
     /// All hosts of the cluster; none where there is a single host.
     fn host_list(&self) -> impl Future<Output = ApiResult<Vec<HostInfo>>> + Send;
+
+    /// Moves all replicas off the host's disks and lets the disks go; returns when the move has begun.
+    fn host_drain(&self, host: HostId) -> impl Future<Output = ApiResult<HostInfo>> + Send;
+    /// Forgets a host that is gone for good: its replicas are made anew on other hosts, then it leaves the list. Refused
+    /// while it lives, and without `force` while a disk of it has the only good copy of something.
+    fn host_remove(&self, host: HostId, force: bool) -> impl Future<Output = ApiResult<HostInfo>> + Send;
 
     /// Formats a disk and gives it to the pool. Refuses with `NeedsForce` what holds something.
     fn disk_add(&self, request: DiskAdd) -> impl Future<Output = ApiResult<DiskInfo>> + Send;

@@ -127,6 +127,7 @@ fn host(n: u128, name: &str) -> HostRecord {
         zone: String::new(),
         version: "0.1.0".to_owned(),
         joined: "2026-11-22T01:00:00Z".parse().unwrap(),
+        leaving: false,
     }
 }
 

@@ -194,6 +194,8 @@ async fn the_document_names_every_path() {
         "/v1/disks/{id}",
         "/v1/disks/{id}/replace",
         "/v1/hosts",
+        "/v1/hosts/{id}",
+        "/v1/hosts/{id}/drain",
         "/v1/pool",
         "/v1/scrub",
         "/v1/status",

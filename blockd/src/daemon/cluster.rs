@@ -83,6 +83,7 @@ pub(super) async fn join(settings: &Settings) -> Result<(ControlStore, Option<Me
             address: cluster.advertise.to_string(),
             zone: cluster.zone.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            leaving: false,
             joined: control.host(id)?.map_or_else(Timestamp::now, |host| host.joined),
         };
         let alive = HostAlive {
@@ -354,19 +355,18 @@ impl Daemon {
             .filter(|disk| disk.state == DiskState::Removing)
             .map(|disk| disk.id)
             .collect();
-        let new: Vec<DiskId> = {
+        let new: BTreeSet<DiskId> = {
             let mut told = membership.told_leaving.lock().expect("told");
             let new = leaving.difference(&told).copied().collect();
             *told = leaving;
             new
         };
-        for disk in new {
-            if let Err(error) = self.move_away(disk, None, false).await {
-                let message = format!("disk {disk} cannot be emptied: {error}");
-                self.events.add(Severity::Warning, message);
-            }
-        }
-        self.finish_removals().await
+        self.nothing_moves_to(&new);
+        self.plan_moves(new).await?;
+        // What could not move before perhaps can, now that something changed.
+        self.retry_removals().await?;
+        self.forget_hosts()?;
+        Ok(())
     }
 
     /// Another host writes the VDI now: here its guests are hung up on, and nothing of it is kept.
@@ -436,6 +436,7 @@ impl Daemon {
                     joined: host.joined,
                     is_alive: now.is_some(),
                     is_this: Some(host.id) == self.host(),
+                    is_leaving: host.leaving,
                     disks: count(disks.iter().filter(|disk| disk.host == Some(host.id)).count()),
                     disks_up: count(now.map_or(0, |now| now.disks.len())),
                     name: host.name,

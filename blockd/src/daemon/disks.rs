@@ -13,9 +13,9 @@ use control::{
 use edge::BlockFile;
 use edge::file::{Access, OsFile, ProbeReport};
 use edge::rocks::Rocks;
-use replication::{DiskNode, ReplicaRequest, ShardRecord, ToReplica};
+use replication::{DiskNode, ShardRecord};
 use store::{FormatParams, RebuildReason, RecoveryReport, ShardSummary, Store, Superblock, SuperblockError};
-use types::{ByteSize, DiskId, Epoch, RequestId, ShardId, ShardNo, Token, VdiId};
+use types::{ByteSize, DiskId, ShardId, ShardNo, VdiId};
 
 use super::cluster::Elsewhere;
 use super::{Daemon, ask};
@@ -36,6 +36,8 @@ pub struct DiskRuntime {
     pub reason: String,
     /// It is not tried again by itself: somebody has to decide.
     pub is_refused: bool,
+    /// Replicas there that no record knows; they are kept.
+    pub leftovers: u32,
 }
 
 /// A disk that is open, checked and ready to be served.
@@ -144,6 +146,7 @@ impl Daemon {
             plane: 0,
             reason: error.message.clone(),
             is_refused: error.kind == ErrorKind::NeedsForce,
+            leftovers: 0,
         };
         self.disks.lock().expect("disks").insert(record.id, runtime);
         let severity = match error.kind {
@@ -260,7 +263,7 @@ impl Daemon {
             ..
         } = opened.superblock;
         let plane = self.least_loaded_plane();
-        let shards: Vec<ShardId> = opened.node.shards().iter().map(|summary| summary.shard).collect();
+        let held = opened.node.shards();
         let index = IndexThread::start(disk, Box::new(opened.index), self.planes[plane].clone())
             .map_err(|error| ApiError::internal(format!("cannot start the index thread: {error}"), ""))?;
         for handle in &self.planes {
@@ -277,17 +280,23 @@ impl Daemon {
         })
         .await?
         .map_err(|error| ApiError::internal(error.to_string(), ""))?;
+        // Before any writer can reach it: one that is filling a replica here must not be fenced by this.
+        let leftovers = self.drop_leftovers(disk, plane, &held);
         let runtime = DiskRuntime {
             is_up: true,
             plane,
             reason: String::new(),
             is_refused: false,
+            leftovers,
         };
         self.disks.lock().expect("disks").insert(disk, runtime);
         self.disks_changed();
         self.tell_disk_state(disk, true).await?;
-        self.remember_opens(disk, opens)?;
-        self.drop_leftovers(disk, plane, &shards)
+        if let Err(error) = self.remember_opens(disk, opens) {
+            // A disk that was opened more often than the records know is no older copy of itself.
+            tracing::warn!(%disk, opens, "the records do not know of this opening: {error}");
+        }
+        Ok(())
     }
 
     fn remember_opens(&self, disk: DiskId, opens: u64) -> ApiResult<()> {
@@ -311,37 +320,6 @@ impl Daemon {
     pub(super) async fn tell_disk_state(&self, disk: DiskId, is_up: bool) -> ApiResult<()> {
         for plane in &self.planes {
             ask(plane, |reply| Command::DiskState { disk, is_up, reply }).await?;
-        }
-        Ok(())
-    }
-
-    /// Shards that were deleted or moved while the disk was away give their space back.
-    fn drop_leftovers(&self, disk: DiskId, plane: usize, shards: &[ShardId]) -> ApiResult<()> {
-        for shard in shards {
-            // From the store itself: what is dropped cannot be brought back.
-            let record = self.records(|control| control.shard_now(*shard))?;
-            if record.is_some_and(|record| record.replicas.contains(&disk)) {
-                continue;
-            }
-            // No writer can hold a higher token, and no VDI is there to hear the answer.
-            let token = Token {
-                epoch: Epoch(u64::MAX),
-                incarnation: self.incarnation,
-            };
-            let fence = ReplicaRequest::Fence { record: Vec::new() };
-            for (id, request) in [(0, fence), (1, ReplicaRequest::Drop)] {
-                let message = ToReplica {
-                    shard: *shard,
-                    token,
-                    id: RequestId(id),
-                    request,
-                };
-                self.planes[plane].send(Command::ToDisk(disk, message));
-            }
-            self.events.add(
-                Severity::Info,
-                format!("disk {disk}: shard {shard} is no longer placed here; dropped"),
-            );
         }
         Ok(())
     }

@@ -12,9 +12,12 @@ mod cluster;
 mod disks;
 mod doors;
 mod events;
+mod hosts;
+mod leftovers;
 mod metrics;
 mod peers;
 mod removal;
+mod replacing;
 mod reports;
 mod service;
 mod vdis;
@@ -42,6 +45,7 @@ use cluster::Membership;
 use disks::DiskRuntime;
 use doors::Door;
 use events::EventLog;
+use replacing::Replacing;
 pub use service::RestService;
 
 /// All the daemon's state beside the planes'.
@@ -67,6 +71,7 @@ pub struct Daemon {
     deleting: Mutex<BTreeSet<VdiId>>,
     /// Disks that are to leave and could not begin to.
     removals_stalled: Mutex<BTreeSet<DiskId>>,
+    replacing: Mutex<Replacing>,
     events: EventLog,
     changes: tokio::sync::Mutex<()>,
     /// Held for the process' life: a second daemon on the same state is refused.
@@ -102,6 +107,7 @@ impl Daemon {
             sizes: Mutex::default(),
             deleting: Mutex::default(),
             removals_stalled: Mutex::default(),
+            replacing: Mutex::default(),
             events: EventLog::default(),
             changes: tokio::sync::Mutex::default(),
             _lock: lock,
@@ -114,6 +120,7 @@ impl Daemon {
         daemon.resume_removals().await?;
         daemon.restore_doors().await;
         tokio::spawn(Arc::clone(&daemon).watch_for_missing_disks());
+        daemon.replace_what_is_gone();
         Ok(daemon)
     }
 
@@ -146,7 +153,15 @@ impl Daemon {
         &self,
         action: impl FnOnce(&ControlStore) -> Result<T, control::RecordError>,
     ) -> ApiResult<T> {
-        tokio::task::block_in_place(|| action(&self.control)).map_err(ApiError::from)
+        self.control_now(action).map_err(ApiError::from)
+    }
+
+    /// The same, with the records' own words for what went wrong.
+    fn control_now<T>(
+        &self,
+        action: impl FnOnce(&ControlStore) -> Result<T, control::RecordError>,
+    ) -> Result<T, control::RecordError> {
+        tokio::task::block_in_place(|| action(&self.control))
     }
 
     fn home(&self, vdi: VdiId) -> &PlaneHandle {

@@ -7,77 +7,130 @@
 //! ```
 //! The state is in the disk's record, so a removal goes on in the next life of the daemon.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use control::{ApiError, ApiResult, ControlStore, DiskRecord, DiskState, Severity};
-use replication::ShardRecord;
-use types::{DiskId, ShardNo};
+use types::{DiskId, ShardNo, VdiId};
 use vdi::Event;
 
 use super::Daemon;
 use crate::plane::Command;
 
+/// Shards of a VDI that leave a disk, each with the disk that takes its place.
+pub(super) struct Replacement {
+    pub vdi: VdiId,
+    pub old: DiskId,
+    pub new: Vec<(ShardNo, DiskId)>,
+}
+
 impl Daemon {
     /// Gives every shard's place on `old` to `new`, or, where there is none, to whom placement chooses.
     pub(super) async fn move_away(&self, old: DiskId, new: Option<DiskId>, force: bool) -> ApiResult<()> {
-        let mut map = self.disk_map(&self.placed_bytes()?)?;
-        map.set_weight(old, 0);
-        let elsewhere = self.elsewhere()?;
-        let is_old_up = self
-            .records(|control| control.disk(old))?
-            .is_some_and(|disk| self.is_up_anywhere(&disk, &elsewhere));
-        let mut moves = Vec::new();
+        self.empty(&BTreeSet::from([old]), new, force).await
+    }
+
+    /// The same for several disks that leave together: none of them takes what another gives up. It begins only if it
+    /// can be done for every VDI, also for those that other hosts write; those hosts see the disks leave, and move
+    /// what is theirs.
+    pub(super) async fn empty(
+        &self,
+        old: &BTreeSet<DiskId>,
+        new: Option<DiskId>,
+        force: bool,
+    ) -> ApiResult<()> {
+        let moves = self.plan_emptying(old, new, force)?;
+        for disk in old {
+            self.records(|control| control.change_disk(*disk, |record| record.state = DiskState::Removing))?;
+            self.removals_stalled.lock().expect("removals").remove(disk);
+        }
+        self.replace(moves);
+        Ok(())
+    }
+
+    /// Tells the VDIs that are written here.
+    pub(super) fn replace(&self, moves: Vec<Replacement>) {
         let written = self.written.lock().expect("written").clone();
-        for vdi in self.records(ControlStore::vdis)? {
-            // Each host moves the replicas of the VDIs that it writes.
-            if !written.contains_key(&vdi.id) {
-                continue;
+        for Replacement { vdi, old, new } in moves {
+            if written.contains_key(&vdi) {
+                let event = Event::ReplaceDisk { old, new };
+                self.home(vdi).send(Command::Vdi { vdi, event });
             }
-            let mut places: Vec<(ShardNo, DiskId)> = Vec::new();
+        }
+    }
+
+    fn plan_emptying(
+        &self,
+        old: &BTreeSet<DiskId>,
+        new: Option<DiskId>,
+        force: bool,
+    ) -> ApiResult<Vec<Replacement>> {
+        let mut map = self.disk_map(&self.placed_bytes()?)?;
+        for disk in old {
+            map.set_weight(*disk, 0);
+        }
+        let elsewhere = self.elsewhere()?;
+        let is_lost = |disk: &DiskRecord| old.contains(&disk.id) && !self.is_up_anywhere(disk, &elsewhere);
+        let disks = self.records(ControlStore::disks)?;
+        let lost: BTreeSet<DiskId> = disks
+            .iter()
+            .filter(|disk| is_lost(disk))
+            .map(|disk| disk.id)
+            .collect();
+        let mut moves = Vec::new();
+        for vdi in self.records(ControlStore::vdis)? {
+            let mut places: BTreeMap<DiskId, Vec<(ShardNo, DiskId)>> = BTreeMap::new();
             for shard in self.records(|control| control.shards(vdi.id))? {
-                if !shard.replicas.contains(&old) {
+                let leaving: Vec<DiskId> = shard
+                    .replicas
+                    .iter()
+                    .copied()
+                    .filter(|disk| old.contains(disk))
+                    .collect();
+                if leaving.is_empty() {
                     continue;
                 }
-                let is_last = shard.in_sync == [old];
-                if is_last && !is_old_up && !force {
+                if shard.in_sync.iter().all(|disk| lost.contains(disk)) && !force {
+                    let names: Vec<String> = shard.in_sync.iter().map(ToString::to_string).collect();
                     let message = format!(
-                        "shard {} of VDI {} has its only good copy on disk {old}, which is not up",
-                        shard.shard.no, vdi.name
+                        "shard {} of VDI {} has its only good copy on disk {}, which is not up",
+                        shard.shard.no,
+                        vdi.name,
+                        names.join(" and on ")
                     );
                     return Err(ApiError::unavailable(
                         message,
                         "bring the disk back with `weft disk add PATH`",
                     ));
                 }
-                // A single replica that was on its way to another disk when the daemon died goes on to that one.
-                let half_way = (shard.replicas.len() > usize::from(vdi.replicas))
-                    .then(|| shard.replicas.iter().copied().find(|disk| *disk != old))
-                    .flatten();
-                let place = match half_way.or(new.filter(|new| !shard.replicas.contains(new))) {
-                    Some(place) => place,
-                    None => map.replace(shard.shard, &stay(&shard, old)).map_err(|_| {
-                        let message = format!(
-                            "no other disk can take shard {} of VDI {}",
-                            shard.shard.no, vdi.name
-                        );
-                        ApiError::unavailable(message, "add a disk first: `weft disk add PATH`")
-                    })?,
-                };
-                places.push((shard.shard.no, place));
+                let mut present: Vec<DiskId> = shard
+                    .replicas
+                    .iter()
+                    .copied()
+                    .filter(|disk| !old.contains(disk))
+                    .collect();
+                for disk in leaving {
+                    // A single replica that was on its way to another disk when the daemon died goes on to that one.
+                    let half_way = (shard.replicas.len() > usize::from(vdi.replicas))
+                        .then(|| present.first().copied())
+                        .flatten();
+                    let place = match half_way.or(new.filter(|new| !shard.replicas.contains(new))) {
+                        Some(place) => place,
+                        None => map.replace(shard.shard, &present).map_err(|_| {
+                            let message = format!(
+                                "no other disk can take shard {} of VDI {}",
+                                shard.shard.no, vdi.name
+                            );
+                            ApiError::unavailable(message, "add a disk first: `weft disk add PATH`")
+                        })?,
+                    };
+                    present.push(place);
+                    places.entry(disk).or_default().push((shard.shard.no, place));
+                }
             }
-            if !places.is_empty() {
-                moves.push((vdi.id, places));
-            }
+            let vdi = vdi.id;
+            moves.extend(places.into_iter().map(|(old, new)| Replacement { vdi, old, new }));
         }
-        self.records(|control| control.change_disk(old, |record| record.state = DiskState::Removing))?;
-        self.removals_stalled.lock().expect("removals").remove(&old);
-        for (vdi, new) in moves {
-            self.home(vdi).send(Command::Vdi {
-                vdi,
-                event: Event::ReplaceDisk { old, new },
-            });
-        }
-        Ok(())
+        Ok(moves)
     }
 
     /// Goes on with the removals that the last life of the daemon had not finished.
@@ -98,7 +151,7 @@ impl Daemon {
         self.finish_removals().await
     }
 
-    async fn plan_moves(&self, leaving: BTreeSet<DiskId>) -> ApiResult<()> {
+    pub(super) async fn plan_moves(&self, leaving: BTreeSet<DiskId>) -> ApiResult<()> {
         for disk in leaving {
             // It may have been given another job since: `weft disk add` takes a leaving disk back.
             let record = self.records(|control| control.disk(disk))?;
@@ -107,9 +160,11 @@ impl Daemon {
                 continue;
             }
             if let Err(error) = self.move_away(disk, None, false).await {
-                self.removals_stalled.lock().expect("removals").insert(disk);
-                let message = format!("disk {disk} cannot be emptied yet: {error}");
-                self.events.add(Severity::Warning, message);
+                // Said once: it is tried again at every change of disks.
+                if self.removals_stalled.lock().expect("removals").insert(disk) {
+                    let message = format!("disk {disk} cannot be emptied yet: {error}");
+                    self.events.add(Severity::Warning, message);
+                }
             }
         }
         Ok(())
@@ -119,10 +174,13 @@ impl Daemon {
     /// get other places.
     pub(super) async fn finish_removals(&self) -> ApiResult<()> {
         loop {
+            // A disk is let go by its host; one of a dead host by whoever sees it first: its record goes once.
+            let elsewhere = self.elsewhere()?;
+            let is_dead = |disk: &DiskRecord| disk.host.is_some_and(|host| !elsewhere.alive.contains(&host));
             let leaving: Vec<DiskRecord> = self
                 .records(ControlStore::disks)?
                 .into_iter()
-                .filter(|disk| disk.state == DiskState::Removing && self.is_mine(disk))
+                .filter(|disk| disk.state == DiskState::Removing && (self.is_mine(disk) || is_dead(disk)))
                 .collect();
             let gone = self.let_go(&leaving).await?;
             if gone.is_empty() {
@@ -172,14 +230,4 @@ impl Daemon {
         }
         Ok(gone)
     }
-}
-
-/// The replicas that remain when `old` leaves.
-fn stay(shard: &ShardRecord, old: DiskId) -> Vec<DiskId> {
-    shard
-        .replicas
-        .iter()
-        .copied()
-        .filter(|disk| *disk != old)
-        .collect()
 }

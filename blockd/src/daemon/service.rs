@@ -10,7 +10,7 @@ use control::{
 };
 use jiff::Timestamp;
 use store::{ShardSummary, StoreStats};
-use types::{BLOCK_BYTES, DiskId, PoolId, ShardId, VdiId};
+use types::{BLOCK_BYTES, DiskId, HostId, PoolId, ShardId, VdiId};
 use vdi::{Event, VdiStatus};
 
 use super::Daemon;
@@ -96,8 +96,9 @@ impl Daemon {
 
     fn disk_info(&self, record: DiskRecord, stats: StoreStats, replicas: u32) -> DiskInfo {
         let runtime = self.disks.lock().expect("disks").get(&record.id).cloned();
-        let (is_up, reason) =
-            runtime.map_or((false, String::new()), |runtime| (runtime.is_up, runtime.reason));
+        let (is_up, reason, leftovers) = runtime.map_or((false, String::new(), 0), |runtime| {
+            (runtime.is_up, runtime.reason, runtime.leftovers)
+        });
         let state = if record.state == DiskState::Active && !is_up {
             DiskState::Missing
         } else {
@@ -117,6 +118,7 @@ impl Daemon {
             corrupt_blocks: stats.corrupt_blocks,
             reason,
             host: None,
+            leftovers,
         }
     }
 
@@ -241,6 +243,7 @@ fn disk_elsewhere(record: DiskRecord, elsewhere: &Elsewhere, replicas: u32) -> D
         },
         host: record.host.and_then(|host| elsewhere.names.get(&host).cloned()),
         zone: record.zone,
+        leftovers: 0,
     }
 }
 
@@ -281,6 +284,16 @@ impl Service for RestService {
 
     async fn host_list(&self) -> ApiResult<Vec<HostInfo>> {
         self.0.host_infos()
+    }
+
+    async fn host_drain(&self, host: HostId) -> ApiResult<HostInfo> {
+        let _one = self.0.changes.lock().await;
+        self.0.drain_host(host).await
+    }
+
+    async fn host_remove(&self, host: HostId, force: bool) -> ApiResult<HostInfo> {
+        let _one = self.0.changes.lock().await;
+        self.0.remove_host(host, force).await
     }
 
     async fn disk_list(&self) -> ApiResult<Vec<DiskInfo>> {
@@ -407,6 +420,7 @@ impl Service for RestService {
             version: self.version().await?,
             control: self.0.control_info(),
             hosts: self.0.host_infos()?,
+            moves: self.0.moves()?,
             pool,
             disks,
             resyncs: resyncs.collect(),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use edge::Clock;
 use edge::uring::{Buf, Pool};
 use types::{Instant, Payload, VdiId};
 use vdi::{Op, Outcome, VdiError};
@@ -231,6 +232,11 @@ impl Plane {
         guest.has_more = polled != Polled::Empty;
         // Refusals were answered inside the ring.
         guest.has_completed = true;
+        if !requests.is_empty() {
+            // The moment by which a read is judged comes after the guest asked, also where this process was stopped
+            // since the turn began: see `replication`'s leases.
+            self.now = self.clock.now();
+        }
         let (vdi, life) = (guest.vdi, guest.life);
         for request in &requests {
             guest.bytes_under_way += content_bytes(&request.op);

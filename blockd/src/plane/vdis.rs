@@ -1,5 +1,6 @@
 //! The VDIs of a plane: each a [`Vdi`] core and the requests it has not answered.
 
+use edge::Clock;
 use edge::uring::Buf;
 use replication::ShardRecord;
 use tokio::sync::oneshot;
@@ -105,6 +106,8 @@ impl Plane {
         match self.vdis.get_mut(&vdi) {
             Some(actor) => {
                 let id = actor.requests.insert(Asker::Channel(reply));
+                // See `look_at_guest`.
+                self.now = self.clock.now();
                 self.step_vdi(vdi, Event::Request(id, op));
             }
             None => {

@@ -150,6 +150,28 @@ impl ControlStore {
         Ok(left.map_or(0, |left| left.as_secs()))
     }
 
+    /// Notes that a host is to be forgotten; that it comes back takes this away.
+    ///
+    /// # Errors
+    /// The backend's, [`RecordError::Missing`], or [`RecordError::Overtaken`] when it joins this moment.
+    pub fn begin_to_forget(&self, id: HostId) -> Result<()> {
+        let key = host_key(id);
+        let held = self.held::<HostRecord>(&key)?;
+        let unchanged = held.unchanged(&key);
+        let Some(mut host) = held.record else {
+            return Err(RecordError::Missing(key));
+        };
+        host.leaving = true;
+        let mut change = Transaction::default();
+        change.compares.push(unchanged);
+        change.compares.push(Compare::Absent(alive_key(id)));
+        put(&mut change, &key, &host);
+        match self.commit(&change)? {
+            Commit::Done => Ok(()),
+            Commit::Refused => Err(RecordError::Overtaken),
+        }
+    }
+
     /// Forgets a host for good; that nothing is on it is for the caller to know.
     ///
     /// # Errors

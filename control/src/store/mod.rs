@@ -10,6 +10,7 @@ mod hosts;
 mod shards;
 mod vdis;
 
+pub use shards::Claim;
 pub use vdis::Placed;
 
 use std::sync::Arc;

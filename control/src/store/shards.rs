@@ -1,9 +1,9 @@
 //! Records of shards.
 
 use replication::ShardRecord;
-use types::{Epoch, ShardId, ShardNo, VdiId};
+use types::{DiskId, Epoch, ShardId, ShardNo, VdiId};
 
-use super::vdis::{vdi_key, writer_key};
+use super::vdis::{gone_key, vdi_key, writer_key};
 use super::{ControlStore, RecordError, Result, decode, decode_all, encode, put};
 use crate::backend::{Commit, Compare, Limits, Transaction};
 use crate::{VdiRecord, VdiWriter};
@@ -16,7 +16,38 @@ pub(super) fn shards_prefix(vdi: VdiId) -> String {
     format!("shard/{:08x}/", vdi.0)
 }
 
+/// What the records say of a replica that was found on a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// It belongs there.
+    Placed,
+    /// It certainly does not: its shard is placed elsewhere, or its VDI was deleted.
+    NotPlaced,
+    /// Nobody knows: the records have never heard of its VDI, or know less of the shard than the replica itself does.
+    Unknown,
+}
+
 impl ControlStore {
+    /// What is to be thought of a replica on `disk` whose own record of the shard has `epoch`. Records that went back to
+    /// an older state must not cost data: a replica may only be dropped for a reason that is written down.
+    ///
+    /// # Errors
+    /// The backend's.
+    pub fn claim(&self, id: ShardId, disk: DiskId, epoch: Epoch) -> Result<Claim> {
+        let places = |record: &ShardRecord| record.replicas.contains(&disk);
+        if self.shard(id)?.is_some_and(|record| places(&record)) {
+            return Ok(Claim::Placed);
+        }
+        // From the store itself: what is dropped cannot be brought back.
+        Ok(match self.shard_now(id)? {
+            Some(record) if places(&record) => Claim::Placed,
+            Some(record) if record.epoch < epoch => Claim::Unknown,
+            Some(_) => Claim::NotPlaced,
+            None if self.held::<bool>(&gone_key(id.vdi))?.record.is_some() => Claim::NotPlaced,
+            None => Claim::Unknown,
+        })
+    }
+
     /// One shard.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use edge::{KvBatch, KvError, KvStore};
 use replication::{EpochEnd, ShardRecord};
 use types::{DiskId, Epoch, Incarnation, LayerId, PoolId, Seq, ShardId, ShardNo, VdiId};
 
-use super::{ControlStore, Placed, RecordError};
+use super::{Claim, ControlStore, Placed, RecordError};
 use crate::backend::BackendError;
 use crate::{AttachTarget, Attachment, DiskRecord, DiskState, MemoryKv, PoolRecord, VdiRecord};
 
@@ -327,7 +327,7 @@ fn the_documented_values_are_read() {
         .map(|rest| rest.split_once("\n```").expect("the example ends").0)
         .map(|example| example.split_once('\n').expect("a key, then the value"))
         .collect();
-    assert_eq!(examples.len(), 13);
+    assert_eq!(examples.len(), 14);
     let mut kv = MemoryKv::default();
     let entry = |(key, value): &(&str, &str)| {
         (
@@ -359,6 +359,40 @@ fn the_documented_values_are_read() {
     assert_eq!(store.clean_unmade().unwrap(), 0);
     assert_eq!(store.next_vdi_id().unwrap(), VdiId(2));
     assert_eq!(store.next_incarnation().unwrap(), Incarnation(18));
+}
+
+#[test]
+fn a_replica_is_not_placed_only_where_that_is_written_down() {
+    let store = store();
+    let vdi = vdi(1, "web", 1);
+    let records = shards(1, 0..1);
+    let shard = records[0].shard;
+    let (here, away) = (records[0].replicas[0], DiskId(99));
+    let epoch = records[0].epoch;
+    assert_eq!(
+        store.claim(shard, here, epoch).unwrap(),
+        Claim::Unknown,
+        "not made yet"
+    );
+    store.create_vdi(&vdi, &records, placed(&store)).unwrap();
+    assert_eq!(store.claim(shard, here, epoch).unwrap(), Claim::Placed);
+    assert_eq!(store.claim(shard, away, epoch).unwrap(), Claim::NotPlaced);
+    let later = Epoch(epoch.0 + 1);
+    assert_eq!(store.claim(shard, here, later).unwrap(), Claim::Placed);
+    // It has seen a change that the records have not: they went back.
+    assert_eq!(store.claim(shard, away, later).unwrap(), Claim::Unknown);
+    let deleting = VdiRecord {
+        deleting: true,
+        ..vdi.clone()
+    };
+    store.update_vdi(&deleting).unwrap();
+    store.forget_vdi(vdi.id).unwrap();
+    assert_eq!(store.claim(shard, here, later).unwrap(), Claim::NotPlaced);
+    let never = ShardId {
+        vdi: VdiId(7),
+        ..shard
+    };
+    assert_eq!(store.claim(never, here, epoch).unwrap(), Claim::Unknown);
 }
 
 /// Fails every call.

@@ -19,6 +19,11 @@ pub(super) fn writer_key(id: VdiId) -> String {
     format!("vdi-writer/{:08x}", id.0)
 }
 
+/// Says for ever that a VDI was deleted: what a disk that was away still holds of it may go.
+pub(super) fn gone_key(id: VdiId) -> String {
+    format!("vdi-gone/{:08x}", id.0)
+}
+
 fn name_key(name: &str) -> String {
     format!("vdi-name/{name}")
 }
@@ -322,11 +327,12 @@ impl ControlStore {
         };
         assert!(vdi.deleting, "VDI {id} is forgotten but not being deleted");
         // No comparison: what is being deleted stays so, and its id comes never again.
-        let change = Transaction {
+        let mut change = Transaction {
             deletes: vec![vdi_key(id), writer_key(id), since_key(id)],
             delete_prefixes: vec![shards_prefix(id)],
             ..Transaction::default()
         };
+        put(&mut change, &gone_key(id), &true);
         let _: Commit = self.commit(&change)?;
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use types::{DiskId, PoolId, VdiId};
+use types::{DiskId, HostId, PoolId, VdiId};
 use weft_control as control;
 use weft_control::{
     ApiError, ApiResult, Attach, Attachment, Detach, DiskAdd, DiskInfo, DiskState, Health, HostInfo, Name,
@@ -73,6 +73,7 @@ fn disk(id: u128, request: &DiskAdd) -> DiskInfo {
         corrupt_blocks: 0,
         reason: String::new(),
         host: None,
+        leftovers: 0,
     }
 }
 
@@ -141,6 +142,14 @@ impl Service for Fake {
 
     async fn host_list(&self) -> ApiResult<Vec<HostInfo>> {
         Ok(Vec::new())
+    }
+
+    async fn host_drain(&self, host: HostId) -> ApiResult<HostInfo> {
+        self.change(|_| Err(ApiError::not_found(format!("no host {host}"), "")))
+    }
+
+    async fn host_remove(&self, host: HostId, _: bool) -> ApiResult<HostInfo> {
+        self.change(|_| Err(ApiError::not_found(format!("no host {host}"), "")))
     }
 
     async fn disk_list(&self) -> ApiResult<Vec<DiskInfo>> {
@@ -224,6 +233,7 @@ impl Service for Fake {
             Ok(StatusInfo {
                 control: Default::default(),
                 hosts: Vec::new(),
+                moves: Vec::new(),
                 version: fake_version(),
                 pool: state.pool.as_deref().map(pool),
                 disks: state.disks.clone(),

@@ -9,6 +9,8 @@ pub const VALID: &[(&str, &str, &str)] = &[
     ("GET", "/v1/pool", "null"),
     ("POST", "/v1/pool", r#"{"name":"other"}"#),
     ("GET", "/v1/hosts", "null"),
+    ("DELETE", "/v1/hosts/{id}", "null"),
+    ("POST", "/v1/hosts/{id}/drain", "null"),
     ("GET", "/v1/disks", "null"),
     (
         "POST",

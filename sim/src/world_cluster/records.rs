@@ -417,6 +417,7 @@ fn host_record(at: At) -> HostRecord {
         zone: String::new(),
         version: String::new(),
         joined: jiff::Timestamp::UNIX_EPOCH,
+        leaving: false,
     }
 }
 
