@@ -19,6 +19,7 @@ pub mod etcd;
 mod memory;
 pub mod placement;
 mod records;
+pub mod recover;
 pub mod rest;
 mod serve;
 mod service;

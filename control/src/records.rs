@@ -24,6 +24,14 @@ pub struct PoolRecord {
     pub name: String,
     /// When.
     pub created: Timestamp,
+    /// How often these records were rebuilt from the disks: records that were rebuilt less often are old.
+    #[serde(default, skip_serializing_if = "is_never")]
+    pub recovered: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_never(times: &u64) -> bool {
+    *times == 0
 }
 
 /// What the operator's side of a disk is.

@@ -31,6 +31,7 @@ fn pool(n: u128) -> PoolRecord {
         id: PoolId(n),
         name: "main".to_owned(),
         created: "2026-11-22T01:00:00Z".parse().unwrap(),
+        recovered: 0,
     }
 }
 

@@ -263,6 +263,7 @@ impl Service for RestService {
             id: PoolId(uuid::Uuid::new_v4().as_u128()),
             name: request.name.as_str().to_owned(),
             created: Timestamp::now(),
+            recovered: 0,
         };
         self.0.records(|control| control.create_pool(&pool))?;
         self.0.pool_info(pool, &[])

@@ -26,6 +26,8 @@ pub(super) struct Known {
     state: Mutex<State>,
     /// Held over the writing of the file, so that an older content never replaces a newer one.
     writing: Mutex<()>,
+    /// Whoever rebuilds the records takes etcd as it is.
+    is_judging: bool,
 }
 
 #[derive(Default)]
@@ -81,7 +83,18 @@ impl Known {
                 memory,
             }),
             writing: Mutex::default(),
+            is_judging: true,
         })
+    }
+
+    /// Of who rebuilds the records: everything is believed.
+    pub fn unjudging() -> Known {
+        Known {
+            path: None,
+            state: Mutex::default(),
+            writing: Mutex::default(),
+            is_judging: false,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -197,6 +210,9 @@ impl Known {
     }
 
     fn doubt(&self, reason: String) {
+        if !self.is_judging {
+            return;
+        }
         let mut state = self.state();
         if state.memory.went_back.is_none() {
             tracing::error!(reason, "etcd's records are not used any more");

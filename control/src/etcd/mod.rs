@@ -101,7 +101,7 @@ impl Etcd {
     /// # Panics
     /// When the settings name no endpoint, or no thread can be started.
     pub fn open(settings: EtcdSettings) -> Result<Etcd, BackendError> {
-        Etcd::begin(settings, None)
+        Etcd::begin(settings, Known::open(None)?)
     }
 
     /// The same, with a file of its own at `memory` in which it keeps what it must know of etcd in its next life.
@@ -113,13 +113,23 @@ impl Etcd {
     /// # Panics
     /// As [`open`](Self::open).
     pub fn open_remembering(settings: EtcdSettings, memory: PathBuf) -> Result<Etcd, BackendError> {
-        Etcd::begin(settings, Some(memory))
+        Etcd::begin(settings, Known::open(Some(memory))?)
     }
 
-    fn begin(settings: EtcdSettings, memory: Option<PathBuf>) -> Result<Etcd, BackendError> {
+    /// The same, for who rebuilds the records of an etcd that was wiped or went back.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    ///
+    /// # Panics
+    /// As [`open`](Self::open).
+    pub fn open_to_rebuild(settings: EtcdSettings) -> Result<Etcd, BackendError> {
+        Etcd::begin(settings, Known::unjudging())
+    }
+
+    fn begin(settings: EtcdSettings, known: Known) -> Result<Etcd, BackendError> {
         assert!(!settings.endpoints.is_empty(), "settings were checked");
         let patience = settings.patience;
-        let known = Known::open(memory)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("etcd")

@@ -7,6 +7,7 @@
 
 mod disks;
 mod hosts;
+mod recovered;
 mod shards;
 mod vdis;
 
@@ -282,7 +283,7 @@ fn put<T: Serialize>(transaction: &mut Transaction, key: &str, record: &T) {
     transaction.puts.push((key.to_owned(), encode(record)));
 }
 
-fn encode<T: Serialize>(record: &T) -> Vec<u8> {
+pub(crate) fn encode<T: Serialize>(record: &T) -> Vec<u8> {
     #[derive(Serialize)]
     struct Out<'a, T> {
         v: u32,
@@ -300,7 +301,7 @@ fn decode_all<T: DeserializeOwned>(entries: &[(String, Vec<u8>)]) -> Result<Vec<
 }
 
 /// The version is read first: a newer record is refused by name, not as damage.
-fn decode<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T> {
+pub(crate) fn decode<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T> {
     #[derive(serde::Deserialize)]
     struct In {
         v: u32,

@@ -58,6 +58,7 @@ fn every_record_comes_back_as_it_was_put() {
         id: PoolId(7),
         name: "main".into(),
         created: "2026-11-22T01:00:00.5Z".parse().unwrap(),
+        recovered: 0,
     };
     store.create_pool(&pool).unwrap();
     assert_eq!(store.pool().unwrap(), Some(pool));
@@ -327,7 +328,22 @@ fn the_documented_values_are_read() {
         .map(|rest| rest.split_once("\n```").expect("the example ends").0)
         .map(|example| example.split_once('\n').expect("a key, then the value"))
         .collect();
-    assert_eq!(examples.len(), 14);
+    assert_eq!(examples.len(), 16);
+    let (notes, examples): (Vec<_>, Vec<_>) = examples
+        .into_iter()
+        .partition(|(key, _)| key.starts_with("// note "));
+    assert_eq!(
+        crate::recover::notes::disk_note(notes[0].1.as_bytes())
+            .unwrap()
+            .next_vdi_id,
+        2
+    );
+    assert_eq!(
+        crate::recover::notes::vdi_note(VdiId(1), notes[1].1.as_bytes())
+            .unwrap()
+            .name,
+        "web01"
+    );
     let mut kv = MemoryKv::default();
     let entry = |(key, value): &(&str, &str)| {
         (

@@ -9,7 +9,7 @@ use super::{ControlStore, Held, RecordError, Result, encode, put};
 use crate::backend::{BackendError, Commit, Compare, Transaction};
 use crate::{VdiRecord, VdiWriter};
 
-const NEXT_ID: &str = "next-vdi-id";
+pub(super) const NEXT_ID: &str = "next-vdi-id";
 
 pub(super) fn vdi_key(id: VdiId) -> String {
     format!("vdi/{:08x}", id.0)
@@ -24,7 +24,7 @@ pub(super) fn gone_key(id: VdiId) -> String {
     format!("vdi-gone/{:08x}", id.0)
 }
 
-fn name_key(name: &str) -> String {
+pub(super) fn name_key(name: &str) -> String {
     format!("vdi-name/{name}")
 }
 
@@ -53,6 +53,14 @@ impl ControlStore {
     /// The backend's, or ids are used up.
     pub fn next_vdi_id(&self) -> Result<VdiId> {
         next_id(&self.held(NEXT_ID)?)
+    }
+
+    /// The same as last heard; 1 before the first VDI.
+    ///
+    /// # Errors
+    /// The backend's.
+    pub fn next_vdi_id_seen(&self) -> Result<u32> {
+        Ok(self.seen(NEXT_ID)?.unwrap_or(1))
     }
 
     /// Makes a VDI with the records of all its shards. It is there for others with all of them, or not at all.
