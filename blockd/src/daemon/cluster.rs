@@ -74,7 +74,7 @@ pub(super) async fn join(settings: &Settings) -> Result<(ControlStore, Option<Me
     }
     let id = host_id(&id_file)?;
     let peers = Peers::bind(cluster).await?;
-    let control = reach(cluster).await?;
+    let control = reach(cluster, &settings.state).await?;
     let (control, membership, incarnation) = tokio::task::block_in_place(|| {
         let incarnation = control.next_incarnation()?;
         let host = HostRecord {
@@ -114,11 +114,12 @@ pub(super) async fn join(settings: &Settings) -> Result<(ControlStore, Option<Me
     Ok((control, Some(membership), incarnation))
 }
 
-/// Waits for etcd as long as it takes; what it refuses (a password, a certificate) is the end.
-async fn reach(cluster: &ClusterSettings) -> Result<ControlStore> {
+/// Waits for etcd as long as it takes; what it refuses (a password, a certificate) is the end. One that went back is
+/// waited for, too, until its records were rebuilt: nothing that they say may be acted on.
+async fn reach(cluster: &ClusterSettings, state: &Path) -> Result<ControlStore> {
     loop {
-        let settings = cluster.etcd.clone();
-        let opened = tokio::task::spawn_blocking(move || Etcd::open(settings)).await?;
+        let (settings, memory) = (cluster.etcd.clone(), state.join("etcd-known.json"));
+        let opened = tokio::task::spawn_blocking(move || Etcd::open_remembering(settings, memory)).await?;
         match opened {
             Ok(etcd) => return Ok(ControlStore::over(Arc::new(etcd))),
             Err(error @ control::backend::BackendError::Refused { .. }) => {

@@ -1,6 +1,6 @@
 //! Disks of this host: opened and recovered, added, replaced, removed; what happens when one fails.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -290,6 +290,7 @@ impl Daemon {
             leftovers,
         };
         self.disks.lock().expect("disks").insert(disk, runtime);
+        self.has_notes(disk, &held);
         self.disks_changed();
         self.tell_disk_state(disk, true).await?;
         if let Err(error) = self.remember_opens(disk, opens) {
@@ -334,6 +335,7 @@ impl Daemon {
         let disk = record.id;
         self.records(|control| control.put_disk(&record))?;
         self.serve_disk(opened).await?;
+        self.tell_disks()?;
         self.events.add(
             Severity::Info,
             format!("disk {disk} ({}) is in use", record.path.display()),

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use control::recover::notes::NOTES;
 use control::{Claim, Severity};
 use replication::{ReplicaRequest, ShardRecord, ToReplica};
 use store::ShardSummary;
@@ -16,7 +17,7 @@ impl Daemon {
     /// may be all that is left after they were lost: it stays. Returns how many replicas that are.
     pub(super) fn drop_leftovers(&self, disk: DiskId, plane: usize, held: &[ShardSummary]) -> u32 {
         let mut kept: BTreeMap<VdiId, u32> = BTreeMap::new();
-        for summary in held {
+        for summary in held.iter().filter(|summary| summary.shard.vdi != NOTES) {
             let epoch = ShardRecord::decode(&summary.record).map_or(Epoch(0), |record| record.epoch);
             match self.records(|control| control.claim(summary.shard, disk, epoch)) {
                 Ok(Claim::Placed) => {}
@@ -34,7 +35,7 @@ impl Daemon {
                 .map(|(vdi, count)| format!("{vdi} ({count})"))
                 .collect();
             let message = format!(
-                "disk {disk} holds shards of VDIs that the records do not know: {}; they are kept",
+                "disk {disk} holds shards of VDIs that the records do not know: {}; they are kept (if the records are old: `weft pool recover`)",
                 vdis.join(", ")
             );
             self.events.add(Severity::Critical, message);

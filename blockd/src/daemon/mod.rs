@@ -15,6 +15,7 @@ mod events;
 mod hosts;
 mod leftovers;
 mod metrics;
+mod notes;
 mod peers;
 mod removal;
 mod replacing;
@@ -72,6 +73,8 @@ pub struct Daemon {
     /// Disks that are to leave and could not begin to.
     removals_stalled: Mutex<BTreeSet<DiskId>>,
     replacing: Mutex<Replacing>,
+    /// What the disks that are served know of the pool.
+    told: Mutex<notes::Told>,
     events: EventLog,
     changes: tokio::sync::Mutex<()>,
     /// Held for the process' life: a second daemon on the same state is refused.
@@ -108,6 +111,7 @@ impl Daemon {
             deleting: Mutex::default(),
             removals_stalled: Mutex::default(),
             replacing: Mutex::default(),
+            told: Mutex::default(),
             events: EventLog::default(),
             changes: tokio::sync::Mutex::default(),
             _lock: lock,
@@ -121,12 +125,16 @@ impl Daemon {
         daemon.restore_doors().await;
         tokio::spawn(Arc::clone(&daemon).watch_for_missing_disks());
         daemon.replace_what_is_gone();
+        tokio::spawn(Arc::clone(&daemon).keep_telling_disks());
         Ok(daemon)
     }
 
     /// Closes the doors and makes everything durable: what SIGTERM asks for.
     pub async fn drain(&self) {
         self.close_all_doors().await;
+        if let Err(error) = self.tell_disks() {
+            tracing::warn!(%error, "the disks may not know the latest of the pool");
+        }
         self.flush_all().await;
         for plane in &self.planes {
             plane.send(Command::Stop);

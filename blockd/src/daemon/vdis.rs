@@ -125,6 +125,7 @@ impl Daemon {
             record.shard_bytes.min(record.bytes),
         )?;
         self.records(|control| control.create_vdi(&record, &shards, placed))?;
+        self.tell_disks_of(&record, &shards);
         self.open_vdi(&record, shards, placed.writer).await?;
         Ok(record)
     }
@@ -158,6 +159,8 @@ impl Daemon {
             record.shard_bytes,
         )?;
         let record = self.records(|control| control.resize_vdi(&record, &added, placed))?;
+        let shards = self.records(|control| control.shards(record.id))?;
+        self.tell_disks_of(&record, &shards);
         self.home(record.id).send(Command::Vdi {
             vdi: record.id,
             event: Event::Resized { bytes, added },
@@ -180,6 +183,8 @@ impl Daemon {
         }
         record.deleting = true;
         let record = self.records(|control| control.update_vdi(&record))?;
+        let shards = self.records(|control| control.shards(record.id))?;
+        self.tell_disks_of(&record, &shards);
         self.begin_delete(record.id);
         Ok(())
     }
@@ -199,6 +204,7 @@ impl Daemon {
         }
         ask(self.home(vdi), |reply| Command::CloseVdi { vdi, reply }).await?;
         self.records(|control| control.forget_vdi(vdi))?;
+        self.forget_notes_of(vdi);
         self.sizes.lock().expect("sizes").remove(&vdi);
         self.written.lock().expect("written").remove(&vdi);
         self.events.forget(vdi);
