@@ -517,3 +517,84 @@ fn a_vdi_is_taken_from_a_host_that_is_cut_off() {
     assert!(!matches!(answer, Ok((_, 0))), "{answer:?}");
     assert_eq!(other.read(4096, 4096).expect("read"), [3; 4096]);
 }
+
+/// etcd comes back empty. Guests go on, everything else is refused with the reason; then the records are rebuilt.
+#[test]
+fn an_etcd_that_was_wiped_is_rebuilt_from_the_disks() {
+    let servers = Servers::start(1);
+    let mut a = host(&servers, "alpha");
+    let mut b = host(&servers, "beta");
+    a.post("/v1/pool", &json!({"name": "test"}));
+    a.add_disk(1);
+    b.add_disk(1);
+    until("both disks are seen", || {
+        (a.get("/v1/disks").as_array().unwrap().len() == 2).then_some(())
+    });
+    a.create_vdi("web", GIB, 2);
+    a.attach_nbd("web");
+    fill(&a, "web", 0, 20, 1);
+
+    servers.members[0].kill();
+    servers.members[0].wipe();
+    servers.members[0].start();
+    let create = json!({"name": "new", "bytes": GIB, "replicas": 1});
+    until("it is said why nothing can be made", || {
+        let (code, answer) = a.call("POST", "/v1/vdis", Some(&create));
+        assert_eq!(code, 503, "{answer}");
+        answer["message"]
+            .as_str()
+            .expect("a message")
+            .contains("weft pool recover")
+            .then_some(())
+    });
+    until("the status says so", || {
+        let status = a.get("/v1/status");
+        status["control"].to_string().contains("went back").then_some(())
+    });
+    fill(&a, "web", 20, 20, 2);
+    verify(&a, "web", 0, 20, 1);
+
+    a.kill();
+    b.kill();
+    let disk = |daemon: &Daemon| daemon.disk_path(1).display().to_string();
+    let state = |daemon: &Daemon| daemon.path("state").display().to_string();
+    let exported = weft(&["pool", "export", &disk(&b), "--state", &state(&b)]);
+    assert_eq!(exported.code, 0, "{exported:?}");
+    let file = b.path("beta.json");
+    std::fs::write(&file, &exported.out).expect("write");
+    let (file, endpoints) = (file.display().to_string(), servers.endpoints().join(","));
+    let done = weft(&[
+        "pool",
+        "recover",
+        &file,
+        &disk(&a),
+        "--state",
+        &state(&a),
+        "--etcd",
+        &endpoints,
+        "--yes",
+    ]);
+    assert_eq!(done.code, 0, "{done:?}");
+    println!("{}", done.out);
+
+    a.start_again();
+    b.start_again();
+    assert_eq!(a.get("/v1/pool")["name"], "test");
+    until("both disks are served", || {
+        let disks = b.get("/v1/disks");
+        let mut states = disks
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|disk| disk["state"] == "active");
+        states.all(|is_active| is_active).then_some(())
+    });
+    b.attach_nbd("web");
+    verify(&b, "web", 0, 20, 1);
+    verify(&b, "web", 20, 20, 2);
+    fill(&b, "web", 0, 20, 3);
+    b.until_health("web", "whole");
+    // Another wipe, and everybody knows what the last recovery made.
+    let (code, answer) = a.call("POST", "/v1/vdis", Some(&create));
+    assert_eq!((code, &answer["id"]), (200, &json!(2)), "{answer}");
+}

@@ -74,7 +74,15 @@ impl Oracle {
     }
 }
 
-fn load_and_kill(replicas: u8, kills: u32, arguments: &[&str]) {
+/// What becomes of the daemon's records when it was killed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Records {
+    Stay,
+    /// They are rebuilt from the disks.
+    AreLost,
+}
+
+fn load_and_kill(replicas: u8, kills: u32, records: Records, arguments: &[&str]) {
     let mut daemon = Daemon::with_disks(usize::from(replicas), arguments);
     daemon.create_vdi("load", BLOCKS * BLOCK as u64, replicas);
     let socket = daemon.attach_nbd("load");
@@ -108,7 +116,15 @@ fn load_and_kill(replicas: u8, kills: u32, arguments: &[&str]) {
             under_way.insert(version, block);
         }
         daemon.kill();
+        if records == Records::AreLost {
+            daemon.lose_state();
+            let recovered = daemon.recover(usize::from(replicas), &["--yes"]);
+            assert_eq!(recovered.code, 0, "{recovered:?}");
+        }
         daemon.start_again();
+        if records == Records::AreLost {
+            daemon.attach_nbd("load");
+        }
         let mut client = NbdClient::connect(&socket).expect("connect");
         oracle.check(&mut client);
     }
@@ -117,17 +133,32 @@ fn load_and_kill(replicas: u8, kills: u32, arguments: &[&str]) {
 
 #[test]
 fn one_replica() {
-    load_and_kill(1, 6, &[]);
+    load_and_kill(1, 6, Records::Stay, &[]);
 }
 
 #[test]
 fn three_replicas() {
-    load_and_kill(3, 6, &[]);
+    load_and_kill(3, 6, Records::Stay, &[]);
 }
 
 #[test]
 fn three_replicas_on_two_planes() {
-    load_and_kill(3, 4, &["--cores", "2"]);
+    load_and_kill(3, 4, Records::Stay, &["--cores", "2"]);
+}
+
+#[test]
+fn one_replica_whose_record_is_lost() {
+    load_and_kill(1, 2, Records::AreLost, &[]);
+}
+
+#[test]
+fn two_replicas_whose_records_are_lost() {
+    load_and_kill(2, 3, Records::AreLost, &[]);
+}
+
+#[test]
+fn three_replicas_whose_records_are_lost() {
+    load_and_kill(3, 3, Records::AreLost, &[]);
 }
 
 /// The daemon dies while replicas move: single ones are on two disks then, of others the move is known to nobody.

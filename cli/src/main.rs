@@ -1,5 +1,6 @@
 //! `weft`: the command line of a pool. One file a noun; each command is one or two requests to the daemon and a
-//! table of the answer. Only `disk inspect` and `disk fsck` open a disk themselves.
+//! table of the answer. Only `disk inspect`, `disk fsck`, `pool export` and `pool recover` open disks
+//! themselves.
 
 mod client;
 mod disk;
@@ -8,6 +9,7 @@ mod host;
 mod offline;
 mod output;
 mod pool;
+mod recover;
 mod scrub;
 mod status;
 mod vdi;
@@ -134,9 +136,12 @@ fn usage(error: &clap::Error, words: &[OsString]) -> Failure {
 
 fn run(cli: Cli) -> Outcome<()> {
     let Global { socket, json } = cli.global;
-    if let Command::Disk(command) = &cli.command
-        && let Some(outcome) = disk::run_offline(command, json)
-    {
+    let offline = match &cli.command {
+        Command::Disk(command) => disk::run_offline(command, json),
+        Command::Pool(command) => pool::run_offline(command, json),
+        _ => None,
+    };
+    if let Some(outcome) = offline {
         return outcome;
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -201,6 +206,9 @@ mod tests {
     fn command_lines_parse_or_are_refused() {
         let accepted = [
             "pool create main",
+            "pool export /dev/sdb /dev/sdc --state /srv/weft",
+            "pool recover /dev/sdb --yes --without 3f2a77c1-0d1e-4c55-9d5e-2b8f0a4c9e01",
+            "pool recover host1.json host2.json --etcd http://a:2379,http://b:2379 --accept-lost",
             "--json pool status",
             "disk add /dev/sdb --zone rack1 --force --yes",
             "disk add disks/a.img --size 10GiB",
@@ -220,6 +228,10 @@ mod tests {
             "",
             "pool",
             "pool create",
+            "pool export",
+            "pool recover",
+            "pool recover /dev/sdb --without sdc",
+            "pool recover /dev/sdb --etcd-user root",
             "vdi create web01",
             "vdi create web01 --size 20Gigs",
             "vdi create web01 --size 1GiB --replicas 4",

@@ -20,7 +20,7 @@ use crate::output::{self, Align, Table, size};
 /// A daemon keeps its lock for as long as it lives; one that was just killed lets go within this.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 /// Where the daemon keeps its state unless told otherwise.
-const STATE: &str = "/var/lib/weft";
+pub const STATE: &str = "/var/lib/weft";
 /// Bad places that a person is shown; `--json` has all that the check kept.
 const PLACES_SHOWN: usize = 20;
 
@@ -210,7 +210,7 @@ fn rebuild(file: &mut OsFile, path: &Path, folder: &Path) -> Outcome<RecoveryRep
     Ok(report)
 }
 
-const REPLACE: &str = "`weft disk replace` gives its place to another disk";
+pub const REPLACE: &str = "`weft disk replace` gives its place to another disk";
 
 fn summary(report: &FsckReport, rebuilt: Option<&RecoveryReport>) -> String {
     let mut text = output::fields(&[
@@ -318,7 +318,8 @@ fn verdict(report: &FsckReport, rebuilt: Option<&RecoveryReport>) -> Outcome<()>
     ))
 }
 
-fn open(path: &Path, access: Access) -> Outcome<OsFile> {
+/// Opens a disk, or says who has it.
+pub fn open(path: &Path, access: Access) -> Outcome<OsFile> {
     OsFile::open_waiting(path, access, LOCK_WAIT).map_err(|error| {
         let message = error.to_string();
         match error {
@@ -339,7 +340,7 @@ fn open(path: &Path, access: Access) -> Outcome<OsFile> {
 }
 
 /// What is no disk of Weft's is described, since the operator may have mistaken one device for another.
-fn superblock(file: &OsFile, path: &Path) -> Outcome<Superblock> {
+pub fn superblock(file: &OsFile, path: &Path) -> Outcome<Superblock> {
     store::read_superblock(file).map_err(|error| {
         if error != SuperblockError::NotFormatted {
             return unusable(path, &error);
@@ -365,7 +366,7 @@ fn index_folder(superblock: &Superblock) -> PathBuf {
 }
 
 /// An index that holds nothing. A folder that holds something else than an index is refused: it was a slip.
-fn empty_index(folder: &Path) -> Outcome<Rocks> {
+pub fn empty_index(folder: &Path) -> Outcome<Rocks> {
     let shown = folder.display();
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries.count(),
@@ -396,7 +397,8 @@ fn empty_index(folder: &Path) -> Outcome<Rocks> {
         .map_err(|error| Failure::failed(error.to_string(), "see that there is space and permission"))
 }
 
-fn entropy() -> Outcome<u64> {
+/// Random bits for segment secrets.
+pub fn entropy() -> Outcome<u64> {
     use std::io::Read;
     let mut bytes = [0; 8];
     std::fs::File::open("/dev/urandom")

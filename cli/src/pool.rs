@@ -6,6 +6,7 @@ use control::{PoolCreateBody, PoolInfo};
 use crate::client::{Client, parse};
 use crate::failure::Outcome;
 use crate::output;
+use crate::recover;
 
 #[derive(Debug, Subcommand)]
 pub enum PoolCommand {
@@ -18,6 +19,19 @@ pub enum PoolCommand {
     /// Show the pool and its space
     #[command(after_help = "Example:\n  weft pool status --json")]
     Status,
+    /// Write down what disks know of the pool; needs no daemon, and none may run
+    Export(recover::ExportArgs),
+    /// Rebuild the pool's records from its disks after they were lost; needs no daemon, and none may run
+    Recover(Box<recover::RecoverArgs>),
+}
+
+/// Those commands that need no daemon; `None` for the others.
+pub fn run_offline(command: &PoolCommand, json: bool) -> Option<Outcome<()>> {
+    match command {
+        PoolCommand::Export(args) => Some(recover::export(args)),
+        PoolCommand::Recover(args) => Some(recover::recover(args, json)),
+        _ => None,
+    }
 }
 
 pub async fn run(client: &Client, command: PoolCommand) -> Outcome<()> {
@@ -42,6 +56,7 @@ pub async fn run(client: &Client, command: PoolCommand) -> Outcome<()> {
             }
             output::print(&describe(&parse(answer)?));
         }
+        PoolCommand::Export(_) | PoolCommand::Recover(_) => unreachable!("done without a daemon"),
     }
     Ok(())
 }

@@ -39,8 +39,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "control",
         ],
     ),
-    // Offline disk tools read disks themselves; all else goes through REST.
-    ("cli", &["types", "control", "edge", "store"]),
+    // Offline tools read disks themselves; all else goes through REST.
+    ("cli", &["types", "control", "edge", "store", "replication"]),
     ("fio-tests", &["types"]),
     // Drives the cores as the daemon does, with its buffers, and counts.
     ("request-cost", &["types", "edge", "store", "replication", "vdi"]),

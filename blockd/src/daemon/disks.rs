@@ -1,6 +1,6 @@
 //! Disks of this host: opened and recovered, added, replaced, removed; what happens when one fails.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;

@@ -140,6 +140,21 @@ impl Daemon {
         )
     }
 
+    /// Everything that the daemon keeps beside its disks.
+    pub fn lose_state(&self) {
+        assert!(self.child.is_none(), "it runs");
+        std::fs::remove_dir_all(self.path("state")).expect("its state");
+    }
+
+    /// `weft pool recover` from the disks 1 to `disks`.
+    pub fn recover(&self, disks: usize, more: &[&str]) -> Outcome {
+        let mut words: Vec<PathBuf> = ["pool", "recover", "--state"].map(PathBuf::from).to_vec();
+        words.push(self.path("state"));
+        words.extend((1..=disks).map(|number| self.disk_path(number)));
+        words.extend(more.iter().map(PathBuf::from));
+        weft(&words)
+    }
+
     /// Opens an NBD door; returns its socket.
     pub fn attach_nbd(&self, name: &str) -> PathBuf {
         let path = self.path(&format!("{name}.nbd"));
