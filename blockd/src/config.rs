@@ -258,6 +258,13 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The name that a line gives a value to, when it is one that a setting could have.
+fn setting_in(line: &str) -> Option<&str> {
+    let name = line.split_once('=')?.0.trim();
+    let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+    ((1..=40).contains(&name.len()) && name.chars().all(is_name)).then_some(name)
+}
+
 /// One line of complaint, with the number of the line in the file: TOML's own takes five.
 fn parse(bytes: &[u8]) -> Result<File> {
     let Ok(text) = std::str::from_utf8(bytes) else {
@@ -270,7 +277,10 @@ fn parse(bytes: &[u8]) -> Result<File> {
             Some(span) => {
                 let before = bytes.get(..span.start).unwrap_or_default();
                 let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-                anyhow!("line {line}: {message}")
+                match setting_in(text.lines().nth(line - 1).unwrap_or_default()) {
+                    Some(name) => anyhow!("line {line}, setting '{name}': {message}"),
+                    None => anyhow!("line {line}: {message}"),
+                }
             }
             None => anyhow!("{message}"),
         }
