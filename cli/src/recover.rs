@@ -106,7 +106,15 @@ pub fn export(args: &ExportArgs) -> Outcome<()> {
 
 /// `weft pool recover`
 pub fn recover(args: &RecoverArgs, json: bool) -> Outcome<()> {
-    let target = Target::open(args)?;
+    let etcd = args.etcd.settings()?;
+    for path in &args.sources {
+        // Before anything is made or asked: a slip of the pen.
+        std::fs::metadata(path).map_err(|error| {
+            Failure::failed(format!("{}: {error}", path.display()), "name the pool's disks")
+        })?;
+    }
+    make_state(&args.state)?;
+    let lock = lock(&args.state)?;
     let mut exports = Vec::new();
     for path in &args.sources {
         exports.push(source(path, &args.state)?);
@@ -131,6 +139,7 @@ pub fn recover(args: &RecoverArgs, json: bool) -> Outcome<()> {
             "nothing was changed",
         ));
     }
+    let target = Target::open(&args.state, lock, etcd)?;
     target.may_be_overwritten(args.overwrite)?;
     output::confirm("these become the pool's records", args.yes)?;
     target.store.put_recovered(&recovery).map_err(failed)?;
@@ -161,12 +170,10 @@ struct Target {
 }
 
 impl Target {
-    fn open(args: &RecoverArgs) -> Outcome<Target> {
-        make_state(&args.state)?;
-        let lock = lock(&args.state)?;
-        let store = match args.etcd.settings()? {
+    fn open(state: &Path, lock: File, etcd: Option<EtcdSettings>) -> Outcome<Target> {
+        let store = match etcd {
             None => {
-                let records = Rocks::open_records(&args.state.join("control"));
+                let records = Rocks::open_records(&state.join("control"));
                 let records = records.map_err(|error| {
                     Failure::failed(error.to_string(), "see that the state directory can be written")
                 })?;
@@ -201,6 +208,19 @@ impl EtcdArgs {
     fn settings(&self) -> Outcome<Option<EtcdSettings>> {
         if self.etcd.is_empty() {
             return Ok(None);
+        }
+        for url in &self.etcd {
+            let place = url
+                .strip_prefix("http://")
+                .or_else(|| url.strip_prefix("https://"));
+            let port = place.and_then(|place| place.rsplit_once(':'));
+            if !port.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
+                let shown: String = url.chars().filter(|c| !c.is_control()).take(100).collect();
+                return Err(Failure::refused(
+                    format!("'{shown}' is no address of etcd"),
+                    "write http://ADDRESS:PORT, or https://",
+                ));
+            }
         }
         let read = |path: &Path| {
             std::fs::read(path).map_err(|error| Failure::failed(format!("{}: {error}", path.display()), ""))

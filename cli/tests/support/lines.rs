@@ -27,6 +27,18 @@ const RIGHT: &[(&str, &str)] = &[
     ("--index <DIR>", "/nonexistent/index"),
     ("--vdi <NAME>", "web01"),
     ("--vdi <VDI>", "web01"),
+    ("HOST", "host1"),
+    ("DISK|FILE", "/nonexistent/disk"),
+    ("--state <DIR>", "/nonexistent/state"),
+    ("--without <DISK-ID>", "00000000-0000-0000-0000-000000000001"),
+    ("--undelete <VDI-ID>", "1"),
+    ("--etcd <URL>", "http://127.0.0.1:1"),
+    ("--etcd-prefix <TEXT>", "/weft/"),
+    ("--etcd-user <NAME>", "weft"),
+    ("--etcd-password-file <FILE>", "/nonexistent/password"),
+    ("--etcd-ca <FILE>", "/nonexistent/ca"),
+    ("--etcd-cert <FILE>", "/nonexistent/cert"),
+    ("--etcd-key <FILE>", "/nonexistent/key"),
 ];
 
 /// Every wrong line there is, but for places that `takes` does not want with a value.
