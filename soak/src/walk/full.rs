@@ -122,7 +122,7 @@ impl Filler {
             Some(client) => client,
             None => self.connect()?,
         };
-        let start = Instant::now();
+        let mut progress = Instant::now();
         let mut looks = 0;
         while looks < LOOKS {
             while self.under_way.len() < client.depth() {
@@ -140,6 +140,7 @@ impl Filler {
                 false => 0,
             };
             for answer in answers {
+                progress = Instant::now();
                 answer
                     .result
                     .map_err(|error| anyhow!("a write was answered with {error}"))?;
@@ -148,7 +149,11 @@ impl Filler {
             }
             world.loads.iter_mut().try_for_each(Load::check)?;
             world.daemon.check()?;
-            ensure!(start.elapsed() < 3 * PATIENCE, "the pool does not become full");
+            ensure!(
+                progress.elapsed() < PATIENCE,
+                "nothing was answered for {PATIENCE:?} after {} MiB, and no disk is said to be full",
+                self.answered.len()
+            );
         }
         self.client = Some(client);
         Ok(())
