@@ -99,7 +99,10 @@ impl Daemon {
         let saved = loop {
             // Asked each time: it may be closed, or opened anew, between two tries.
             let writer = self.written.lock().expect("written").get(&vdi).copied().flatten();
-            let Some(writer) = writer else { break None };
+            // And then it is another life's: what this one wanted must not go in under the new one's name.
+            let Some(writer) = writer.filter(|writer| writer.incarnation == record.saved_by) else {
+                break None;
+            };
             let daemon = Arc::clone(&self);
             let wanted = record.clone();
             let saved = tokio::task::spawn_blocking(move || daemon.save_once(&wanted, Some(&writer))).await;
