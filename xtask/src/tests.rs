@@ -93,7 +93,7 @@ fn search() -> Result<()> {
 fn simulate(seeds: u32) -> Result<()> {
     for (world, seeds) in [
         ("store", seeds),
-        ("store-full", seeds),
+        ("store-full", seeds / 4),
         ("vdi", seeds),
         ("cluster", 2 * seeds),
     ] {
