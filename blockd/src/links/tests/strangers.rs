@@ -77,11 +77,19 @@ impl Stranger {
         }
     }
 
-    /// The next frame that is not a sign of life.
+    /// The next frame that is not a sign of life. Each of those is answered by one: how long the
+    /// disk at the other end takes is no matter of the link's silence.
     pub fn hear_word(&mut self) -> Option<Frame<HeapBlock>> {
+        let since = std::time::Instant::now();
         loop {
             match self.hear() {
-                Some(Frame::Ping) => {}
+                Some(Frame::Ping) => {
+                    assert!(since.elapsed() < 4 * PATIENCE, "signs of life, and nothing else");
+                    self.outgoing.ping();
+                    let bytes = self.outgoing.take(Gather::default()).to_bytes();
+                    // Whether the other end still hears it shows in what it says next.
+                    let _ = self.stream.write_all(&bytes);
+                }
                 other => return other,
             }
         }
