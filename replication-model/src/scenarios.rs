@@ -228,6 +228,30 @@ pub const SCENARIOS: &[Setup] = &[
         ..BASE
     },
     Setup {
+        name: "replace-single",
+        about: "one replica: it is replaced",
+        replicas: 1,
+        scripts: &[&[Write(0), Flush, Write(0)], &[Read(0)]],
+        budget: Budget {
+            replaces: 1,
+            writer_kills: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+    Setup {
+        name: "replace-blackout",
+        about: "two replicas: one is replaced, power is lost everywhere",
+        replicas: 2,
+        scripts: &[&[Write(0), Flush], &[Read(0)]],
+        budget: Budget {
+            replaces: 1,
+            blackouts: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+    Setup {
         name: "reads-without-leases",
         about: "two replicas: a writer believes that nobody else may take the shard, and somebody does",
         replicas: 2,

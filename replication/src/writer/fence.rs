@@ -174,7 +174,7 @@ impl<B: Payload> Writer<B> {
                 continue;
             };
             let disk = member.disk;
-            if !self.record.replicas.contains(&disk) || self.is_undecided(disk) {
+            if !self.takes_part(disk) || self.is_undecided(disk) {
                 continue;
             }
             let is_past = report.end == chosen;

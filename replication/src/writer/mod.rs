@@ -547,7 +547,7 @@ impl<B: Payload> Writer<B> {
             }
             Purpose::Repair(no) => self.repair_answered(no, result, effects),
             Purpose::Scrub(no, part) => self.scrub_answered(no, part, result, effects),
-            Purpose::Clean => self.cleaned(disk, result.is_ok()),
+            Purpose::Clean => self.cleaned(disk, result.is_ok(), effects),
             Purpose::Drop => self.dropped(effects),
         }
     }
@@ -576,9 +576,9 @@ impl<B: Payload> Writer<B> {
         }
     }
 
-    /// A disk can be reached: fence it if it is a replica, empty it if it is to become one.
+    /// A disk can be reached: fence it if it takes part, empty it if it is to.
     fn came_up(&mut self, disk: DiskId, effects: &mut Effects<B>) {
-        if self.record.replicas.contains(&disk) {
+        if self.takes_part(disk) {
             self.start_fence(disk, effects);
         } else {
             self.clean(disk, effects);

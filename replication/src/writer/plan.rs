@@ -14,7 +14,11 @@ pub(super) struct Saving {
 }
 
 /// A disk that takes another's place.
-#[derive(Clone, Debug, Hash)]
+///
+/// While the old one is in sync the new one is filled beside the record, as a newcomer: it gets the stream and counts for
+/// nothing, and takes the place when it holds everything completed. So the shard has as many good copies all the
+/// time. A place whose disk is gone, or behind, is given away at once, and filled as any replica that is behind.
+#[derive(Clone, Copy, Debug, Hash)]
 pub(super) struct Replace {
     old: DiskId,
     new: DiskId,
@@ -109,11 +113,9 @@ impl<B: Payload> Writer<B> {
 
     /// Makes those flush that could be counted on if they had.
     fn plan_flushes(&mut self, effects: &mut Effects<B>) {
-        let lagging: Vec<DiskId> = self
-            .record
-            .replicas
-            .iter()
-            .copied()
+        let newcomers = self.replaces.iter().map(|replace| replace.new);
+        let lagging: Vec<DiskId> = (self.record.replicas.iter().copied())
+            .chain(newcomers.filter(|disk| !self.record.replicas.contains(disk)))
             .filter(|disk| self.is_whole(*disk) && !self.is_equal(*disk))
             .collect();
         for disk in lagging {
@@ -171,30 +173,44 @@ impl<B: Payload> Writer<B> {
         });
     }
 
+    /// The first replacement that can be made now.
     fn plan_replace(&self, next: &mut ShardRecord) {
-        let Some(replace) = self.replaces.iter().find(|replace| replace.is_clean) else {
-            return;
-        };
-        let Replace { old, new, .. } = *replace;
+        for replace in self.replaces.iter().filter(|replace| replace.is_clean) {
+            if self.plan_one_replace(*replace, next) {
+                return;
+            }
+        }
+    }
+
+    fn plan_one_replace(&self, replace: Replace, next: &mut ShardRecord) -> bool {
+        let Replace { old, new, .. } = replace;
         let Some(place) = next.replicas.iter().position(|disk| *disk == old) else {
-            return;
+            return false;
         };
-        let stay: Vec<DiskId> = next.in_sync.iter().copied().filter(|disk| *disk != old).collect();
+        let mut stay: Vec<DiskId> = next.in_sync.iter().copied().filter(|disk| *disk != old).collect();
         if next.replicas.contains(&new) {
-            // The single replica of a moment ago: the new one holds everything now, the old one may go.
-            if stay == [new] && self.is_equal(new) {
+            // A single replica that an earlier version had moved by way of two.
+            let may_go = stay == [new] && self.is_equal(new);
+            if may_go {
                 next.replicas = stay.clone();
                 next.in_sync = stay;
             }
-        } else if next.replicas.len() == 1 {
-            next.replicas.push(new);
-        } else if stay.len() >= self.least_in_sync() && stay.iter().all(|disk| self.is_equal(*disk)) {
-            if stay.len() < next.in_sync.len() {
-                self.push_ended(next, self.held_by(&stay));
-            }
-            next.replicas[place] = new;
-            next.in_sync = stay;
+            return may_go;
         }
+        let is_counted_on = stay.len() < next.in_sync.len();
+        if is_counted_on {
+            stay.push(new);
+        }
+        if stay.len() < self.least_in_sync() || !stay.iter().all(|disk| self.is_equal(*disk)) {
+            return false;
+        }
+        if is_counted_on {
+            self.push_ended(next, self.held_by(&stay));
+        }
+        next.replicas[place] = new;
+        let in_sync = next.replicas.iter().filter(|disk| stay.contains(disk));
+        next.in_sync = in_sync.copied().collect();
+        true
     }
 
     /// Members that were expelled and are out of the record, or that cannot be done without after all, begin again.
@@ -208,7 +224,7 @@ impl<B: Payload> Writer<B> {
             .iter()
             .filter(|member| {
                 matches!(member.state, MemberState::Expelled)
-                    && self.record.replicas.contains(&member.disk)
+                    && self.takes_part(member.disk)
                     && (!self.record.in_sync.contains(&member.disk) || !wants_removal)
             })
             .map(|member| member.disk)
@@ -238,7 +254,8 @@ impl<B: Payload> Writer<B> {
         self.fork = None;
         self.wants_epoch = false;
         for disk in &before.in_sync {
-            if !self.record.in_sync.contains(disk) {
+            // One that gave its place away is no replica any more.
+            if self.record.replicas.contains(disk) && !self.record.in_sync.contains(disk) {
                 effects.push(WriterEffect::Notice(WriterNotice::Degraded { disk: *disk }));
             }
         }
@@ -257,7 +274,7 @@ impl<B: Payload> Writer<B> {
         for index in 0..self.members.len() {
             let member = &self.members[index];
             let disk = member.disk;
-            if !member.is_up || !self.record.replicas.contains(&disk) {
+            if !member.is_up || !self.takes_part(disk) {
                 continue;
             }
             match member.state {
@@ -298,8 +315,8 @@ impl<B: Payload> Writer<B> {
             .iter()
             .any(|replace| replace.old == old || replace.new == new);
         let has = |disk: &DiskId| self.record.replicas.contains(disk);
-        // A single replica moves by way of two; a daemon that died then finds both in the record. The new one was
-        // emptied before it came there, and may have been filled since.
+        // An earlier version moved a single replica by way of two; a daemon that died then left both in the record. The
+        // new one was emptied before it came there, and may have been filled since.
         let is_half_done = has(&old) && has(&new) && old != new && self.record.replicas.len() == 2;
         let is_possible = has(&old) && !has(&new) || is_half_done;
         if matches!(self.phase, WriterPhase::Fenced | WriterPhase::Closed)
@@ -352,8 +369,13 @@ impl<B: Payload> Writer<B> {
         let before = self.replaces.len();
         self.replaces.retain(|replace| replace.new != disk);
         if self.replaces.len() < before {
+            let is_up = self.member(disk).is_some_and(|member| member.is_up);
             self.lose(disk, effects);
             self.members.retain(|member| member.disk != disk);
+            if is_up {
+                // What it was filled with so far.
+                self.send(disk, Purpose::Drop, ReplicaRequest::Drop, effects);
+            }
         }
     }
 
@@ -368,11 +390,21 @@ impl<B: Payload> Writer<B> {
         }
     }
 
-    pub(super) fn cleaned(&mut self, disk: DiskId, is_clean: bool) {
+    /// A newcomer is empty, and is filled from here on.
+    pub(super) fn cleaned(&mut self, disk: DiskId, is_clean: bool, effects: &mut Effects<B>) {
         for replace in &mut self.replaces {
             if replace.new == disk {
                 replace.is_clean |= is_clean;
             }
         }
+        if self.takes_part(disk) {
+            self.start_fence(disk, effects);
+        }
+    }
+
+    /// Gets the stream, or is being prepared for it: a replica by the record, or an emptied newcomer.
+    pub(super) fn takes_part(&self, disk: DiskId) -> bool {
+        let is_newcomer = |replace: &Replace| replace.new == disk && replace.is_clean;
+        self.record.replicas.contains(&disk) || self.replaces.iter().any(is_newcomer)
     }
 }

@@ -237,6 +237,40 @@ fn a_replaced_disk_is_filled_while_the_guest_goes_on() {
     }
 }
 
+/// Nothing is given up before the newcomer holds everything: whatever the number of replicas, at every moment as many
+/// disks are in sync as before.
+#[test]
+fn a_place_is_given_away_when_the_newcomer_holds_everything() {
+    for seed in seeds(12) {
+        let _repeat = Repeat(seed);
+        let replicas = 1 + seed % 3;
+        let mut world = World::new(seed, 3 * MIB, MIB, replicas as usize);
+        world.write(0, 3 * MIB, false);
+        world.run_dry();
+        world.add_disk(DiskId(9));
+        let new = (0..3).map(|no| (ShardNo(no), DiskId(9))).collect();
+        world.step(Event::ReplaceDisk { old: DiskId(1), new });
+        for i in 0..200 {
+            if i % 10 == 0 {
+                world.write(i * 20 * 512, 1536, i % 20 == 0);
+            }
+            world.turn();
+            for record in world.vdi.records() {
+                assert_eq!(record.in_sync.len() as u64, replicas, "{record:?}");
+                assert_eq!(record.replicas.len() as u64, replicas, "{record:?}");
+            }
+        }
+        world.run_dry();
+        for record in world.vdi.records() {
+            let names = |disk| record.in_sync.contains(&DiskId(disk));
+            assert!(names(9) && !names(1), "{record:?}");
+        }
+        assert_eq!(world.shards_on(DiskId(1)), 0);
+        world.read(0, 3 * MIB);
+        world.run_dry();
+    }
+}
+
 #[test]
 fn what_was_to_move_to_a_disk_that_leaves_moves_elsewhere() {
     for seed in seeds(40) {
