@@ -54,11 +54,15 @@ enum Task {
         #[arg(long)]
         seed: Option<u64>,
     },
-    /// The main job on real input: pool, replicated VDI, a Debian guest, kills, noise, repair.
+    /// The main job on real input: three hosts, a replicated VDI, a Debian guest; hosts die, a link is cut, etcd loses
+    /// its leader, the guest's own host dies.
     Demo {
-        /// Leave the daemon and the guest running at the end.
+        /// Leave the cluster and the guest running at the end, until Ctrl-C.
         #[arg(long)]
         keep: bool,
+        /// Hosts on loopback addresses, as where network namespaces are not allowed.
+        #[arg(long)]
+        loopback: bool,
     },
     /// Weft's speed beside qemu-storage-daemon's and the bare file's, as docs/performance.md has it.
     Bench {
@@ -93,7 +97,7 @@ fn main() -> Result<()> {
         Task::Test { long, hours } => tests::test(long.then_some(hours)),
         Task::Kills { client, kills, seed } => soak::kills(client, kills, seed),
         Task::Soak { minutes, seed } => soak::soak(minutes, seed),
-        Task::Demo { keep } => demo::demo(keep),
+        Task::Demo { keep, loopback } => demo::demo(keep, loopback),
         Task::Bench { quick, arguments } => bench::bench(quick, &arguments),
         Task::Mutants { name } => mutants::mutants(name.as_deref()),
         Task::Fuzz { target, seconds } => fuzz::fuzz(target.as_deref(), seconds),

@@ -31,7 +31,7 @@ pub const BUILD_AND_TEST: &[&str] = &[
 ];
 
 /// What the demo needs beside.
-pub const DEMO: &[&str] = &["mmdebstrap", "procps", "fuse3"];
+pub const DEMO: &[&str] = &["mmdebstrap", "procps", "fuse3", "iproute2"];
 
 /// Installs those of `packages` that are not installed.
 pub fn install(packages: &[&str]) -> Result<()> {

@@ -2,55 +2,54 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use super::PATIENCE;
 use super::image::Image;
+use super::process::Process;
 use crate::run::output;
 
 /// A running guest.
 pub struct Guest {
-    machine: Option<Child>,
-    serial: Option<ChildStdin>,
+    machine: Process,
+    serial: ChildStdin,
     words: Receiver<String>,
-    rounds: u32,
+    round: u32,
     disk_bytes: u64,
+    seen: Seen,
+}
+
+/// What the guest's load did and felt in a while.
+#[derive(Clone, Copy, Default)]
+pub struct Seen {
+    /// Durable writes of 4 KiB.
+    pub writes: u64,
+    /// Blocks read again and found right.
+    pub verified: u64,
+    /// The longest that one write or one read took.
+    pub longest: Duration,
 }
 
 impl Guest {
-    /// Boots `image`'s kernel with the VDI behind `socket` as its only disk.
-    pub fn start(image: &Image, socket: &Path, home: &Path) -> Result<Guest> {
-        let mut machine = Command::new("qemu-system-x86_64")
-            .args([
-                "-M",
-                "q35,accel=tcg",
-                "-cpu",
-                "max",
-                "-smp",
-                "1",
-                "-m",
-                "512",
-                "-nographic",
-                "-no-reboot",
-            ])
-            .args(["-nodefaults", "-serial", "stdio"])
-            .args([
-                "-object",
-                "memory-backend-memfd,id=mem,size=512M,share=on",
-                "-numa",
-                "node,memdev=mem",
-            ])
+    /// Boots `image`'s kernel with the VDI behind `socket` as its only disk; `qemu` is the command to begin with. The
+    /// guest's load first looks for what it had completed up to `round` in an earlier life.
+    pub fn start(mut qemu: Command, image: &Image, socket: &Path, home: &Path, round: u32) -> Result<Guest> {
+        qemu.args(["-M", "q35,accel=tcg", "-cpu", "max", "-smp", "1", "-m", "512"])
+            .args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"])
+            .args(["-object", "memory-backend-memfd,id=mem,size=512M,share=on"])
+            .args(["-numa", "node,memdev=mem"])
             .arg("-kernel")
             .arg(&image.kernel)
             .arg("-initrd")
             .arg(&image.initrd)
-            .args([
-                "-append",
-                "console=ttyS0 root=/dev/vda rw quiet mitigations=off systemd.show_status=no",
-            ])
+            .arg("-append")
+            .arg(format!(
+                "console=ttyS0 root=/dev/vda rw quiet mitigations=off systemd.show_status=no weft.round={round}"
+            ))
             .arg("-chardev")
             .arg(format!(
                 "socket,id=weft,path={},{}",
@@ -60,15 +59,13 @@ impl Guest {
             .args(["-device", "vhost-user-blk-pci,chardev=weft"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(home.join("qemu.log"))?)
-            .spawn()
-            .context("cannot start qemu-system-x86_64")?;
-        let serial = machine.stdin.take().expect("piped");
-        let lines = BufReader::new(machine.stdout.take().expect("piped"));
+            .stderr(std::fs::File::create(home.join("qemu.log"))?);
+        let machine = Process::start("QEMU", &mut qemu)?;
+        let (serial, lines) = machine.pipes();
         let mut log = std::fs::File::create(home.join("guest.log"))?;
         let (say, words) = channel();
         std::thread::spawn(move || {
-            for line in lines.split(b'\n').map_while(Result::ok) {
+            for line in BufReader::new(lines).split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line).trim_end().to_owned();
                 let _ = writeln!(log, "{line}");
                 if let Some((_, word)) = line.split_once("WEFT ")
@@ -79,39 +76,73 @@ impl Guest {
             }
         });
         Ok(Guest {
-            machine: Some(machine),
-            serial: Some(serial),
+            machine,
+            serial,
             words,
-            rounds: 0,
+            round,
             disk_bytes: 0,
+            seen: Seen::default(),
         })
     }
 
-    /// Waits until the guest's own program runs.
-    pub fn wait_until_up(&mut self) -> Result<()> {
+    /// Waits until the guest's load begins; returns its kernel's version.
+    pub fn wait_until_up(&mut self) -> Result<String> {
         let word = self.word()?;
         match word.strip_prefix("up ") {
-            Some(what) => {
-                eprintln!("   guest: {what}");
-                Ok(())
-            }
+            Some(kernel) => Ok(kernel.to_owned()),
             None => bail!("the guest said '{word}' before it was up"),
         }
     }
 
-    /// Waits for `count` more rounds of write, fsync and verify; fails if one went wrong.
+    /// Waits until the guest has looked for what an earlier life had completed; returns how many blocks it compared, and
+    /// how many of them were newer: written, but not yet reported.
+    pub fn wait_until_found(&mut self) -> Result<(u64, u64)> {
+        let word = self.word()?;
+        let mut numbers = word
+            .strip_prefix("found ")
+            .unwrap_or_default()
+            .split(' ')
+            .map(str::parse);
+        match (numbers.next(), numbers.next()) {
+            (Some(Ok(blocks)), Some(Ok(newer))) => Ok((blocks, newer)),
+            _ => bail!("the guest said '{word}'"),
+        }
+    }
+
+    /// Waits for `count` more rounds of write and verify; fails if one went wrong.
     pub fn wait_rounds(&mut self, count: u32) -> Result<()> {
         for _ in 0..count {
             let word = self.word()?;
-            let Some((_, sectors)) = word.strip_prefix("ok ").and_then(|rest| rest.split_once(' ')) else {
-                bail!("the guest said '{word}'");
-            };
-            self.disk_bytes = 512
-                * sectors
-                    .parse::<u64>()
-                    .with_context(|| format!("the guest said '{word}'"))?;
-            self.rounds += 1;
+            self.hear(&word)?;
         }
+        Ok(())
+    }
+
+    /// Hears what the guest has said already, without waiting.
+    pub fn listen(&mut self) -> Result<()> {
+        while let Ok(word) = self.words.try_recv() {
+            self.hear(&word)?;
+        }
+        Ok(())
+    }
+
+    /// What was seen since this was asked last.
+    pub fn take_seen(&mut self) -> Seen {
+        std::mem::take(&mut self.seen)
+    }
+
+    fn hear(&mut self, word: &str) -> Result<()> {
+        let numbers: Option<Vec<u64>> = word
+            .strip_prefix("ok ")
+            .map(|rest| rest.split(' ').map_while(|number| number.parse().ok()).collect());
+        let Some([round, sectors, writes, verified, microseconds]) = numbers.as_deref() else {
+            bail!("the guest said '{word}'");
+        };
+        self.round = u32::try_from(*round).context("a round's number")?;
+        self.disk_bytes = 512 * sectors;
+        self.seen.writes += writes;
+        self.seen.verified += verified;
+        self.seen.longest = self.seen.longest.max(Duration::from_micros(*microseconds));
         Ok(())
     }
 
@@ -126,48 +157,29 @@ impl Guest {
         bail!("the guest sees a disk of {} B, not {bytes} B", self.disk_bytes)
     }
 
-    /// Rounds seen so far.
-    pub fn rounds(&self) -> u32 {
-        self.rounds
+    /// SIGKILL to QEMU, as by a power cut. Returns the last round that the guest reported as complete.
+    pub fn kill(mut self) -> Result<u32> {
+        self.machine.kill()?;
+        // The serial line ends with it; what it said until then counts, but a line that was cut short.
+        while let Ok(word) = self.words.recv_timeout(PATIENCE) {
+            let heard = self.hear(&word);
+            if word.starts_with("MISMATCH") {
+                heard?;
+            }
+        }
+        Ok(self.round)
     }
 
     /// Asks the guest to end its load and power off, and waits for that.
-    pub fn stop(&mut self) -> Result<()> {
-        self.serial
-            .as_mut()
-            .context("the guest has no serial line")?
-            .write_all(b"stop\n")?;
+    pub fn stop(mut self) -> Result<()> {
+        self.serial.write_all(b"stop\n")?;
         loop {
             let word = self.word()?;
             if word.starts_with("done ") {
-                break;
+                return self.machine.wait();
             }
-            if !word.starts_with("ok ") {
-                bail!("the guest said '{word}'");
-            }
-            self.rounds += 1;
+            self.hear(&word)?;
         }
-        let mut machine = self.machine.take().context("the guest does not run")?;
-        let start = std::time::Instant::now();
-        loop {
-            match machine.try_wait()? {
-                Some(status) if status.success() => return Ok(()),
-                Some(status) => bail!("QEMU ended with {status}"),
-                None if start.elapsed() > PATIENCE => {
-                    machine.kill()?;
-                    bail!("the guest does not power off");
-                }
-                None => std::thread::sleep(std::time::Duration::from_millis(50)),
-            }
-        }
-    }
-
-    /// Does not end the guest with us; returns its process id.
-    pub fn leave_running(mut self) -> u32 {
-        let machine = self.machine.take();
-        // Its serial line must stay open on our side's end, or it would read an end of file.
-        std::mem::forget(self.serial.take());
-        machine.map_or(0, |machine| machine.id())
     }
 
     fn word(&mut self) -> Result<String> {
@@ -177,15 +189,6 @@ impl Guest {
                 bail!("the guest said nothing for {} s: it hangs", PATIENCE.as_secs())
             }
             Err(RecvTimeoutError::Disconnected) => bail!("the guest ended; see guest.log and qemu.log"),
-        }
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        if let Some(machine) = &mut self.machine {
-            let _ = machine.kill();
-            let _ = machine.wait();
         }
     }
 }

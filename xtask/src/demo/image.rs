@@ -1,10 +1,13 @@
 //! The demo's Debian: made by mmdebstrap once, kept beside the build.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::process::Process;
+use super::undo;
+use super::until;
 use crate::run::{output, run};
 
 /// A Debian system ready to be booted.
@@ -20,7 +23,7 @@ pub struct Image {
 }
 
 /// Part of the cached image's name: raised whenever what is in it changes.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 const BYTES: u64 = 1 << 30;
 
@@ -34,6 +37,11 @@ pub fn debian(cache: &Path) -> Result<Image> {
         initrd: folder.join("initrd"),
     };
     if !folder.exists() {
+        for old in (1..VERSION).map(|old| cache.join(format!("debian-v{old}"))) {
+            if old.exists() {
+                std::fs::remove_dir_all(old)?;
+            }
+        }
         let unfinished = cache.join("debian-unfinished");
         if unfinished.exists() {
             std::fs::remove_dir_all(&unfinished)?;
@@ -60,7 +68,7 @@ fn make(folder: &Path) -> Result<()> {
         ])
         .arg("bookworm")
         .arg(&tree))?;
-    write_file(&tree, "usr/local/sbin/weft-demo", include_str!("guest-load.sh"))?;
+    write_file(&tree, "usr/local/sbin/weft-demo", include_str!("guest-load.pl"))?;
     run(Command::new("chmod")
         .arg("755")
         .arg(tree.join("usr/local/sbin/weft-demo")))?;
@@ -96,35 +104,51 @@ fn write_file(tree: &Path, name: &str, text: &str) -> Result<()> {
 
 /// Writes the image to an NBD export, as any user would.
 pub fn write(image: &Image, uri: &str) -> Result<()> {
-    run(Command::new("qemu-img")
-        .args(["convert", "-n", "-f", "raw", "-O", "raw"])
-        .arg(&image.disk)
-        .arg(uri))
+    let mut command = Command::new("qemu-img");
+    command.args(["convert", "-n", "-f", "raw", "-O", "raw"]);
+    output(command.arg(&image.disk).arg(uri)).map(drop)
 }
 
-/// Checks the file system on an NBD export: nbdfuse shows it as a file, e2fsck reads that.
-pub fn check_file_system(uri: &str, home: &Path) -> Result<()> {
+/// Checks the file system on an NBD export: nbdfuse shows it as a file, e2fsck reads that. Returns its last words.
+pub fn check_file_system(uri: &str, home: &Path) -> Result<String> {
     let shown = home.join("check");
     std::fs::create_dir_all(&shown)?;
     let file = shown.join("nbd");
-    let mut fuse = Command::new("nbdfuse")
-        .arg("--readonly")
-        .arg(&shown)
-        .arg(uri)
-        .spawn()
-        .context("cannot start nbdfuse")?;
-    let start = std::time::Instant::now();
-    while !file.exists() {
-        if start.elapsed() > super::PATIENCE || fuse.try_wait()?.is_some() {
-            bail!("nbdfuse does not show {uri}");
+    let mut command = Command::new("nbdfuse");
+    command.arg("--readonly").arg(&shown).arg(uri);
+    let fuse = Process::start("nbdfuse", &mut command)?;
+    let unmounted = {
+        let shown = shown.clone();
+        undo::later(move || {
+            let _ = Command::new("umount").arg(&shown).stderr(Stdio::null()).status();
+        })
+    };
+    until(&format!("nbdfuse shows {uri}"), || {
+        if fuse.ended()?.is_some() {
+            bail!("nbdfuse ended");
         }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+        Ok(file.exists().then_some(()))
+    })?;
     // A journal that was replayed at the guest's clean stop leaves nothing to mend: -n would say so.
     let checked = output(Command::new("e2fsck").args(["-f", "-n"]).arg(&file));
-    run(Command::new("umount").arg(&shown))?;
+    drop(unmounted);
     fuse.wait()?;
     let text = checked.context("the guest's file system is not clean")?;
-    eprintln!("   {}", text.lines().last().unwrap_or_default());
-    Ok(())
+    Ok(text.lines().last().unwrap_or_default().to_owned())
+}
+
+/// The SHA-256 of everything on an NBD export.
+pub fn digest(uri: &str) -> Result<String> {
+    let mut copy = Command::new("nbdcopy")
+        .args([uri, "-"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start nbdcopy")?;
+    let bytes = copy.stdout.take().expect("a pipe");
+    let text = output(Command::new("sha256sum").stdin(bytes))?;
+    let status = copy.wait()?;
+    if !status.success() {
+        bail!("nbdcopy of {uri} ended with {status}");
+    }
+    Ok(text.split_whitespace().next().unwrap_or_default().to_owned())
 }

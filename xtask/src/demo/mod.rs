@@ -1,199 +1,154 @@
 //! `cargo xtask demo`: the main job on real input, start to end, with a report.
 //!
-//! A pool of three disks; a 3-replica VDI; a real Debian written to it over NBD and booted from it in QEMU over
-//! vhost-user-blk; blockd killed under the guest's load; a disk overwritten with noise; scrub; file system check.
+//! Three hosts on this machine, each with a network namespace, a disk, blockd and a member of etcd; a VDI with a copy on
+//! each; a real Debian written to it over NBD and booted from it in QEMU over vhost-user-blk. While that writes and
+//! verifies, hosts die and come back, a link is cut, etcd loses its leader, a disk is overwritten with noise. At last the
+//! guest's own host dies, and the guest goes on at another.
 
+mod etcd;
+mod faults;
 mod guest;
+mod home;
+mod hosts;
 pub mod image;
+mod network;
+mod process;
 mod report;
-mod weft;
+mod takeover;
+mod undo;
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::packages;
-use crate::run::{cargo, root, run};
+use crate::run::{cargo, run};
 use guest::Guest;
+use home::Home;
+pub use home::cache_directory;
+use hosts::Hosts;
+use image::Image;
+use network::{HOSTS, Network};
 use report::Report;
-use weft::Weft;
 
-/// Rounds of the guest's write, fsync and verify that each part of the demo waits for.
-const ROUNDS: u32 = 6;
-
-/// How often blockd is killed.
-const KILLS: u32 = 3;
-
-/// Runs the demo; with `keep`, leaves daemon and guest running and says how to go on.
-pub fn demo(keep: bool) -> Result<()> {
-    packages::install(packages::BUILD_AND_TEST)?;
-    packages::install(packages::DEMO)?;
-    packages::install_qemu_system()?;
-    let mut report = Report::default();
-
-    report.step("build blockd and weft", || {
-        run(&mut cargo(&[
-            "build",
-            "--release",
-            "--locked",
-            "-p",
-            "weft-blockd",
-            "-p",
-            "weft-cli",
-        ]))
-    })?;
-    let cache = cache_directory();
-    let image = report.step("a Debian system (kept for the next demo)", || {
-        image::debian(&cache)
-    })?;
-    let home = tempfile_directory()?;
-
-    let mut weft = report.step("blockd starts on an empty state directory", || Weft::start(&home))?;
-    report.step("a pool of three disks", || {
-        weft.cli(&["pool", "create", "demo"])?;
-        for number in 1..=3 {
-            let path = home.join(format!("disk{number}.img"));
-            weft.cli(&["disk", "add", &path.display().to_string(), "--size", "2GiB"])?;
-        }
-        Ok(())
-    })?;
-    report.step("a VDI with three replicas", || {
-        weft.cli(&[
-            "vdi",
-            "create",
-            "root",
-            "--size",
-            &image.bytes.to_string(),
-            "--replicas",
-            "3",
-        ])?;
-        Ok(())
-    })?;
-    report.step("Debian is written to it over NBD by qemu-img", || {
-        let uri = weft.attach_nbd("root")?;
-        image::write(&image, &uri)?;
-        weft.detach_all("root")
-    })?;
-
-    let socket = weft.attach_vhost_user("root")?;
-    let mut guest = Guest::start(&image, &socket, &home)?;
-    report.step("Debian boots from it over vhost-user-blk", || {
-        guest.wait_until_up()
-    })?;
-    report.step("the guest writes, fsyncs, verifies", || guest.wait_rounds(ROUNDS))?;
-    for kill in 1..=KILLS {
-        report.step(
-            &format!("blockd is killed (SIGKILL) under load, {kill} of {KILLS}; the guest goes on"),
-            || {
-                weft.kill()?;
-                weft.start_again()?;
-                guest.wait_rounds(ROUNDS)
-            },
-        )?;
-    }
-    report.step("the VDI grows by 1 GiB; the running guest sees it", || {
-        let bytes = image.bytes + (1 << 30);
-        weft.cli(&["vdi", "resize", "root", "--size", &bytes.to_string()])?;
-        guest.wait_size(bytes)
-    })?;
-    let noise = report.step(
-        "disk 2 is overwritten with noise under load; reads stay right",
-        || {
-            let bytes = overwrite_with_noise(&home.join("disk2.img"))?;
-            guest.wait_rounds(ROUNDS)?;
-            Ok(bytes)
-        },
-    )?;
-    let scrub = report.step("scrub repairs", || weft.cli(&["scrub", "--wait", "--json"]))?;
-    report.step("the guest still writes and verifies", || {
-        guest.wait_rounds(ROUNDS)
-    })?;
-    let scrubs: serde_json::Value =
-        serde_json::from_str(&scrub).context("what `weft scrub --json` printed")?;
-    let figure = |name: &str| scrubs["scrubs"][0][name].as_u64().unwrap_or(0);
-    report.figure("noise written over disk 2", format!("{} MiB", noise >> 20));
-    report.figure(
-        "blocks verified by scrub, over all replicas",
-        figure("blocks").to_string(),
-    );
-    let repaired = weft.metric("weft_blocks_repaired_total")?;
-    report.figure("blocks repaired, by reads and by scrub", repaired.to_string());
-    report.figure("blocks without a good copy", figure("unreadable").to_string());
-    report.figure(
-        "rounds of write, fsync, verify in the guest",
-        guest.rounds().to_string(),
-    );
-    if repaired == 0 || figure("unreadable") != 0 {
-        bail!(
-            "scrub repaired {repaired} blocks and left {} unreadable",
-            figure("unreadable")
-        );
-    }
-    if keep {
-        report.print();
-        return say_how_to_go_on(weft, guest, &home);
-    }
-    report.step("the guest shuts down", || guest.stop())?;
-    report.step("its file system checks clean (e2fsck -fn over NBD)", || {
-        weft.detach_all("root")?;
-        let uri = weft.attach_nbd("root")?;
-        image::check_file_system(&uri, &home)
-    })?;
-    report.step("blockd drains and stops (SIGTERM)", || weft.stop())?;
-    report.print();
-    std::fs::remove_dir_all(&home).with_context(|| format!("cannot remove {}", home.display()))
-}
-
-/// Random bytes over everything but the superblocks: what a failing controller or a stray `dd` leaves.
-fn overwrite_with_noise(disk: &std::path::Path) -> Result<u64> {
-    use std::io::{Read, Seek, SeekFrom, Write};
-    // The segments the log has filled so far lie at the front; half a GiB covers them and much more.
-    const FROM: u64 = 1 << 20;
-    const BYTES: u64 = 512 << 20;
-    let mut source = std::fs::File::open("/dev/urandom").context("cannot open /dev/urandom")?;
-    let mut target = std::fs::File::options()
-        .write(true)
-        .open(disk)
-        .context("cannot open the disk")?;
-    target.seek(SeekFrom::Start(FROM))?;
-    let mut buffer = vec![0; 1 << 20];
-    for _ in 0..BYTES >> 20 {
-        source.read_exact(&mut buffer)?;
-        target.write_all(&buffer)?;
-    }
-    target.sync_all()?;
-    Ok(BYTES)
-}
-
-/// Where what takes long to make is kept.
-pub fn cache_directory() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    target.join("weft-demo")
-}
-
-fn tempfile_directory() -> Result<PathBuf> {
-    // Next to the build folder and not in /tmp: disks want a file system that takes direct I/O, and space.
-    let home = cache_directory().join(format!("run-{}", std::process::id()));
-    std::fs::create_dir_all(&home).with_context(|| format!("cannot make {}", home.display()))?;
-    Ok(home)
-}
-
-fn say_how_to_go_on(weft: Weft, guest: Guest, home: &std::path::Path) -> Result<()> {
-    let (daemon, machine) = (weft.leave_running(), guest.leave_running());
-    println!("\nLeft running: blockd (process {daemon}) and the guest (process {machine}).");
-    println!("  export WEFT_SOCKET={}/state/blockd.sock", home.display());
-    println!("  {} status", weft::binary("weft").display());
-    println!(
-        "  tail -f {}/guest.log          # the guest's serial line",
-        home.display()
-    );
-    println!(
-        "  kill {machine} {daemon}; rm -r {}   # to end it",
-        home.display()
-    );
-    std::io::Write::flush(&mut std::io::stdout()).context("standard output")
-}
+/// The guest's virtual disk.
+const VDI: &str = "root";
 
 /// How long anything in the demo may take before it counts as hung.
 const PATIENCE: Duration = Duration::from_secs(240);
+
+/// The running demo. The guest ends before the hosts do.
+struct Demo {
+    guest: Guest,
+    hosts: Hosts,
+    report: Report,
+}
+
+/// Runs the demo; with `keep`, it waits for Ctrl-C before the guest shuts down and says what can be tried meanwhile.
+pub fn demo(keep: bool, on_loopback: bool) -> Result<()> {
+    packages::install(packages::BUILD_AND_TEST)?;
+    packages::install(packages::DEMO)?;
+    packages::install_qemu_system()?;
+    undo::on_signals()?;
+    run(&mut cargo(&[
+        "build",
+        "--release",
+        "--locked",
+        "-p",
+        "weft-blockd",
+        "-p",
+        "weft-cli",
+    ]))?;
+    let image = image::debian(&cache_directory())?;
+    let home = Home::make()?;
+    let report = story(&image, &home, keep, on_loopback).context("the demo failed")?;
+    home.is_no_longer_needed();
+    report.print();
+    Ok(())
+}
+
+fn story(image: &Image, home: &Home, keep: bool, on_loopback: bool) -> Result<Report> {
+    let mut demo = set_up(image, home, on_loopback)?;
+    faults::nothing(&mut demo)?;
+    faults::the_disk_grows(&mut demo, image.bytes + (256 << 20))?;
+    faults::a_daemon_is_killed(&mut demo)?;
+    faults::host_2_dies(&mut demo)?;
+    faults::a_link_is_cut(&mut demo)?;
+    faults::etcd_loses_its_leader(&mut demo)?;
+    faults::a_disk_is_overwritten(&mut demo)?;
+    let demo = takeover::host_1_dies(demo, image)?;
+    if keep {
+        wait_for_ctrl_c(&demo);
+    }
+    takeover::all_is_well(demo)
+}
+
+/// Three hosts, a pool, a VDI with Debian on it, and the guest that boots from it on host 1.
+fn set_up(image: &Image, home: &Home, on_loopback: bool) -> Result<Demo> {
+    let mut report = Report::begin();
+    let network = Network::make(on_loopback);
+    report.step(if network.has_cables() {
+        "Three hosts: network namespaces with a cable each to a switch; each has blockd, a disk, and a member of etcd"
+    } else {
+        "Three hosts: addresses of the loopback interface; each has blockd, a disk, and a member of etcd"
+    });
+    report.seen(&format!("their disks and logs are in {}", home.path().display()));
+    let hosts = Hosts::start(network, home.path())?;
+    hosts.weft(1, &["pool", "create", "demo"])?;
+    for host in 1..=HOSTS {
+        let disk = hosts.disk(host).display().to_string();
+        until("the pool is known everywhere", || {
+            Ok(hosts.json(host, &["pool", "status"]).is_ok().then_some(()))
+        })?;
+        hosts.weft(host, &["disk", "add", &disk, "--size", "2GiB"])?;
+    }
+    until("all disks are seen by host 1", || {
+        let disks = hosts.json(1, &["disk", "list"])?;
+        let active = disks.as_array().context("a list of disks")?.iter();
+        Ok((active.filter(|disk| disk["state"] == "active").count() == HOSTS).then_some(()))
+    })?;
+    report.seen("three hosts, three disks, one pool");
+
+    report.step("A VDI with a copy on each host; Debian is written to it over NBD by qemu-img");
+    let bytes = image.bytes.to_string();
+    hosts.weft(1, &["vdi", "create", VDI, "--size", &bytes, "--replicas", "3"])?;
+    image::write(image, &hosts.attach_nbd(1, VDI)?)?;
+    hosts.weft(1, &["vdi", "detach", VDI])?;
+    report.seen("written three times");
+
+    report.step("Debian boots from it on host 1, in QEMU over vhost-user-blk");
+    let socket = hosts.attach_vhost_user(1, VDI)?;
+    let qemu = hosts.network.command(1, "qemu-system-x86_64");
+    let mut guest = Guest::start(qemu, image, &socket, hosts.home(1), 0)?;
+    let kernel = guest.wait_until_up()?;
+    report.seen(&format!("it is up: Linux {kernel}"));
+    Ok(Demo { guest, hosts, report })
+}
+
+fn wait_for_ctrl_c(demo: &Demo) -> ! {
+    println!("\nLeft running, the guest on host 3. In another terminal:");
+    println!("  export WEFT_SOCKET={}", demo.hosts.socket(3).display());
+    println!("  {} status", hosts::binary("weft").display());
+    println!(
+        "  tail -f {}          # the guest's serial line",
+        demo.hosts.home(3).join("guest.log").display()
+    );
+    println!("Ctrl-C ends it all and removes what was made.");
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Looks until `look` finds something, with pauses, for [`PATIENCE`].
+fn until<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = look().with_context(|| format!("until {what}"))? {
+            return Ok(found);
+        }
+        if began.elapsed() > PATIENCE {
+            bail!("{what}: not within {} s", PATIENCE.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
