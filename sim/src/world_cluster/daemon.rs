@@ -105,6 +105,7 @@ impl World {
 
     pub(super) fn close_vdi(&mut self, at: At, id: VdiId) {
         self.daemon(at).vdis.remove(&id);
+        self.drives.get_mut(&id).expect("a drive").guests.closed(at);
         self.guest_leaves(at, id);
     }
 
@@ -112,7 +113,13 @@ impl World {
     pub(super) fn guest_leaves(&mut self, at: At, id: VdiId) {
         if let Some(guest) = self.machines[at].guests.remove(&id) {
             tell(|| format!("  guest {guest} of VDI {id} is gone from host {at}"));
-            self.drives.get_mut(&id).expect("a drive").guests.gone(guest);
+            let is_open = self.machines[at].open(id).is_some();
+            let guests = &mut self.drives.get_mut(&id).expect("a drive").guests;
+            if is_open {
+                guests.leaves(guest, at);
+            } else {
+                guests.gone(guest);
+            }
         }
     }
 
@@ -377,10 +384,11 @@ impl World {
                     sharing,
                     ..self.drives[&id].spec.clone()
                 };
+                // Before it is asked who can be reached: it may change that.
+                self.taken(id, at);
                 let up = self.reached_from(at);
                 let vdi = Vdi::new(spec, shards, Incarnation(incarnation), up);
                 tell(|| format!("  host {at} opens VDI {id} with incarnation {incarnation}"));
-                self.taken(id, at);
                 let is_attached = !record.attachments.is_empty();
                 let open = Open {
                     vdi,

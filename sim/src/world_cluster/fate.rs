@@ -300,6 +300,7 @@ impl World {
         self.records.forget(at);
         let ids: Vec<VdiId> = self.drives.keys().copied().collect();
         for id in ids {
+            self.drives.get_mut(&id).expect("listed").guests.closed(at);
             self.try_again(id, at);
         }
     }
@@ -327,6 +328,7 @@ impl World {
         let ids: Vec<VdiId> = self.drives.keys().copied().collect();
         let id = rng.pick(&ids);
         self.pace = rng.pick(&[10, 100, 400]) * MILLI;
+        let mut is_watched = false;
         if let Some(from) = self.drives[&id].at.filter(|from| *from != to) {
             let pause = rng.pick(&[6_000, 8_000, 15_000]) * MILLI;
             match rng.below(5) {
@@ -345,9 +347,14 @@ impl World {
                         }
                     }
                     // Until then the old writer has everybody's word.
-                    self.cut_when_taken = (how > 2).then_some((id, from));
+                    is_watched = how == 4;
+                    self.cut_when_taken = (how > 2).then_some((id, from, is_watched));
                 }
             }
+        }
+        if is_watched {
+            self.attach(id, to);
+            return self.watch_take_over(id);
         }
         if rng.chance(1, 3)
             && let Some(from) = self.drives[&id].at
@@ -363,14 +370,39 @@ impl World {
         self.attach(id, to);
     }
 
+    /// Nothing else happens until the disk is taken, and while leases of its old writer last: both guests ask. Other
+    /// faults would come long before a host's lease ends.
+    fn watch_take_over(&mut self, id: VdiId) {
+        self.pace = 100 * MILLI;
+        while self.cut_when_taken.is_some() && self.drives[&id].moving.is_some() {
+            if self.rng.chance(1, 8) {
+                self.somebody_asks();
+            }
+            self.turn();
+        }
+        if self.cut_when_taken.is_some() {
+            return;
+        }
+        self.summary.watched += 1;
+        for _ in 0..300 {
+            self.somebody_asks();
+            self.turn();
+        }
+    }
+
     /// A disk was just taken by host `at`: its old host may hear no other host any more from now on.
     pub(super) fn taken(&mut self, id: VdiId, at: At) {
-        let Some((_, from)) = self.cut_when_taken.take_if(|(of, from)| *of == id && *from != at) else {
+        let is_due = |(of, from, _): &mut (VdiId, At, bool)| *of == id && *from != at;
+        let Some((_, from, is_heard)) = self.cut_when_taken.take_if(is_due) else {
             return;
         };
         for other in (0..self.machines.len()).filter(|other| *other != from) {
             self.cut(from, other, 8_000 * MILLI);
             self.cut(other, from, 8_000 * MILLI);
+        }
+        if is_heard {
+            // The new writer does not wait for the old one's disk then, and the old one's leases are young.
+            self.hang_up_on(from);
         }
         // Guests have time to ask before it passes.
         self.pace = 10 * MILLI;

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use types::{HeapBlock, Payload, RequestId};
 use vdi::{Op, Outcome, ReadPart, VdiError};
 
+use super::At;
 use crate::content;
 use crate::guest::{effects_of, in_words};
 use crate::trace::tell;
@@ -27,6 +28,8 @@ struct Waiting {
     by: u64,
     /// A newer guest had been told something about one of its shards when it was asked.
     is_late: bool,
+    /// Its guest left while the virtual disk stayed open at this host, which goes on with it.
+    left_at: Option<At>,
 }
 
 /// See the module.
@@ -90,9 +93,35 @@ impl Guests {
         let gone: Vec<u64> = self.waiting_of(by);
         for id in gone {
             let waiting = self.waiting.remove(&id).expect("just listed");
-            for (sectors, _, _) in effects_of(&waiting.op) {
-                self.oracle.complete(id, sectors, false, true);
-            }
+            self.perhaps(id, &waiting.op);
+        }
+    }
+
+    /// A guest is gone from a host where the disk stays open: what it asked may happen until it is answered.
+    pub fn leaves(&mut self, by: u64, at: At) {
+        let of = self.waiting.values_mut().filter(|waiting| waiting.by == by);
+        for waiting in of {
+            waiting.left_at = Some(at);
+        }
+    }
+
+    /// The disk is closed at a host: what guests that left had asked there is not worked on any more.
+    pub fn closed(&mut self, at: At) {
+        let of = self
+            .waiting
+            .iter()
+            .filter(|(_, waiting)| waiting.left_at == Some(at));
+        let left: Vec<u64> = of.map(|(id, _)| *id).collect();
+        for id in left {
+            let waiting = self.waiting.remove(&id).expect("just listed");
+            self.perhaps(id, &waiting.op);
+        }
+    }
+
+    /// It may have happened, and nobody is told.
+    fn perhaps(&mut self, id: u64, op: &Op<HeapBlock>) {
+        for (sectors, _, _) in effects_of(op) {
+            self.oracle.complete(id, sectors, false, true);
         }
     }
 
@@ -135,12 +164,11 @@ impl Guests {
     /// Something to do for guest `by`.
     pub fn ask(&mut self, by: u64) -> (RequestId, Op<HeapBlock>) {
         let op = match self.rng.below(100) {
+            // Its writes wait for ever, perhaps, and fill its queue; what it reads is what this world is for.
+            _ if by < self.newest && self.rng.chance(1, 2) => self.read(),
             _ if self.is_careful && self.rng.chance(1, 3) => Op::Flush,
             0..=44 => self.write(),
-            45..=77 => {
-                let (offset, length) = self.range(64 << 10);
-                Op::Read { offset, length }
-            }
+            45..=77 => self.read(),
             78..=87 => Op::Flush,
             88..=93 => {
                 let (offset, length) = self.range(256 << 10);
@@ -173,6 +201,7 @@ impl Guests {
             issued,
             by,
             is_late,
+            left_at: None,
         };
         self.waiting.insert(id, waiting);
         (RequestId(id), op)
@@ -199,6 +228,11 @@ impl Guests {
             return BTreeSet::new();
         }
         (offset / self.shard_bytes..=(offset + length - 1) / self.shard_bytes).collect()
+    }
+
+    fn read(&mut self) -> Op<HeapBlock> {
+        let (offset, length) = self.range(64 << 10);
+        Op::Read { offset, length }
     }
 
     fn write(&mut self) -> Op<HeapBlock> {
@@ -257,7 +291,12 @@ impl Guests {
             issued,
             by,
             is_late,
+            left_at,
         } = waiting;
+        if left_at.is_some() {
+            self.perhaps(id.0, &op);
+            return Ok(false);
+        }
         self.answers += 1;
         let is_newest = by == self.newest;
         self.late_answers += u64::from(!is_newest);
@@ -265,9 +304,7 @@ impl Guests {
             Ok(outcome) => outcome,
             Err(error) => {
                 tell(|| format!("  guest {by} is told of {id}: {error}"));
-                for (sectors, _, _) in effects_of(&op) {
-                    self.oracle.complete(id.0, sectors, false, true);
-                }
+                self.perhaps(id.0, &op);
                 return Err(error);
             }
         };

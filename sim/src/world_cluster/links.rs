@@ -103,6 +103,22 @@ impl World {
         }
     }
 
+    /// Other hosts hear at once that their streams with this one are over; it hears nothing.
+    pub(super) fn hang_up_on(&mut self, at: At) {
+        for other in (0..self.machines.len()).filter(|other| *other != at) {
+            if !self.machines[other].has_joined() {
+                continue;
+            }
+            let now = self.local(other);
+            for (id, side) in self.ends_at(other) {
+                let stream = &self.streams.all[&id];
+                if stream.dialler == at || stream.server == at {
+                    self.give_up(other, id, side, now);
+                }
+            }
+        }
+    }
+
     /// This end closes the stream.
     fn give_up(&mut self, at: At, id: u64, side: Side, now: Instant) {
         if let Some(end) = self.streams.close(id, side) {

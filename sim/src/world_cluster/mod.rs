@@ -70,8 +70,8 @@ struct World {
     fate: Fate,
     undo: Vec<(Time, Undo)>,
     trap: Option<Trap>,
-    /// When another host takes this disk, this host is cut off from all others.
-    cut_when_taken: Option<(VdiId, At)>,
+    /// When another host takes this disk, this host is cut off from all others; whether they hear of it at once.
+    cut_when_taken: Option<(VdiId, At, bool)>,
     /// Numbers the requests that fill disks.
     next_ballast: u64,
     /// Disks that somebody else fills now.

@@ -15,6 +15,8 @@ pub struct ClusterSummary {
     pub late_answers: u64,
     /// Of them, writes that were completed: before the newer writer had fenced their shard.
     pub late_writes: u64,
+    /// Take-overs whose old writer was cut off while its leases were young.
+    pub watched: u64,
     /// Guests that were attached.
     pub attachments: u64,
     /// Writers that were fenced out.
@@ -58,6 +60,7 @@ impl ClusterSummary {
             ("answers", self.answers),
             ("answers of overtaken writers", self.late_answers),
             ("writes completed by overtaken writers", self.late_writes),
+            ("take-overs from a writer with young leases", self.watched),
             ("attachments", self.attachments),
             ("times fenced", self.fenced),
             ("kills", self.kills),
