@@ -86,6 +86,18 @@ pub const SCENARIOS: &[Setup] = &[
         ..BASE
     },
     Setup {
+        name: "take-over-disk-restart",
+        about: "one replica: another host takes the VDI and reads; the disk's process dies and the old writer is first",
+        replicas: 1,
+        scripts: &[&[Write(0), Write(0)], &[Read(0)]],
+        budget: Budget {
+            take_overs: 1,
+            disk_kills: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+    Setup {
         name: "overtaken-read",
         about: "three replicas: another host takes the VDI and writes; the old writer is not told and reads",
         scripts: &[&[Write(0), Flush, Read(0)], &[Write(0)]],
