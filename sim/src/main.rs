@@ -32,6 +32,9 @@ struct Arguments {
     /// Go on after a seed that breaks a promise, and list them all.
     #[arg(long)]
     keep_going: bool,
+    /// Stop at the first seed that breaks a promise, and only name it.
+    #[arg(long, conflicts_with = "keep_going")]
+    first: bool,
     /// Print every event.
     #[arg(short, long)]
     verbose: bool,
@@ -83,8 +86,8 @@ fn main() -> ExitCode {
         // The report below says it better, and shrinking fails on purpose many times.
         std::panic::set_hook(Box::new(|_| {}));
     }
-    if arguments.keep_going {
-        return list_broken(world, arguments.seeds, ops);
+    if arguments.keep_going || arguments.first {
+        return list_broken(world, arguments.seeds, ops, arguments.first);
     }
     let begin = Instant::now();
     let count = arguments.seeds.end.saturating_sub(arguments.seeds.start);
@@ -130,19 +133,24 @@ fn run_one(world: &World, run: &Run, verbose: bool) -> ExitCode {
     }
 }
 
-fn list_broken(world: &World, seeds: std::ops::Range<u64>, ops: u64) -> ExitCode {
+fn list_broken(world: &World, seeds: std::ops::Range<u64>, ops: u64, is_first_enough: bool) -> ExitCode {
+    let count = seeds.end.saturating_sub(seeds.start);
     let mut broken = 0;
     for seed in seeds {
         if let Err(why) = world.try_seed(seed, ops) {
             broken += 1;
             let first: String = why.lines().next().unwrap_or_default().chars().take(200).collect();
             println!("{} seed {seed}: {first}", world.name);
+            if is_first_enough {
+                return ExitCode::FAILURE;
+            }
         }
     }
-    println!("{broken} seeds broke a promise");
     if broken == 0 {
+        println!("{}: {count} seeds hold", world.name);
         ExitCode::SUCCESS
     } else {
+        println!("{broken} seeds broke a promise");
         ExitCode::FAILURE
     }
 }

@@ -12,6 +12,7 @@ mod tests;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use mutants::Choice;
 
 /// Weft's own tasks. Each installs the Debian packages it misses (as root, by apt-get).
 #[derive(Parser)]
@@ -75,8 +76,11 @@ enum Task {
     },
     /// Deliberate bugs in a copy of the tree, each of which a test must catch.
     Mutants {
-        /// Only the one of this name.
-        name: Option<String>,
+        /// Only those with one of these words in their name, their file or the name of the net.
+        words: Vec<String>,
+        /// Only the few of every `cargo xtask test`.
+        #[arg(long)]
+        few: bool,
     },
     /// Arbitrary bytes to everything that reads bytes of unknown origin, by libFuzzer; keeps what reaches new code.
     Fuzz {
@@ -99,7 +103,7 @@ fn main() -> Result<()> {
         Task::Soak { minutes, seed } => soak::soak(minutes, seed),
         Task::Demo { keep, loopback } => demo::demo(keep, loopback),
         Task::Bench { quick, arguments } => bench::bench(quick, &arguments),
-        Task::Mutants { name } => mutants::mutants(name.as_deref()),
+        Task::Mutants { words, few } => mutants::mutants(&Choice { words, few }),
         Task::Fuzz { target, seconds } => fuzz::fuzz(target.as_deref(), seconds),
         Task::Lint => tests::lint(),
         Task::Install => packages::install(packages::BUILD_AND_TEST),

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::fuzz;
 use crate::layers;
-use crate::mutants;
+use crate::mutants::{self, Choice};
 use crate::packages;
 use crate::run::{cargo, output, run};
 use crate::soak;
@@ -26,9 +26,12 @@ pub fn test(long_hours: Option<f64>) -> Result<()> {
     search()?;
     simulate(if is_long { 20_000 } else { 1_000 })?;
     soak::kills(None, if is_long { 50 } else { 5 }, None)?;
+    mutants::mutants(&Choice {
+        words: Vec::new(),
+        few: !is_long,
+    })?;
     if is_long {
         fuzz::fuzz(None, FUZZ_SECONDS)?;
-        mutants::mutants(None)?;
     }
     soak::soak(long_hours.map_or(SOAK_MINUTES, |hours| hours * 60.0), None)
 }

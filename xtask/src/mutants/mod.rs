@@ -12,7 +12,8 @@
 mod table;
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,11 +21,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::run::{output, root};
-use table::{MUTANTS, Mutant, Net};
+use table::{FEW, MUTANTS, Mutant, Net};
 
-/// A net that runs longer than this has caught its mutant: something waits for ever. Without mutants each takes
-/// less than a minute.
-const NET_SECONDS_MAX: u64 = 600;
+/// A net that runs longer than this, and five times as long as it does without a mutant, has caught it: something
+/// waits for ever.
+const NET_TIME_MAX: Duration = Duration::from_secs(600);
 
 /// What a run of a net came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,44 +35,85 @@ enum End {
     Hung,
 }
 
-/// Runs the mutant called `only`, or all; fails when one survives.
-pub fn mutants(only: Option<&str>) -> Result<()> {
-    let chosen: Vec<&Mutant> = MUTANTS
+/// One run of a net.
+#[derive(Clone, Copy, Debug)]
+struct Cast {
+    end: End,
+    /// Tests, seeds or states that it looked at.
+    looked_at: u64,
+    took: Duration,
+}
+
+/// Which mutants.
+#[derive(Clone, Debug, Default)]
+pub struct Choice {
+    /// Those whose names, files or nets contain one of these; all if there are none.
+    pub words: Vec<String>,
+    /// Only those of every test run.
+    pub few: bool,
+}
+
+impl Choice {
+    fn includes(&self, mutant: &Mutant, net: Net) -> bool {
+        let net = net.to_string();
+        let has = |word: &String| {
+            [mutant.name, mutant.file, &net]
+                .iter()
+                .any(|text| text.contains(word.as_str()))
+        };
+        (self.words.is_empty() || self.words.iter().any(has)) && (!self.few || FEW.contains(&mutant.name))
+    }
+}
+
+/// Casts the nets of the chosen mutants, each with its mutant; fails when one survives.
+pub fn mutants(choice: &Choice) -> Result<()> {
+    let mut chosen: Vec<(&Mutant, Net)> = MUTANTS
         .iter()
-        .filter(|mutant| only.is_none_or(|only| mutant.name == only))
+        .flat_map(|mutant| mutant.nets.iter().map(move |net| (mutant, *net)))
+        .filter(|(mutant, net)| choice.includes(mutant, *net))
         .collect();
     if chosen.is_empty() {
         let names: Vec<&str> = MUTANTS.iter().map(|mutant| mutant.name).collect();
-        bail!("no mutant has this name; there are:\n  {}", names.join("\n  "));
+        bail!("no mutant is called so; there are:\n  {}", names.join("\n  "));
     }
-    for mutant in &chosen {
+    // What is built alike comes together: most of the time goes into building.
+    chosen.sort_by_key(|(mutant, net)| (net.build(), mutant.file));
+    for (mutant, _) in &chosen {
         mutant.check_text(&root())?;
     }
     let scratch = Scratch::new()?;
-    let nets: BTreeSet<Net> = chosen.iter().map(|mutant| mutant.net).collect();
-    for net in nets {
-        scratch.build(net).context("the tree without a mutant")?;
-        let end = scratch.cast(net)?;
-        ensure!(end == End::Held, "{net} fails without any mutant ({end:?})");
-    }
+    let mut usual = BTreeMap::new();
     let mut survivors = Vec::new();
-    println!("| mutant | in | caught by | after |\n|---|---|---|---|");
-    for mutant in chosen {
+    println!("| mutant | in | caught by | after | seconds |\n|---|---|---|---|---|");
+    for (mutant, net) in chosen {
+        let usual = match usual.entry(net) {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(unknown) => *unknown.insert(scratch.cast_without_mutants(net)?),
+        };
+        let limit = NET_TIME_MAX.max(5 * usual);
         let begin = Instant::now();
-        let end = scratch.with(mutant, || {
-            scratch.build(mutant.net)?;
-            scratch.cast(mutant.net)
+        let cast = scratch.with(mutant, || {
+            scratch.build(net)?;
+            scratch.cast(net, limit)
         })?;
-        let by = match end {
+        let by = match cast.end {
             End::Held => {
-                survivors.push(mutant.name);
-                "**survived**".into()
+                survivors.push(format!("{} ({net})", mutant.name));
+                format!("**survived** {net}")
             }
-            End::Failed => mutant.net.to_string(),
-            End::Hung => format!("{}, which hung", mutant.net),
+            End::Failed => net.to_string(),
+            End::Hung => format!("{net}, which hung"),
+        };
+        let after = match (cast.looked_at, net) {
+            (0, _) | (_, Net::Tests(..)) => "-".into(),
+            (seeds, Net::World(..)) => format!("{seeds} seeds"),
+            (states, Net::Search(_)) => format!("{states} states"),
         };
         let seconds = begin.elapsed().as_secs();
-        println!("| {} | `{}` | {by} | {seconds} s |", mutant.name, mutant.file);
+        println!(
+            "| {} | `{}` | {by} | {after} | {seconds} |",
+            mutant.name, mutant.file
+        );
     }
     ensure!(survivors.is_empty(), "survived: {}", survivors.join(", "));
     Ok(())
@@ -99,6 +141,10 @@ impl Mutant {
 struct Scratch {
     tree: PathBuf,
     target: PathBuf,
+    /// What the last net said.
+    said: PathBuf,
+    /// Held while the copy is used: two at once would judge each other's mutants.
+    _lock: File,
 }
 
 impl Scratch {
@@ -107,9 +153,14 @@ impl Scratch {
         let root = root();
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
         let place = target.join("mutants");
+        fs::create_dir_all(place.join("tree")).with_context(|| place.display().to_string())?;
+        let lock = File::create(place.join("lock"))?;
+        lock.lock().context("the lock of the copy")?;
         let scratch = Scratch {
             tree: place.join("tree"),
             target: place.join("target"),
+            said: place.join("said"),
+            _lock: lock,
         };
         let mut git = Command::new("git");
         git.args(["ls-files", "--cached", "--others", "--exclude-standard", "-z"])
@@ -151,12 +202,15 @@ impl Scratch {
             .args(arguments)
             .current_dir(&self.tree)
             .env("CARGO_TARGET_DIR", &self.target)
+            // Nobody looks at where it panicked, and it is built a hundred times.
+            .env("CARGO_PROFILE_DEV_DEBUG", "0")
+            .env_remove("CARGO_MANIFEST_DIR")
             .stdin(Stdio::null());
         command
     }
 
     /// Runs `job` with the mutant in the copy, and takes it out again whatever comes.
-    fn with(&self, mutant: &Mutant, job: impl FnOnce() -> Result<End>) -> Result<End> {
+    fn with(&self, mutant: &Mutant, job: impl FnOnce() -> Result<Cast>) -> Result<Cast> {
         let text = mutant.check_text(&self.tree)?;
         let path = self.tree.join(mutant.file);
         fs::write(&path, text.replace(mutant.find, mutant.put))?;
@@ -166,36 +220,53 @@ impl Scratch {
     }
 
     fn build(&self, net: Net) -> Result<()> {
-        let mut arguments = net.arguments(true);
-        arguments.push("--quiet".into());
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        output(&mut self.cargo(&arguments)).map(drop)
+        output(&mut self.cargo(&net.build())).map(drop)
+    }
+
+    /// A net that fails anyway catches everything, and one that looks at nothing catches nothing. How long it takes.
+    fn cast_without_mutants(&self, net: Net) -> Result<Duration> {
+        self.build(net).context("the tree without a mutant")?;
+        let cast = self.cast(net, Duration::MAX)?;
+        let said = || fs::read_to_string(&self.said).unwrap_or_default();
+        ensure!(
+            cast.end == End::Held,
+            "{net} fails without any mutant:\n{}",
+            said()
+        );
+        ensure!(cast.looked_at > 0, "{net} looks at nothing:\n{}", said());
+        Ok(cast.took)
     }
 
     /// Runs a net that was built.
-    fn cast(&self, net: Net) -> Result<End> {
-        let arguments = net.arguments(false);
+    fn cast(&self, net: Net, limit: Duration) -> Result<Cast> {
+        let arguments = net.cast();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let mut child = self
             .cargo(&arguments)
-            .stdout(Stdio::null())
+            .stdout(File::create(&self.said)?)
             .stderr(Stdio::null())
             .spawn()
             .context("cannot start cargo")?;
         let begin = Instant::now();
-        loop {
+        let end = loop {
             if let Some(status) = child.try_wait()? {
                 // Somebody ended it: that says nothing about the mutant.
                 ensure!(status.code().is_some(), "{net} was killed: {status}");
-                return Ok(if status.success() { End::Held } else { End::Failed });
+                break if status.success() { End::Held } else { End::Failed };
             }
-            if begin.elapsed() > Duration::from_secs(NET_SECONDS_MAX) {
+            if begin.elapsed() > limit {
                 child.kill()?;
                 child.wait()?;
-                return Ok(End::Hung);
+                break End::Hung;
             }
             std::thread::sleep(Duration::from_millis(100));
-        }
+        };
+        let said = String::from_utf8_lossy(&fs::read(&self.said)?).into_owned();
+        Ok(Cast {
+            end,
+            looked_at: net.looked_at(&said),
+            took: begin.elapsed(),
+        })
     }
 }
 
@@ -211,6 +282,10 @@ mod tests {
         for mutant in MUTANTS {
             mutant.check_text(&root()).unwrap();
             assert_ne!(mutant.find, mutant.put, "{}", mutant.name);
+            assert!(!mutant.nets.is_empty(), "{}", mutant.name);
+        }
+        for name in FEW {
+            assert!(names.contains(name), "{name}");
         }
     }
 }
