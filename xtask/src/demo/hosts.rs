@@ -274,14 +274,13 @@ impl Hosts {
         Ok(list.iter().filter(|host| host["is_alive"] == true).count())
     }
 
-    /// SIGTERM to every daemon, then to etcd: all end well.
-    pub fn stop(mut self) -> Result<()> {
-        for host in &mut self.list {
-            if let Some(blockd) = host.blockd.take() {
-                blockd.stop()?;
-            }
+    /// SIGTERM to every daemon, which must end well. That of `writer` first: without a majority of its replicas it would
+    /// wait for them to come back, in vain.
+    pub fn stop(mut self, writer: usize) -> Result<()> {
+        let others = (1..=HOSTS).filter(|host| *host != writer);
+        for host in std::iter::once(writer).chain(others) {
+            self.list[host - 1].blockd.take().expect("blockd runs").stop()?;
         }
-        // etcd ends itself by the signal that it got, which is no good end; nothing of ours depends on it now.
         Ok(())
     }
 }

@@ -43,7 +43,11 @@ pub fn host_1_dies(demo: Demo, image: &Image) -> Result<Demo> {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         if said.contains("attached on host host1") {
             if refusals == 0 {
-                report.seen(&format!("refused: {said}"));
+                let reason = said.strip_prefix("weft: ").unwrap_or(&said);
+                report.seen(&format!(
+                    "refused: {}",
+                    reason.replace("; ", ";\n                   ")
+                ));
             }
             refusals += 1;
         }
@@ -69,7 +73,7 @@ pub fn host_1_dies(demo: Demo, image: &Image) -> Result<Demo> {
         blocks.to_string(),
     );
     let mut demo = Demo { guest, hosts, report };
-    watched(&mut demo, "on host 3, while host 1 is dead", |demo| {
+    watched(&mut demo, "just booted on host 3, while host 1 is dead", |demo| {
         demo.guest.wait_rounds(ROUNDS)
     })?;
 
@@ -135,6 +139,7 @@ pub fn all_is_well(demo: Demo) -> Result<super::report::Report> {
         bail!("the hosts' copies differ");
     }
     report.step("All daemons drain and stop (SIGTERM)");
-    hosts.stop()?;
+    // The last that read it is the one that writes it.
+    hosts.stop(HOSTS)?;
     Ok(report)
 }
