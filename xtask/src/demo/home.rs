@@ -51,7 +51,7 @@ impl Home {
         &self.path
     }
 
-    /// All went well: nobody needs the logs.
+    /// All went well: nobody will need the logs.
     pub fn is_no_longer_needed(&self) {
         self.keep.lock().expect("a path").take();
     }

@@ -78,6 +78,7 @@ fn story(image: &Image, home: &Home, keep: bool, on_loopback: bool) -> Result<Re
     faults::a_disk_is_overwritten(&mut demo)?;
     let demo = takeover::host_1_dies(demo, image)?;
     if keep {
+        home.is_no_longer_needed();
         wait_for_ctrl_c(&demo);
     }
     takeover::all_is_well(demo)
@@ -90,7 +91,7 @@ fn set_up(image: &Image, home: &Home, on_loopback: bool) -> Result<Demo> {
     report.step(if network.has_cables() {
         "Three hosts: network namespaces with a cable each to a switch; each has blockd, a disk, and a member of etcd"
     } else {
-        "Three hosts: addresses of the loopback interface; each has blockd, a disk, and a member of etcd"
+        "Three hosts: loopback addresses (no cables to pull); each has blockd, a disk, and a member of etcd"
     });
     report.seen(&format!("their disks and logs are in {}", home.path().display()));
     let hosts = Hosts::start(network, home.path())?;

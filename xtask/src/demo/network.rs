@@ -52,7 +52,8 @@ impl Network {
         match namespaces() {
             Ok(network) => network,
             Err(error) => {
-                eprintln!("   no network namespaces here: {error:#}");
+                let reason = format!("{error:#}").trim_end().replace('\n', ": ");
+                println!("no network namespaces here ({reason})");
                 Network::Loopback { part }
             }
         }
