@@ -277,6 +277,9 @@ impl Held {
     }
 }
 
+/// Free segments that appends may not have, unless a checkpoint is about to free others: the next recovery must open one.
+pub(crate) const KEPT_SEGMENTS: u32 = 1;
+
 impl<B: Payload> Store<B> {
     /// Starts a draft in the open segment, going over to the next segment if this one is full.
     pub(crate) fn draft(&mut self, effects: &mut Vec<Effect<B>>) -> Option<Draft<B>> {
@@ -321,6 +324,17 @@ impl<B: Payload> Store<B> {
         } else {
             0
         }
+    }
+
+    /// Whether the log cannot go on: no segment to go over to, and none that is about to be free.
+    pub(crate) fn is_log_full(&self) -> bool {
+        let segments = &self.ledger.segments;
+        self.next.is_none()
+            && self.flights.is_empty()
+            && segments.free_count() <= KEPT_SEGMENTS
+            && segments.emptied() == 0
+            && self.checkpoint.emptied_count() == 0
+            && self.open.next + 2 + self.kept_blocks() > segments.geometry.segment_blocks
     }
 
     pub(crate) fn build_batches(&mut self, effects: &mut Vec<Effect<B>>) {

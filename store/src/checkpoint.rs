@@ -69,9 +69,14 @@ impl Checkpoint {
         self.emptied.len() as u32
     }
 
+    /// Its entry waits for room in the log.
+    pub(crate) fn waits_for_room(&self) -> bool {
+        matches!(self.phase, Phase::Logging { batch: None, .. })
+    }
+
     /// Its entry waits for room in the log, and frees segments once it is there.
     pub(crate) fn will_free(&self) -> bool {
-        !self.emptied.is_empty() && matches!(self.phase, Phase::Logging { batch: None, .. })
+        !self.emptied.is_empty() && self.waits_for_room()
     }
 
     pub(crate) fn id(&self) -> u64 {

@@ -31,15 +31,21 @@ const RUNS_UNDER_WAY: usize = 4;
 /// Dead blocks between live ones that are read rather than skipped by a second read.
 const GAP_BLOCKS_MAX: u32 = 8;
 /// Headers are looked for in reads of this length, as long as batches are short.
-const WINDOW_BLOCKS: u32 = 64;
-/// Batches of this length and more are stepped over: one block is read for each.
-const LONG_BATCH_BLOCKS: u32 = 16;
+const WINDOW_BLOCKS: u32 = 256;
+/// Such reads under way.
+const WINDOWS_UNDER_WAY: usize = 2;
+/// Batches of this length and more are stepped over: one block is read for each. Each of these reads waits for the
+/// one before, so for shorter batches it takes longer than to read everything.
+const LONG_BATCH_BLOCKS: u32 = 64;
+/// Segments cleaned at once while guests wait or nearly: one is looked through while another is read or logged.
+pub(crate) const JOBS_MAX: usize = 2;
 /// After finding no victim, look again only when this many blocks died.
 const DEATHS_BEFORE_NEXT_LOOK: u64 = 64;
 
-/// Paces cleaning and holds the segment being cleaned.
+/// Paces cleaning and holds the segments being cleaned.
 pub(crate) struct Cleaner<B> {
-    job: Option<Job<B>>,
+    /// The oldest first: it is the next to be emptied.
+    jobs: Vec<Job<B>>,
     pub(crate) pace: Pace,
     /// Count of changes at which there was nothing worth cleaning.
     found_nothing_at: Option<u64>,
@@ -48,7 +54,7 @@ pub(crate) struct Cleaner<B> {
 impl<B> Default for Cleaner<B> {
     fn default() -> Cleaner<B> {
         Cleaner {
-            job: None,
+            jobs: Vec::with_capacity(JOBS_MAX),
             pace: Pace::default(),
             found_nothing_at: None,
         }
@@ -62,7 +68,7 @@ impl<B> Cleaner<B> {
     }
 
     pub(crate) fn is_running(&self) -> bool {
-        self.job.is_some()
+        !self.jobs.is_empty()
     }
 }
 
@@ -89,23 +95,26 @@ impl Piece {
 struct Job<B> {
     victim: u32,
     content: Content<B>,
-    phase: Phase,
+    phase: Phase<B>,
 }
 
-enum Phase {
-    Scanning(Box<Scan>),
+enum Phase<B> {
+    Scanning(Box<Scan<B>>),
     Moving(Box<Moving>),
     /// Everything is logged; waiting for the batch of this number.
     Draining(u64),
 }
 
 /// How far the headers are read.
-#[derive(Default)]
-struct Scan {
+struct Scan<B> {
     /// Known once the segment's own header is read.
     key: Option<SegmentKey>,
     /// Where the next batch begins, from the segment's start.
     at: u32,
+    /// The end of what was asked for.
+    asked: u32,
+    /// What has come and was not looked through yet.
+    here: Vec<(Piece, Option<B>)>,
     /// Up to here a read failed: block by block.
     careful_until: u32,
     is_batch_long: bool,
@@ -145,6 +154,16 @@ impl<B> Default for Content<B> {
             asked: 0,
             under_way: 0,
         }
+    }
+}
+
+impl<B> Scan<B> {
+    /// What has come of where the next batch begins. What the walk has stepped over is let go.
+    fn take_here(&mut self) -> Option<(Piece, Option<B>)> {
+        let at = self.at;
+        self.here.retain(|(piece, _)| at < piece.first + piece.count);
+        let found = self.here.iter().position(|(piece, _)| piece.first <= at)?;
+        Some(self.here.swap_remove(found))
     }
 }
 
@@ -207,89 +226,160 @@ impl<B: Payload> Store<B> {
     }
 
     pub(crate) fn clean(&mut self, effects: &mut Vec<Effect<B>>) {
-        let Some(mut job) = self.cleaner.job.take() else {
-            return self.pick_victim(effects);
-        };
-        if let Phase::Moving(moving) = &mut job.phase {
-            let mut moving = std::mem::take(moving);
-            let step = self.move_on(job.victim, &mut job.content, &mut moving, effects);
-            job.phase = match step {
-                Step::Wait => Phase::Moving(moving),
-                Step::End => Phase::Draining(moving.last_number),
+        let mut jobs = std::mem::take(&mut self.cleaner.jobs);
+        jobs.retain_mut(|job| {
+            if let Phase::Moving(moving) = &mut job.phase {
+                let mut moving = std::mem::take(moving);
+                let step = self.move_on(job.victim, &mut job.content, &mut moving, effects);
+                job.phase = match step {
+                    Step::Wait => Phase::Moving(moving),
+                    Step::End => Phase::Draining(moving.last_number),
+                };
+            }
+            let is_done = matches!(job.phase, Phase::Draining(upto) if upto <= self.applied);
+            if is_done {
+                self.finish_victim(job);
+            }
+            !is_done
+        });
+        self.cleaner.jobs = jobs;
+        while self.wants_cleaning() && self.cleaner.jobs.len() < self.jobs_wanted() {
+            let Some(victim) = self.choose_victim() else {
+                self.cleaner.found_nothing_at = Some(self.ledger.segments.changes());
+                return;
             };
-        }
-        if matches!(job.phase, Phase::Draining(upto) if upto <= self.applied) {
-            self.finish_victim(&job);
-            self.pick_victim(effects);
-        } else {
-            self.cleaner.job = Some(job);
+            if !self.has_room_to_begin(victim) {
+                return;
+            }
+            self.begin(victim, effects);
         }
     }
 
-    fn pick_victim(&mut self, effects: &mut Vec<Effect<B>>) {
-        if self.cleaner.job.is_some() || !self.wants_cleaning() {
-            return;
-        }
-        let Some(victim) = self.choose_victim() else {
-            self.cleaner.found_nothing_at = Some(self.ledger.segments.changes());
-            return;
-        };
+    fn jobs_wanted(&self) -> usize {
+        if self.is_urgent() { JOBS_MAX } else { 1 }
+    }
+
+    /// Beside another one a segment is cleaned only when what lives in all of them fits into what is free beyond the
+    /// reserve, or one segment of that: otherwise each could wait for the space that another one is to free, or lives
+    /// that end early use up the reserve with halves of work.
+    fn has_room_to_begin(&self, victim: u32) -> bool {
+        let segments = &self.ledger.segments;
+        let victims = self.cleaner.jobs.iter().map(|job| job.victim);
+        let live = victims
+            .chain([victim])
+            .map(|index| u64::from(segments.get(index).live));
+        let reserved = self.settings.segments_reserved;
+        let spare = (self.free_segments() + 1).saturating_sub(reserved);
+        let room = u64::from(spare) * u64::from(segments.geometry.segment_blocks);
+        self.cleaner.jobs.is_empty() || live.sum::<u64>() <= room
+    }
+
+    pub(crate) fn is_cleaned(&self, index: u32) -> bool {
+        self.cleaner.jobs.iter().any(|job| job.victim == index)
+    }
+
+    fn begin(&mut self, victim: u32, effects: &mut Vec<Effect<B>>) {
         self.ledger.segments.pin(victim);
         let mut job = Job {
             victim,
             content: Content::default(),
             phase: Phase::Scanning(Box::new(Scan {
+                key: None,
+                at: 0,
+                asked: WINDOW_BLOCKS,
+                here: Vec::new(),
+                careful_until: 0,
+                is_batch_long: false,
                 found: Moving::new(self.number),
-                ..Scan::default()
             })),
         };
         self.read_piece(victim, &mut job.content, Piece::run(0, WINDOW_BLOCKS), effects);
-        self.cleaner.job = Some(job);
+        self.cleaner.jobs.push(job);
     }
 
-    pub(crate) fn clean_read_done(&mut self, piece: Piece, data: Option<B>, effects: &mut Vec<Effect<B>>) {
-        let mut job = self.cleaner.job.take().expect("cleaning reads for a job");
+    pub(crate) fn clean_read_done(
+        &mut self,
+        victim: u32,
+        piece: Piece,
+        data: Option<B>,
+        effects: &mut Vec<Effect<B>>,
+    ) {
+        let mut jobs = std::mem::take(&mut self.cleaner.jobs);
+        let job = jobs.iter_mut().find(|job| job.victim == victim);
+        let job = job.expect("cleaning reads for a job");
         job.content.under_way -= 1;
-        match &job.phase {
-            Phase::Scanning(_) => self.scan_on(&mut job, piece, data, effects),
-            _ => self.content_read(&mut job, piece, data, effects),
-        }
-        self.cleaner.job = Some(job);
+        let phase = std::mem::replace(&mut job.phase, Phase::Draining(0));
+        job.phase = if let Phase::Scanning(mut scan) = phase {
+            scan.here.push((piece, data));
+            self.scan_on(victim, &mut job.content, scan, effects)
+        } else {
+            self.content_read(job, piece, data, effects);
+            phase
+        };
+        self.cleaner.jobs = jobs;
     }
 
     // ---- headers ----
 
-    /// Walks the batches in what was read and asks for what comes next.
-    fn scan_on(&mut self, job: &mut Job<B>, piece: Piece, data: Option<B>, effects: &mut Vec<Effect<B>>) {
-        let Piece { first, count, .. } = piece;
-        let Phase::Scanning(scan) = &mut job.phase else {
-            unreachable!("called while scanning")
-        };
-        let mut scan = std::mem::take(scan);
-        match data {
-            // One bad block must not hide its neighbours.
-            None if count > 1 => scan.careful_until = first + count,
-            None => scan.at = first + 1,
-            Some(data) => self.walk_batches(job.victim, &mut scan, first, data.bytes()),
+    /// Walks the batches in what has come and asks for what comes next.
+    fn scan_on(
+        &mut self,
+        victim: u32,
+        content: &mut Content<B>,
+        mut scan: Box<Scan<B>>,
+        effects: &mut Vec<Effect<B>>,
+    ) -> Phase<B> {
+        while let Some((piece, data)) = scan.take_here() {
+            match data {
+                // One bad block must not hide its neighbours.
+                None if piece.count > 1 => {
+                    scan.careful_until = piece.first + piece.count;
+                    scan.asked = scan.at;
+                }
+                None => scan.at = piece.first + 1,
+                Some(data) => self.walk_batches(victim, &mut scan, piece.first, data.bytes()),
+            }
         }
         let segment_blocks = self.ledger.segments.geometry.segment_blocks;
-        let at = scan.at;
-        let window = match () {
-            () if at < scan.careful_until || scan.is_batch_long => 1,
-            () => WINDOW_BLOCKS,
-        };
-        job.phase = if scan.key.is_none() && at > 0 {
-            // Without its secret nothing in the segment can be told from guests' data.
-            Phase::Draining(self.applied)
-        } else if at < segment_blocks {
-            self.read_piece(job.victim, &mut job.content, Piece::run(at, window), effects);
-            Phase::Scanning(scan)
-        } else {
-            Phase::Moving(Box::new(scan.found))
-        };
+        if scan.key.is_some() && scan.at < segment_blocks {
+            self.read_headers(victim, content, &mut scan, effects);
+        } else if scan.key.is_none() && scan.at == 0 {
+            // The first block again, by itself.
+            self.read_headers(victim, content, &mut scan, effects);
+        } else if content.under_way == 0 {
+            return match scan.key {
+                Some(_) => Phase::Moving(Box::new(scan.found.begin())),
+                // Without its secret nothing in the segment can be told from guests' data.
+                None => Phase::Draining(self.applied),
+            };
+        }
+        Phase::Scanning(scan)
     }
 
-    fn walk_batches(&self, victim: u32, scan: &mut Scan, first: u32, bytes: &[u8]) {
+    fn read_headers(
+        &mut self,
+        victim: u32,
+        content: &mut Content<B>,
+        scan: &mut Scan<B>,
+        effects: &mut Vec<Effect<B>>,
+    ) {
+        if scan.at < scan.careful_until || scan.is_batch_long {
+            // What is under way may bring it.
+            if content.under_way == 0 {
+                self.read_piece(victim, content, Piece::run(scan.at, 1), effects);
+                scan.asked = scan.at + 1;
+            }
+            return;
+        }
+        let segment_blocks = self.ledger.segments.geometry.segment_blocks;
+        scan.asked = scan.asked.max(scan.at);
+        while scan.asked < segment_blocks && content.under_way < WINDOWS_UNDER_WAY {
+            self.read_piece(victim, content, Piece::run(scan.asked, WINDOW_BLOCKS), effects);
+            scan.asked += WINDOW_BLOCKS;
+        }
+    }
+
+    fn walk_batches(&self, victim: u32, scan: &mut Scan<B>, first: u32, bytes: &[u8]) {
         let blocks: Vec<&[u8]> = bytes.chunks_exact(BLOCK_BYTES as usize).collect();
         while let Some(block) = blocks.get((scan.at - first) as usize) {
             let Some(key) = scan.key else {
@@ -364,7 +454,7 @@ impl<B: Payload> Store<B> {
             offset: (geometry.start(victim) + u64::from(piece.first)) * BLOCK_BYTES,
             bytes: piece.count * BLOCK_BYTES as u32,
         };
-        self.submit(Io::Clean(piece), operation, effects);
+        self.submit(Io::Clean { victim, piece }, operation, effects);
     }
 
     fn content_read(
@@ -405,8 +495,13 @@ impl<B: Payload> Store<B> {
     pub(crate) fn tell_full(&mut self, effects: &mut Vec<Effect<B>>) {
         let reserved = self.settings.segments_reserved;
         let is_at_capacity = self.ledger.segments.live_blocks() + 1 >= self.ledger.capacity_blocks(reserved);
-        let is_stuck = !self.cleaner.is_running() && !self.checkpoint.is_running() && !self.wants_cleaning();
-        let is_full = self.held_writes > 0 && (self.is_full || is_at_capacity || is_stuck);
+        let is_at_rest = !self.cleaner.is_running() && !self.checkpoint.is_running();
+        // What was held may go on with the next event, when a checkpoint of this very turn has freed segments.
+        let is_stuck = self.free_segments() <= reserved && is_at_rest && !self.wants_cleaning();
+        // What a drop leaves is on its way to become space.
+        let is_purging = !self.purging.is_empty();
+        let is_waiting = self.held_writes > 0 || (!self.queue.is_empty() && self.is_log_full());
+        let is_full = is_waiting && !is_purging && (self.is_full || is_at_capacity || is_stuck);
         if is_full != self.is_full {
             self.is_full = is_full;
             effects.push(Effect::Full(is_full));

@@ -385,13 +385,13 @@ impl Ledger {
     }
 
     /// Blocks of data the disk takes before guests wait. A tenth stays for dead blocks, so that cleaning always
-    /// finds a victim with something to gain.
+    /// finds a victim with something to gain. What is dead in a segment whose headers cannot be read is not space.
     pub(crate) fn capacity_blocks(&self, reserved: u32) -> u64 {
         let geometry = self.segments.geometry;
         let usable = u64::from(geometry.segments.saturating_sub(reserved + 2));
         // A batch header for every 256 blocks, as cleaning writes them, and the segment's own.
         let packed = u64::from(geometry.segment_blocks - 1) * 256 / 257;
-        usable * packed * 9 / 10
+        (usable * packed * 9 / 10).saturating_sub(self.segments.lost_blocks())
     }
 
     pub(crate) fn capacity_bytes(&self, reserved: u32) -> u64 {

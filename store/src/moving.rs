@@ -11,7 +11,7 @@ use types::{BLOCK_BYTES, BlockNo, LayerId, LeafNo, Payload, Seq, ShardId, SumKey
 
 use crate::append::Draft;
 use crate::batch::{Entry, FLAG_NO_END, FLAG_RELOCATED, Header, Kind};
-use crate::clean::{Content, Found};
+use crate::clean::{Content, Found, JOBS_MAX};
 use crate::leaf::{SLOTS, State, pieces};
 use crate::read::kind_of;
 use crate::store::{LeafPlace, Store};
@@ -42,6 +42,8 @@ pub(crate) struct Moving {
     clear_blocks: u32,
     notes: Vec<Entry>,
     notes_at: usize,
+    /// Whose record (or drop) is among the notes: what was moved before may lie in a segment many times.
+    noted: BTreeSet<(u64, bool)>,
     /// Shards whose end must be said again.
     ends: BTreeSet<ShardId>,
     /// Of the last batch with something moved.
@@ -117,12 +119,12 @@ impl<B: Payload> Store<B> {
                 Kind::Open | Kind::Checkpoint => continue,
                 Kind::Drop => {
                     if entry.birth == shard.drop_birth {
-                        moving.notes.push(*entry);
+                        moving.note(entry);
                     }
                     continue;
                 }
                 _ if entry.birth < shard.drop_birth => continue,
-                Kind::Record if entry.birth == shard.record_birth => moving.notes.push(*entry),
+                Kind::Record if entry.birth == shard.record_birth => moving.note(entry),
                 Kind::SetEnd if entry.birth == shard.end_birth => drop(moving.ends.insert(id)),
                 Kind::Record | Kind::SetEnd => {}
                 Kind::Data => moving.add_data(entry, position + 1 + first_sum as u32),
@@ -201,7 +203,8 @@ impl<B: Payload> Store<B> {
         moving: &mut Moving,
         effects: &mut Vec<Effect<B>>,
     ) -> bool {
-        let budget = (self.settings.cleaning_bytes / BLOCK_BYTES).max(WINDOW_BLOCKS_MIN) as usize;
+        let budget =
+            (self.settings.cleaning_bytes / BLOCK_BYTES / JOBS_MAX as u64).max(WINDOW_BLOCKS_MIN) as usize;
         let rest = &moving.items[moving.items_at..];
         let window = &mut moving.window;
         if window.stage == Stage::Nothing {
@@ -470,7 +473,38 @@ impl<B: Payload> Store<B> {
     }
 }
 
+/// Leaves of each clear one copy: what was moved before, by a cleaning or a recovery that died, lies in a segment many
+/// times, and moving each copy would double their number again and again. A birth belongs to one clear, so copies are
+/// pieces of the same run.
+pub(crate) fn without_repeats(clears: &mut Vec<Entry>) {
+    let run = |entry: &Entry| (entry.shard, entry.layer, entry.birth);
+    clears.sort_unstable_by_key(|entry| (run(entry), entry.block, entry.count));
+    let mut last = None;
+    let mut end = 0;
+    clears.retain_mut(|entry| {
+        if last != Some(run(entry)) {
+            (last, end) = (Some(run(entry)), 0);
+        }
+        let (first, past) = (entry.block.max(end), entry.block + entry.count);
+        end = end.max(past);
+        (entry.block, entry.count) = (first, past.saturating_sub(first));
+        entry.count > 0
+    });
+}
+
 impl Moving {
+    /// The headers are all read.
+    pub(crate) fn begin(mut self) -> Moving {
+        without_repeats(&mut self.clears);
+        self
+    }
+
+    fn note(&mut self, entry: &Entry) {
+        if self.noted.insert((entry.shard, entry.kind == Kind::Record)) {
+            self.notes.push(*entry);
+        }
+    }
+
     fn add_data(&mut self, entry: &Entry, first_position: u32) {
         for (block, position) in (entry.block..entry.block + entry.count).zip(first_position..) {
             self.items.push(Item {

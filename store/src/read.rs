@@ -344,8 +344,12 @@ impl<B: Payload> Store<B> {
             let Some(leaf) = leaf.filter(|_| found.len() < CHANGED_MAX) else {
                 return Step::Answer(Ok(Reply::Leaves(std::mem::take(found))));
             };
-            let is_newer = newer_than == Seq(0)
-                || match self.leaf_for(number, LeafKey { shard, layer, leaf }, effects) {
+            let key = LeafKey { shard, layer, leaf };
+            // Leaves that a drop emptied stay in the set until the next checkpoint; what is not in memory and not
+            // waiting to be emptied has something in it.
+            let is_purging = shards.get(&shard).is_some_and(|shard| shard.is_purging);
+            let is_newer = (newer_than == Seq(0) && !is_purging && self.cache.find(key).is_none())
+                || match self.leaf_for(number, key, effects) {
                     Ok(at) => at.is_some_and(|at| self.cache.leaf(at).max_seq() > newer_than.0),
                     Err(step) => return step,
                 };

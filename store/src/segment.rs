@@ -162,6 +162,8 @@ pub(crate) struct SegmentTable {
     dirty_rows: BTreeSet<u32>,
     live_blocks: u64,
     emptied: Vec<u32>,
+    /// Dead blocks in segments that are stuck: space that cleaning cannot give back.
+    lost_blocks: u64,
     /// Grows with every block that dies and every segment that closes.
     changes: u64,
 }
@@ -175,6 +177,7 @@ impl SegmentTable {
             dirty_rows: BTreeSet::new(),
             live_blocks: 0,
             emptied: Vec::new(),
+            lost_blocks: 0,
             changes: 0,
         }
     }
@@ -197,6 +200,10 @@ impl SegmentTable {
 
     pub(crate) fn live_blocks(&self) -> u64 {
         self.live_blocks
+    }
+
+    pub(crate) fn lost_blocks(&self) -> u64 {
+        self.lost_blocks
     }
 
     fn touch(&mut self, index: u32) -> &mut Segment {
@@ -297,6 +304,12 @@ impl SegmentTable {
         let segment = self.touch(index);
         assert!(segment.live > 0, "segment {index} has no live block to lose");
         segment.live -= 1;
+        let is_stuck = segment.is_stuck;
+        if is_stuck && segment.live == 0 {
+            // Of its notes those that can be read were moved when it was cleaned; nobody can read the others.
+            segment.notes = 0;
+        }
+        self.lost_blocks += u64::from(is_stuck);
         self.live_blocks -= 1;
         self.changes += 1;
         self.look_whether_empty(index);
@@ -324,12 +337,18 @@ impl SegmentTable {
     }
 
     pub(crate) fn set_stuck(&mut self, index: u32) {
-        self.list[index as usize].is_stuck = true;
+        let segment = &mut self.list[index as usize];
+        assert!(!segment.is_stuck, "segment {index} was cleaned twice");
+        segment.is_stuck = true;
+        self.lost_blocks += u64::from(self.geometry.segment_blocks - segment.live);
     }
 
     fn look_whether_empty(&mut self, index: u32) {
         let segment = &mut self.list[index as usize];
         if segment.stage == Stage::Closed && segment.live == 0 && segment.notes == 0 && segment.pins == 0 {
+            if std::mem::take(&mut segment.is_stuck) {
+                self.lost_blocks -= u64::from(self.geometry.segment_blocks);
+            }
             segment.stage = Stage::Emptied;
             self.dirty_rows.insert(index / ROW_SEGMENTS);
             self.emptied.push(index);

@@ -17,7 +17,7 @@ use std::collections::{BTreeSet, VecDeque};
 use edge::{Completion, DiskError, DiskOp, DiskOutcome, IoId};
 use types::{BLOCK_BYTES, InFlight, Instant, Payload, RequestId, ShardId};
 
-use crate::append::{Flight, Op};
+use crate::append::{Flight, KEPT_SEGMENTS, Op};
 use crate::batch::SegmentKey;
 use crate::cache::{Cache, CacheAt};
 use crate::checkpoint::Checkpoint;
@@ -41,7 +41,7 @@ pub(crate) enum Io {
     SegmentHeader,
     Sync,
     Read { lookup: u64, span: usize },
-    Clean(Piece),
+    Clean { victim: u32, piece: Piece },
 }
 
 /// The segment that will be filled next.
@@ -317,7 +317,7 @@ impl<B: Payload> Store<B> {
                 Err(error) => self.fail(StoreError::DiskFailed(error)),
             },
             Io::Read { lookup, span } => self.read_done(lookup, span, data_of(result).as_ref(), effects),
-            Io::Clean(piece) => self.clean_read_done(piece, data_of(result), effects),
+            Io::Clean { victim, piece } => self.clean_read_done(victim, piece, data_of(result), effects),
         }
     }
 
@@ -365,8 +365,12 @@ impl<B: Payload> Store<B> {
     /// Starts to make the next segment usable, if none is.
     pub(crate) fn prepare_segment(&mut self, effects: &mut Vec<Effect<B>>) {
         // The last free segment belongs to the next recovery, which must open one. A checkpoint that frees others may
-        // have it: the index already knows those as free.
-        let kept = u32::from(!self.checkpoint.will_free());
+        // have it: the index already knows those as free. So may one that frees none, when others wait for the next
+        // checkpoint, which cannot begin before this one is through.
+        let checkpoint = &self.checkpoint;
+        let leads_to_space =
+            checkpoint.will_free() || (checkpoint.waits_for_room() && self.ledger.segments.emptied() > 0);
+        let kept = if leads_to_space { 0 } else { KEPT_SEGMENTS };
         if self.next.is_some() || self.ledger.segments.free_count() <= kept {
             return;
         }

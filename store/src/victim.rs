@@ -117,6 +117,7 @@ impl<B: Payload> Store<B> {
         let candidates = table
             .iter()
             .filter(|(_, segment)| segment.stage == Stage::Closed && !segment.is_stuck)
+            .filter(|(index, _)| !self.is_cleaned(*index))
             .filter(|(_, segment)| segment.live <= live_max && (segment.live > 0 || segment.notes > 0))
             .filter(|(index, _)| !self.flights.iter().any(|flight| flight.segment == *index));
         let best = if self.free_segments() <= self.settings.segments_reserved {

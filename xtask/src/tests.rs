@@ -96,7 +96,7 @@ fn search() -> Result<()> {
 fn simulate(seeds: u32) -> Result<()> {
     for (world, seeds) in [
         ("store", seeds),
-        ("store-full", seeds / 4),
+        ("store-full", seeds),
         ("vdi", seeds),
         ("cluster", 2 * seeds),
     ] {

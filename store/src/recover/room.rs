@@ -14,14 +14,20 @@ use types::{BLOCK_BYTES, BlockNo, BlockSum, LayerId, Seq, ShardId, SumKey};
 use super::{FREE_WANTED, OpenSegment, RecoverError, Replay};
 use crate::batch::{BATCH_BLOCKS_MAX, Entry, FLAG_NO_END, FLAG_RELOCATED, Header, Kind, birth, header_bytes};
 use crate::leaf::{Slot, State, pieces};
+use crate::moving::without_repeats;
 use crate::read::kind_of;
 use crate::scan::{Found, SegmentScan, find_segment};
 use crate::segment::Stage;
+
+/// Entries without data that fit into a header, about: what notes add to the space that moving takes.
+const NOTES_PER_BLOCK: u32 = 96;
 
 /// Batches to be, with the content of their blocks.
 struct Moves {
     batches: Vec<(Header, Vec<u8>)>,
     template: Header,
+    /// Whose record (or drop) is among them: what was moved before may lie in a segment many times.
+    noted: BTreeSet<(u64, bool)>,
 }
 
 impl Moves {
@@ -29,6 +35,7 @@ impl Moves {
         Moves {
             batches: Vec::new(),
             template,
+            noted: BTreeSet::new(),
         }
     }
 
@@ -93,6 +100,8 @@ impl Replay<'_> {
     }
 
     fn empty_some(&mut self, open: &mut OpenSegment) -> Result<(), RecoverError> {
+        // Some of it cannot be read, or it is fuller than it looked. Cleaning deals with such.
+        let mut passed_over: BTreeSet<u32> = BTreeSet::new();
         loop {
             let segments = &self.plan.ledger.segments;
             if segments.free_count() as usize + segments.emptied() >= FREE_WANTED {
@@ -101,9 +110,11 @@ impl Replay<'_> {
             let left = segments.geometry.segment_blocks - open.next;
             let victim = segments
                 .iter()
-                .filter(|(_, segment)| segment.stage == Stage::Closed && !segment.is_stuck)
+                .filter(|(index, segment)| segment.stage == Stage::Closed && !passed_over.contains(index))
                 .filter(|(_, segment)| segment.live < left)
-                .min_by_key(|(_, segment)| (segment.live + segment.notes, segment.generation));
+                .min_by_key(|(_, segment)| {
+                    (segment.live + segment.notes / NOTES_PER_BLOCK, segment.generation)
+                });
             let Some((victim, _)) = victim else {
                 return Ok(());
             };
@@ -114,8 +125,7 @@ impl Replay<'_> {
             }
             match moves.filter(|moves| moves.blocks() <= left) {
                 Some(moves) => self.carry_out(victim, &moves, open)?,
-                // Some of it cannot be read, or it is fuller than it looked. Cleaning deals with such.
-                None => self.plan.ledger.segments.set_stuck(victim),
+                None => drop(passed_over.insert(victim)),
             }
         }
     }
@@ -138,20 +148,29 @@ impl Replay<'_> {
             inline: Vec::new(),
         });
         let mut ends: BTreeSet<ShardId> = BTreeSet::new();
+        let mut clears = Vec::new();
         let mut scan = SegmentScan::new(self.plan.ledger.segments.geometry, victim, key);
         while let Some(found) = scan.next_batch(self.disk) {
             for (entry, first_sum, _) in found.header.walk() {
                 let address = found.address + 1 + first_sum as u64;
-                if entry.kind.is_blocks() {
+                if entry.kind == Kind::Data {
                     if !self.collect_blocks(entry, address, &mut moves)? {
                         return Ok(None);
                     }
+                } else if entry.kind.is_blocks() {
+                    clears.push(*entry);
                 } else {
                     self.collect_note(entry, &mut moves);
                 }
                 if self.says_the_end(entry) {
                     ends.insert(entry.shard_id());
                 }
+            }
+        }
+        without_repeats(&mut clears);
+        for entry in &clears {
+            if !self.collect_blocks(entry, 0, &mut moves)? {
+                return Ok(None);
             }
         }
         let live = self.plan.ledger.segments.get(victim).live;
@@ -198,7 +217,9 @@ impl Replay<'_> {
             flags: entry.flags | FLAG_RELOCATED,
             ..*entry
         };
-        moves.push(moved, None, inline);
+        if moves.noted.insert((entry.shard, entry.kind == Kind::Record)) {
+            moves.push(moved, None, inline);
+        }
     }
 
     /// False if a block that counts is not what it should be.
