@@ -30,7 +30,7 @@ const BLOCK: usize = BLOCK_BYTES as usize;
 /// A read or write of any size keeps the disk for so long, and for a byte so much more: 75,000 small ones a
 /// second, 4 GB/s of large ones.
 const SERVICE_NS: u64 = 12_000;
-const BYTES_PER_NS: u64 = 4;
+const BYTES_PER_US: u64 = 4000;
 /// It answers so much later, and meanwhile serves others.
 const LATENCY_NS: u64 = 15_000;
 const SYNC_NS: u64 = 100_000;
@@ -175,6 +175,7 @@ struct BlankDisk {
     capacity: u64,
     blocks: BTreeMap<u64, Box<AlignedBlock>>,
     busy_until: u64,
+    bytes_per_us: u64,
     held: Rc<Cell<u64>>,
     written_blocks: u64,
     reads: u64,
@@ -231,7 +232,7 @@ impl BlankDisk {
             }
             DiskOp::Read { offset, bytes } => (u64::from(bytes), DiskOutcome::Read(self.read(offset, bytes))),
         };
-        self.busy_until = self.busy_until.max(now) + SERVICE_NS + bytes / BYTES_PER_NS;
+        self.busy_until = self.busy_until.max(now) + SERVICE_NS + bytes * 1000 / self.bytes_per_us;
         (self.busy_until + LATENCY_NS, outcome)
     }
 }
@@ -327,6 +328,7 @@ struct World {
     longest_ns: u64,
     free_min: u32,
     held_max: u64,
+    is_full: bool,
 }
 
 /// Runs it; panics if a write waits for a minute of simulated time.
@@ -341,6 +343,7 @@ impl World {
             capacity: (1 << 20) + setup.segments * setup.segment_bytes,
             blocks: BTreeMap::new(),
             busy_until: 0,
+            bytes_per_us: BYTES_PER_US,
             held: Rc::default(),
             written_blocks: 0,
             reads: 0,
@@ -376,6 +379,7 @@ impl World {
             longest_ns: 0,
             free_min: u32::MAX,
             held_max: 0,
+            is_full: false,
         }
     }
 
@@ -608,7 +612,7 @@ impl World {
                         self.later(self.now + CHECKPOINT_NS, Due::Checkpoint(id));
                     }
                     Effect::Failed(error) => panic!("the disk failed: {error}"),
-                    Effect::Full(_) => {}
+                    Effect::Full(is_full) => self.is_full = is_full,
                 }
             }
         }
@@ -668,7 +672,108 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use store::ClearKind;
+
     use super::*;
+
+    impl World {
+        fn trim(&mut self, block: u64, count: u32) {
+            let shard = shard_of(block);
+            let seq = self.seqs.entry(shard.no.0).or_insert(0);
+            *seq += 1;
+            let seq = Seq(*seq);
+            self.ask(Request::Clear {
+                shard,
+                layer: LayerId(1),
+                block: block_of(block),
+                count,
+                seq,
+                kind: ClearKind::Trim,
+                origin: Origin::Live,
+            });
+        }
+    }
+
+    /// Writes and trims of two shards at some depth, and behind them, a MiB at a time, more than the disk holds.
+    struct Filling {
+        world: World,
+        depth: usize,
+        hot: BTreeSet<RequestId>,
+        cold: BTreeSet<RequestId>,
+        filled: u64,
+    }
+
+    impl Filling {
+        fn new(depth: usize) -> Filling {
+            let mut world = World::new(Setup {
+                fill: 100,
+                pattern: Pattern::Uniform,
+                depth,
+                overwrite: 0,
+                segments: 31,
+                segment_bytes: 32 << 20,
+                seed: 3,
+            });
+            // With a faster one cleaning is through before the next write is there.
+            world.disk.bytes_per_us = 130;
+            for no in 0..3 {
+                let shard = shard_of(no * u64::from(SHARD_BLOCKS_MAX));
+                world.ask(Request::PutRecord {
+                    shard,
+                    record: vec![1],
+                });
+            }
+            world.turns_until(0);
+            Filling {
+                world,
+                depth,
+                hot: BTreeSet::new(),
+                cold: BTreeSet::new(),
+                filled: 0,
+            }
+        }
+
+        /// Panics if one of them waits for a minute although the disk does not say that it is full.
+        fn until_full(&mut self, hot_blocks: u64, longest: u64, trims: u64) {
+            while !self.world.is_full {
+                let Filling { world, hot, cold, .. } = self;
+                hot.retain(|id| world.pending.contains_key(id));
+                cold.retain(|id| world.pending.contains_key(id));
+                while hot.len() < self.depth {
+                    let count = 1 + world.rng.below(longest);
+                    let shard = world.rng.below(2) * u64::from(SHARD_BLOCKS_MAX);
+                    let block = shard + world.rng.below(hot_blocks - count);
+                    hot.insert(RequestId(world.next_request));
+                    if world.rng.chance(trims, 100) {
+                        world.trim(block, count as u32);
+                    } else {
+                        world.write(block, count as u32);
+                    }
+                }
+                while cold.len() < 16 {
+                    cold.insert(RequestId(world.next_request));
+                    world.write(2 * u64::from(SHARD_BLOCKS_MAX) + 256 * self.filled, 256);
+                    self.filled += 1;
+                }
+                world.turn();
+            }
+        }
+    }
+
+    #[test]
+    fn a_disk_gets_full_while_others_replace_and_trim_what_they_have() {
+        for (depth, hot_blocks, longest, trims) in
+            [(256, 10_000, 64, 0), (256, 10_000, 64, 5), (512, 20_000, 32, 20)]
+        {
+            let mut filling = Filling::new(depth);
+            filling.until_full(hot_blocks, longest, trims);
+            let stats = filling.world.store.stats();
+            let capacity = stats.capacity_bytes / BLOCK_BYTES;
+            assert!(stats.live_blocks * 100 >= capacity * 98, "{stats:?}");
+        }
+    }
 
     fn small(fill: u64, pattern: Pattern, depth: usize) -> Report {
         run(Setup {

@@ -555,11 +555,18 @@ impl<B: Payload> Store<B> {
         })
     }
 
-    /// Beyond what guests may store, and short of what cleaning needs to go on.
+    /// Whether a write that a trim waits behind may go beyond what guests may store, short of what cleaning needs to
+    /// go on. Where cleaning is still about to make space it waits as all others do, or it would take each segment
+    /// before there are enough of them for the others.
     fn has_slack(&self, draft: &Draft<B>) -> bool {
         let reserved = self.settings.segments_reserved;
         let capacity = self.ledger.capacity_blocks(reserved);
-        self.free_segments() > (reserved / 2).max(2) && self.used_blocks(draft) < capacity + capacity / 20
+        let kept = if self.is_stuck() {
+            (reserved / 2).max(2)
+        } else {
+            reserved
+        };
+        self.free_segments() > kept && self.used_blocks(draft) < capacity + capacity / 20
     }
 
     fn used_blocks(&self, draft: &Draft<B>) -> u64 {

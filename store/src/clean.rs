@@ -491,17 +491,21 @@ impl<B: Payload> Store<B> {
         self.cleaner.found_nothing_at = None;
     }
 
+    /// Whether guests have no segment to go on in, and neither cleaning nor a checkpoint is going to free one. What was
+    /// held may still go on with the next event, when a checkpoint of this very turn has freed segments.
+    pub(crate) fn is_stuck(&self) -> bool {
+        let is_at_rest = !self.cleaner.is_running() && !self.checkpoint.is_running();
+        self.free_segments() <= self.settings.segments_reserved && is_at_rest && !self.wants_cleaning()
+    }
+
     /// Says when guests begin and cease to wait for space that cleaning cannot make.
     pub(crate) fn tell_full(&mut self, effects: &mut Vec<Effect<B>>) {
         let reserved = self.settings.segments_reserved;
         let is_at_capacity = self.ledger.segments.live_blocks() + 1 >= self.ledger.capacity_blocks(reserved);
-        let is_at_rest = !self.cleaner.is_running() && !self.checkpoint.is_running();
-        // What was held may go on with the next event, when a checkpoint of this very turn has freed segments.
-        let is_stuck = self.free_segments() <= reserved && is_at_rest && !self.wants_cleaning();
         // What a drop leaves is on its way to become space.
         let is_purging = !self.purging.is_empty();
         let is_waiting = self.held_writes > 0 || (!self.queue.is_empty() && self.is_log_full());
-        let is_full = is_waiting && !is_purging && (self.is_full || is_at_capacity || is_stuck);
+        let is_full = is_waiting && !is_purging && (self.is_full || is_at_capacity || self.is_stuck());
         if is_full != self.is_full {
             self.is_full = is_full;
             effects.push(Effect::Full(is_full));
