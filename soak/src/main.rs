@@ -65,6 +65,9 @@ enum Task {
         /// Decides what happens and when.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Nothing but this happens, again and again.
+        #[arg(long, value_parser = walk::names())]
+        only: Option<String>,
     },
     /// SIGKILL again and again under fio in a QEMU guest; then its disk grows, a pool disk gets noise, one fails.
     Guest {
@@ -104,16 +107,20 @@ fn main() -> Result<()> {
             }
             Ok(())
         }
-        Task::Soak { minutes, seed } => {
+        Task::Soak { minutes, seed, only } => {
             let weft = blockd.with_file_name("weft");
             let programs = walk::Programs {
                 blockd: &blockd,
                 weft: &weft,
             };
-            let rerun = format!("soak --minutes {minutes} --seed {seed}");
+            let mut rerun = format!("soak --minutes {minutes} --seed {seed}");
+            if let Some(only) = &only {
+                rerun += &format!(" --only {only}");
+            }
             println!("== {rerun}");
             in_a_folder(&arguments.folder, &rerun, |home| {
-                walk::run(&programs, home, Duration::from_secs_f64(minutes * 60.0), seed)
+                let length = Duration::from_secs_f64(minutes * 60.0);
+                walk::run(&programs, home, length, seed, only.as_deref())
             })
         }
         Task::Guest {

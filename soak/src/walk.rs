@@ -114,8 +114,24 @@ struct Vdi {
     disk: std::sync::Arc<Disk>,
 }
 
-/// Walks for so long; `home` is an empty folder.
-pub fn run(programs: &Programs<'_>, home: &Path, length: Duration, seed: u64) -> Result<()> {
+/// What can happen.
+pub fn names() -> Vec<&'static str> {
+    events::KINDS.iter().map(|(name, _)| *name).collect()
+}
+
+/// Walks for so long, through all that can happen or `only` that; `home` is an empty folder.
+pub fn run(
+    programs: &Programs<'_>,
+    home: &Path,
+    length: Duration,
+    seed: u64,
+    only: Option<&str>,
+) -> Result<()> {
+    let kinds = || {
+        events::KINDS
+            .iter()
+            .filter(|(name, _)| only.is_none_or(|only| only == *name))
+    };
     let start = Instant::now();
     let mut counts: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
     let mut world = World::start(programs, home, seed)?;
@@ -123,7 +139,7 @@ pub fn run(programs: &Programs<'_>, home: &Path, length: Duration, seed: u64) ->
     let mut round: Vec<events::Kind> = Vec::new();
     while start.elapsed() < length {
         if round.is_empty() {
-            round = events::KINDS.to_vec();
+            round = kinds().copied().collect();
             for last in (1..round.len()).rev() {
                 round.swap(last, world.rng.below(last as u64 + 1) as usize);
             }

@@ -54,6 +54,9 @@ enum Task {
         /// Decides what happens and when; another one every time if not given.
         #[arg(long)]
         seed: Option<u64>,
+        /// Nothing but this kind of event, again and again.
+        #[arg(long)]
+        only: Option<String>,
     },
     /// The main job on real input: three hosts, a replicated VDI, a Debian guest; hosts die, a link is cut, etcd loses
     /// its leader, the guest's own host dies.
@@ -100,7 +103,7 @@ fn main() -> Result<()> {
     match Arguments::parse().task {
         Task::Test { long, hours } => tests::test(long.then_some(hours)),
         Task::Kills { client, kills, seed } => soak::kills(client, kills, seed),
-        Task::Soak { minutes, seed } => soak::soak(minutes, seed),
+        Task::Soak { minutes, seed, only } => soak::soak(minutes, seed, only.as_deref()),
         Task::Demo { keep, loopback } => demo::demo(keep, loopback),
         Task::Bench { quick, arguments } => bench::bench(quick, &arguments),
         Task::Mutants { words, few } => mutants::mutants(&Choice { words, few }),

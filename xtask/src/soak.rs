@@ -50,10 +50,12 @@ pub fn kills(client: Option<Client>, kills: u32, seed: Option<u64>) -> Result<()
 }
 
 /// Walks at random for so long.
-pub fn soak(minutes: f64, seed: Option<u64>) -> Result<()> {
+pub fn soak(minutes: f64, seed: Option<u64>, only: Option<&str>) -> Result<()> {
     let seed = seed.unwrap_or_else(new_seed).to_string();
     let target = build()?;
-    run(weft_soak(&target)?.args(["soak", "--minutes", &minutes.to_string(), "--seed", &seed]))
+    let mut command = weft_soak(&target)?;
+    command.args(["soak", "--minutes", &minutes.to_string(), "--seed", &seed]);
+    run(command.args(only.iter().flat_map(|only| ["--only", only])))
 }
 
 /// Another one every time. Processes never run twice alike, so a seed fixed for good would repeat the order of events

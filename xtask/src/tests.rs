@@ -33,7 +33,7 @@ pub fn test(long_hours: Option<f64>) -> Result<()> {
     if is_long {
         fuzz::fuzz(None, FUZZ_SECONDS)?;
     }
-    soak::soak(long_hours.map_or(SOAK_MINUTES, |hours| hours * 60.0), None)
+    soak::soak(long_hours.map_or(SOAK_MINUTES, |hours| hours * 60.0), None, None)
 }
 
 /// Formatting, clippy, layers, licences.
