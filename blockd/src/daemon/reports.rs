@@ -166,6 +166,11 @@ impl Daemon {
 
     async fn notice(&self, vdi: VdiId, notice: Notice) -> ApiResult<()> {
         let record = self.records(|control| control.vdi(vdi))?;
+        // What a daemon has dropped that died in the middle of it is missed by nobody.
+        let is_being_deleted = record.as_ref().is_some_and(|record| record.deleting);
+        if is_being_deleted && matches!(notice, Notice::NoQuorum { .. } | Notice::ReadsWait { .. }) {
+            return Ok(());
+        }
         let name = record.map_or_else(|| vdi.to_string(), |record| record.name);
         match notice {
             Notice::Degraded { shard, disk } => {
