@@ -35,6 +35,7 @@ pub fn host_1_dies(demo: Demo, image: &Image) -> Result<Demo> {
     ];
     hosts.show(3, &attach);
     let mut refusals = 0;
+    let mut other_reason = String::new();
     until("the dead host's lease has ended", || {
         let output = hosts.try_weft(3, &attach)?;
         if output.status.success() {
@@ -50,6 +51,9 @@ pub fn host_1_dies(demo: Demo, image: &Image) -> Result<Demo> {
                 ));
             }
             refusals += 1;
+        } else if said != other_reason {
+            report.seen(&format!("not yet: {said}"));
+            other_reason = said;
         }
         Ok(None)
     })?;
