@@ -1,6 +1,7 @@
 //! `[cluster]` of the settings: which host this is, and where etcd is. Without it the host is a pool of its own.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,6 +32,9 @@ pub struct ClusterFile {
     etcd_ca: Option<PathBuf>,
     etcd_certificate: Option<PathBuf>,
     etcd_key: Option<PathBuf>,
+    tls_ca: Option<PathBuf>,
+    tls_certificate: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
     lease_s: Option<u64>,
 }
 
@@ -47,8 +51,28 @@ pub struct ClusterSettings {
     pub zone: String,
     /// Where etcd is.
     pub etcd: EtcdSettings,
+    /// Of links between hosts; none: they are not encrypted, and any program that reaches `listen` may speak as a host.
+    pub tls: Option<TlsFiles>,
     /// How long this host counts as alive when it is not heard.
     pub lease: Duration,
+}
+
+/// PEM, as in the files that the settings name.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The authorities whose signature is believed.
+    pub authority: Vec<u8>,
+    /// This host's certificate, and those between it and an authority.
+    pub certificate: Vec<u8>,
+    /// Its key.
+    pub key: Vec<u8>,
+}
+
+impl std::fmt::Debug for TlsFiles {
+    /// Without what is secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TlsFiles")
+    }
 }
 
 impl ClusterFile {
@@ -80,12 +104,14 @@ impl ClusterFile {
             bail!("setting 'cluster.lease_s' is {lease_s}: 3 to 600");
         }
         let etcd = self.etcd(&[listen, advertise])?;
+        let tls = self.link_tls()?;
         Ok(ClusterSettings {
             host,
             listen,
             advertise,
             zone,
             etcd,
+            tls,
             lease: Duration::from_secs(lease_s),
         })
     }
@@ -187,6 +213,43 @@ impl ClusterFile {
     }
 }
 
+impl ClusterFile {
+    fn link_tls(&self) -> Result<Option<TlsFiles>> {
+        let files = [
+            ("tls_ca", &self.tls_ca),
+            ("tls_certificate", &self.tls_certificate),
+            ("tls_key", &self.tls_key),
+        ];
+        if files.iter().all(|(_, file)| file.is_none()) {
+            return Ok(None);
+        }
+        let read = |(name, file): (&str, &Option<PathBuf>)| match file {
+            Some(path) => secret(name, path),
+            None => bail!("setting 'cluster.{name}' is missing: TLS needs all three of its files"),
+        };
+        let [authority, certificate, key] = files;
+        if let Some(path) = key.1 {
+            is_ours_alone(key.0, path)?;
+        }
+        Ok(Some(TlsFiles {
+            authority: read(authority)?,
+            certificate: read(certificate)?,
+            key: read(key)?,
+        }))
+    }
+}
+
+/// Who can read this host's key can speak as this host.
+fn is_ours_alone(name: &str, path: &Path) -> Result<()> {
+    let shown = shown(path);
+    let metadata = std::fs::metadata(path).with_context(|| format!("setting 'cluster.{name}': {shown}"))?;
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        bail!("setting 'cluster.{name}': {shown} has mode {mode:03o}, open to others: chmod 600");
+    }
+    Ok(())
+}
+
 fn address(name: &str, text: &str) -> Result<SocketAddr> {
     let shown: String = text.chars().take(80).filter(|c| !c.is_control()).collect();
     let address: SocketAddr = match text.parse() {
@@ -201,13 +264,14 @@ fn address(name: &str, text: &str) -> Result<SocketAddr> {
     Ok(address)
 }
 
+fn shown(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    text.chars().filter(|c| !c.is_control()).collect()
+}
+
 /// A small regular file.
 fn secret(name: &str, path: &Path) -> Result<Vec<u8>> {
-    let shown: String = path
-        .to_string_lossy()
-        .chars()
-        .filter(|c| !c.is_control())
-        .collect();
+    let shown = shown(path);
     let metadata = std::fs::metadata(path).with_context(|| format!("setting 'cluster.{name}': {shown}"))?;
     if !metadata.is_file() || metadata.len() > SECRET_BYTES_MAX || metadata.len() == 0 {
         bail!("setting 'cluster.{name}': {shown} is not a file of 1 to {SECRET_BYTES_MAX} bytes");
@@ -237,12 +301,33 @@ mod tests {
         assert_eq!(settings.etcd.prefix, "/weft/");
     }
 
+    /// Authority, certificate, key, and the key once more as others can read it. What is in them is not looked at here.
+    fn tls_files(folder: &Path) -> [String; 4] {
+        let write = |name: &str, bytes: &[u8], mode| {
+            let path = folder.join(name);
+            std::fs::write(&path, bytes).expect("write");
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(&path, mode).expect("chmod");
+            path.display().to_string()
+        };
+        [
+            write("ca.pem", b"authority", 0o644),
+            write("h1.pem", b"certificate", 0o644),
+            write("h1.key", b"PRIVATE", 0o600),
+            write("open.key", b"PRIVATE", 0o640),
+        ]
+    }
+
     #[test]
     fn what_is_unknown_wrong_or_contradictory_is_named() {
         let folder = tempfile::tempdir().expect("temporary folder");
         let secret = folder.path().join("secret");
         std::fs::write(&secret, "password\n").expect("write");
+        let mode = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(&secret, mode).expect("chmod");
         let secret = secret.display();
+        let [ca, certificate, key, open] = tls_files(folder.path());
+        let tls = format!("tls_ca = '{ca}'\ntls_certificate = '{certificate}'");
         // Lines that replace those of the same name, and what the refusal says.
         for (lines, words) in [
             ("host = 'H 1'", "cluster.host"),
@@ -275,6 +360,20 @@ mod tests {
             ),
             ("etcd = ['https://a:1']\netcd_ca = '/nowhere'", "/nowhere"),
             ("etcd = ['https://a:1']\netcd_ca = '/dev/null'", "not a file"),
+            (&format!("tls_ca = '{ca}'"), "cluster.tls_certificate"),
+            (
+                &format!("tls_ca = '{ca}'\ntls_certificate = '{certificate}'"),
+                "cluster.tls_key",
+            ),
+            (
+                &format!("tls_certificate = '{certificate}'\ntls_key = '{key}'"),
+                "cluster.tls_ca",
+            ),
+            (
+                &format!("{tls}\ntls_key = '{open}'"),
+                "mode 640, open to others: chmod 600",
+            ),
+            (&format!("{tls}\ntls_key = '/nowhere'"), "/nowhere"),
             ("hots = 'h1'", "hots"),
             ("host = 1", "host"),
         ] {
@@ -288,6 +387,10 @@ mod tests {
         for missing in LEAST.lines() {
             assert!(check(&LEAST.replace(missing, "")).is_err(), "{missing}");
         }
+        let sealed = check(&format!("{LEAST}{tls}\ntls_key = '{key}'")).expect("valid");
+        assert!(sealed.tls.is_some() && check(LEAST).expect("valid").tls.is_none());
+        let shown = format!("{sealed:?}");
+        assert!(shown.contains("tls: Some(TlsFiles)"), "never in a log: {shown}");
         let twice = format!("{LEAST}host = 'h2'\n");
         assert!(check(&twice).is_err(), "a host that names itself twice");
         let user = format!("{LEAST}etcd_user = 'weft'\netcd_password_file = '{secret}'");

@@ -5,6 +5,7 @@
 //! greeted goes to its data-plane thread (`plane/links.rs`) and is not touched here any more until it has ended.
 
 mod callers;
+pub mod tls;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,16 +14,19 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use tokio_rustls::TlsStream;
 use types::{HeapBlock, HeapRoom, HostId, Incarnation};
 use wire::{Frame, Hello, Identity, Incoming, Refused, RefusedCode, Welcome, WireError};
 
 use callers::{Callers, Place};
+use tls::Tls;
 
 use crate::plane::{Command, LinkRole, LinkStart, PlaneHandle, Report};
 
@@ -32,6 +36,9 @@ const GREETING_PATIENCE: Duration = Duration::from_secs(5);
 /// The wait before a peer is called again: the first, and the longest that doubling leads to. There is no last try.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MOST: Duration = Duration::from_secs(5);
+
+/// Names of hosts in a line about a caller; more at one address tell nothing.
+const NAMES_MAX: usize = 3;
 
 /// A link that lasted so long worked: the waits begin from the first again.
 const WORKED: Duration = Duration::from_secs(5);
@@ -51,6 +58,9 @@ pub enum LinkError {
     /// A greeting with something else in its place.
     #[error("not a greeting: {0}")]
     Unexpected(String),
+    /// No TLS with the other end.
+    #[error("TLS: {0}")]
+    Tls(String),
     /// The other end said nothing.
     #[error("no greeting within {} s", GREETING_PATIENCE.as_secs())]
     Silent,
@@ -72,6 +82,7 @@ pub struct Links {
     me: Identity,
     planes: Vec<PlaneHandle>,
     silence: Duration,
+    tls: Mutex<Option<Arc<Tls>>>,
     reports: UnboundedSender<Report>,
     peers: Mutex<Peers>,
     callers: Mutex<Callers>,
@@ -95,6 +106,8 @@ struct Peer {
     /// In which of [`Peers::rounds`] it was to be called as it is now.
     round: u64,
     dialling: Vec<AbortHandle>,
+    /// For each data-plane thread, why its last call made no link, or why that link ended.
+    unreached: Vec<Option<String>>,
 }
 
 impl Drop for Peer {
@@ -106,17 +119,19 @@ impl Drop for Peer {
 }
 
 impl Links {
-    /// No peers yet. A link on which nothing is heard for `silence` ends.
+    /// No peers yet. A link on which nothing is heard for `silence` ends. With `tls` there are no links without.
     pub fn new(
         me: Identity,
         planes: Vec<PlaneHandle>,
         silence: Duration,
+        tls: Option<Arc<Tls>>,
         reports: UnboundedSender<Report>,
     ) -> Arc<Links> {
         Arc::new(Links {
             me,
             planes,
             silence,
+            tls: Mutex::new(tls),
             reports,
             peers: Mutex::default(),
             callers: Mutex::default(),
@@ -150,7 +165,7 @@ impl Links {
             let links = &place.links;
             tokio::select! {
                 greeted = links.answer(stream) => if let Err(error) = greeted {
-                    links.tell(&from.to_string(), LinkNews::Refused(error.to_string()));
+                    links.tell(&links.named(from), LinkNews::Refused(error.to_string()));
                 },
                 _ = let_go => tracing::debug!(%from, "a caller that said nothing gave way to another"),
             }
@@ -185,6 +200,7 @@ impl Links {
             life,
             round,
             dialling: address.map_or_else(Vec::new, dial),
+            unreached: vec![None; self.planes.len()],
         };
         peers.by_host.insert(host, peer);
     }
@@ -198,6 +214,57 @@ impl Links {
                 plane.send(Command::Unlink { host, reason });
             }
         }
+    }
+
+    /// Other certificates, for links that are made from now on. Whether there is TLS is said once, by [`Links::new`].
+    pub fn renew_tls(&self, tls: Arc<Tls>) {
+        let mut now = self.tls.lock().expect("TLS");
+        assert!(now.is_some(), "links without TLS stay without");
+        *now = Some(tls);
+    }
+
+    fn tls(&self) -> Option<Arc<Tls>> {
+        self.tls.lock().expect("TLS").clone()
+    }
+
+    /// Why a peer is not reached, where that is so.
+    pub fn unreached(&self, host: HostId) -> Option<String> {
+        let peers = self.peers.lock().expect("peers");
+        peers
+            .by_host
+            .get(&host)?
+            .unreached
+            .iter()
+            .flatten()
+            .next()
+            .cloned()
+    }
+
+    /// What became of a call; of no interest any more when the peer is called in another way by now.
+    fn note(&self, host: HostId, round: u64, plane: usize, reason: Option<&String>) {
+        let mut peers = self.peers.lock().expect("peers");
+        if let Some(peer) = peers.by_host.get_mut(&host).filter(|peer| peer.round == round) {
+            peer.unreached[plane] = reason.cloned();
+        }
+    }
+
+    /// An address as people know it: with the hosts that are there.
+    fn named(&self, from: SocketAddr) -> String {
+        let peers = self.peers.lock().expect("peers");
+        let is_there = |peer: &&Peer| {
+            let address = peer.address.as_deref().and_then(|text| text.parse().ok());
+            address.is_some_and(|address: SocketAddr| address.ip() == from.ip())
+        };
+        let names = peers
+            .by_host
+            .values()
+            .filter(is_there)
+            .map(|peer| peer.name.as_str());
+        let names: Vec<&str> = names.take(NAMES_MAX).collect();
+        if names.is_empty() {
+            return from.to_string();
+        }
+        format!("{from} (where host {} is)", names.join(", "))
     }
 
     fn tell(&self, host: &str, news: LinkNews) {
@@ -214,6 +281,7 @@ impl Links {
                 Ok(over) => {
                     let made = Instant::now();
                     told = None;
+                    self.note(host, round, plane, None);
                     self.tell(name, LinkNews::Up);
                     let reason = over.await;
                     if made.elapsed() >= WORKED {
@@ -223,6 +291,7 @@ impl Links {
                 }
                 Err(error) => error.to_string(),
             };
+            self.note(host, round, plane, Some(&reason));
             // The same reason again is no news.
             if told.as_ref() != Some(&reason) {
                 self.tell(name, LinkNews::Down(reason.clone()));
@@ -244,10 +313,14 @@ impl Links {
         let number = u16::try_from(plane).expect("fewer than 2^16 threads");
         let hello = Hello::new(self.me.clone(), host, number);
         let greet = async {
-            let mut stream = TcpStream::connect(address).await?;
+            let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
-            let sent = send(&mut stream, &hello.encode()).await?;
-            let (frame, received) = hear(&mut stream).await?;
+            let mut stream = match self.tls() {
+                Some(tls) => Stream::Sealed(Box::new(tls.dial(name, stream).await.map_err(LinkError::Tls)?)),
+                None => Stream::Plain(stream),
+            };
+            let sent = stream.send(&hello.encode()).await?;
+            let (frame, received) = stream.hear().await?;
             match frame {
                 Frame::Welcome(welcome) => {
                     welcome.check(&hello)?;
@@ -260,8 +333,10 @@ impl Links {
         let greeted = tokio::time::timeout(GREETING_PATIENCE, greet).await;
         let (stream, version, greeting) = greeted.map_err(|_| LinkError::Silent)??;
         let (over, end) = oneshot::channel();
+        let (socket, seal) = stream.into_parts()?;
         let start = LinkStart {
-            socket: OwnedFd::from(stream.into_std()?),
+            socket,
+            seal,
             host,
             name: name.to_owned(),
             role: LinkRole::Dialled,
@@ -288,27 +363,31 @@ impl Links {
     }
 
     /// Greets a caller.
-    async fn answer(&self, mut stream: TcpStream) -> Result<(), LinkError> {
+    async fn answer(&self, stream: TcpStream) -> Result<(), LinkError> {
         stream.set_nodelay(true)?;
         let greet = async {
-            let (frame, received) = hear(&mut stream).await?;
+            let mut stream = self.unseal(stream).await?;
+            let (frame, received) = stream.hear().await?;
             let Frame::Hello(hello) = frame else {
                 return Err(LinkError::Unexpected(format!("{frame:?}")));
             };
-            let sent = match self.check(&hello) {
-                Ok(version) => send(&mut stream, &Welcome::new(version, &self.me).encode()).await?,
+            let sent = match self.check(&hello, stream.certificate()) {
+                Ok(version) => stream.send(&Welcome::new(version, &self.me).encode()).await?,
                 Err(refused) => {
-                    send(&mut stream, &refused.encode()).await?;
+                    stream.send(&refused.encode()).await?;
                     return Err(refused.into());
                 }
             };
-            Ok((hello, (sent, received)))
+            Ok((stream, hello, (sent, received)))
         };
         let greeted = tokio::time::timeout(GREETING_PATIENCE, greet).await;
-        let (hello, greeting) = greeted.map_err(|_| LinkError::Silent)??;
+        let (stream, hello, greeting) = greeted.map_err(|_| LinkError::Silent)??;
+        let certificate = stream.certificate().cloned().map(CertificateDer::into_owned);
+        let (socket, seal) = stream.into_parts()?;
         let (over, _) = oneshot::channel();
         let start = LinkStart {
-            socket: OwnedFd::from(stream.into_std()?),
+            socket,
+            seal,
             host: hello.from.host,
             name: hello.from.name.clone(),
             role: LinkRole::Served { plane: hello.plane },
@@ -317,26 +396,54 @@ impl Links {
             silence: self.silence,
             over,
         };
-        Ok(self.let_in(&hello, start)?)
+        Ok(self.let_in(&hello, certificate.as_ref(), start)?)
+    }
+
+    /// The handshake with a caller, where TLS is set. A caller is told in words that it is set on one side only, as far as it
+    /// can understand them.
+    async fn unseal(&self, stream: TcpStream) -> Result<Stream, LinkError> {
+        let mut first = [0];
+        stream.peek(&mut first).await?;
+        let is_handshake = first[0] == tls::HANDSHAKE;
+        match self.tls() {
+            Some(tls) if is_handshake => {
+                let stream = tls.answer(stream).await.map_err(LinkError::Tls)?;
+                Ok(Stream::Sealed(Box::new(stream)))
+            }
+            None if is_handshake => Err(LinkError::Tls(
+                "the caller wants it, and it is not set here".to_owned(),
+            )),
+            _ => Ok(Stream::Plain(stream)),
+        }
     }
 
     /// Whether a caller is let in.
-    fn check(&self, hello: &Hello) -> Result<u8, Refused> {
+    fn check(&self, hello: &Hello, certificate: Option<&CertificateDer<'_>>) -> Result<u8, Refused> {
         let version = hello.check(&self.me)?;
-        self.check_peer(&mut self.peers.lock().expect("peers"), &hello.from)?;
+        self.check_peer(&mut self.peers.lock().expect("peers"), &hello.from, certificate)?;
         Ok(version)
     }
 
     /// Hands over the link of a caller that was welcomed; it may have been forgotten since then, or have started anew.
-    fn let_in(&self, hello: &Hello, start: LinkStart) -> Result<(), Refused> {
+    fn let_in(
+        &self,
+        hello: &Hello,
+        certificate: Option<&CertificateDer<'_>>,
+        start: LinkStart,
+    ) -> Result<(), Refused> {
         let mut peers = self.peers.lock().expect("peers");
-        self.check_peer(&mut peers, &hello.from)?;
+        self.check_peer(&mut peers, &hello.from, certificate)?;
         // Always the same one for the same caller, so that a new link finds the old one it replaces.
         self.hand_over(usize::from(hello.plane) % self.planes.len(), start);
         Ok(())
     }
 
-    fn check_peer(&self, peers: &mut Peers, caller: &Identity) -> Result<(), Refused> {
+    fn check_peer(
+        &self,
+        peers: &mut Peers,
+        caller: &Identity,
+        certificate: Option<&CertificateDer<'_>>,
+    ) -> Result<(), Refused> {
         let Some(peer) = peers.by_host.get_mut(&caller.host) else {
             return Err(Refused {
                 code: RefusedCode::Unknown,
@@ -346,6 +453,20 @@ impl Links {
                 ),
             });
         };
+        if self.tls().is_some() {
+            // The name that the records have, not the one that the caller gives itself.
+            let named = match certificate {
+                Some(certificate) => tls::is_of(certificate, &peer.name),
+                None => Err("it does not speak TLS".to_owned()),
+            };
+            named.map_err(|reason| Refused {
+                code: RefusedCode::Tls,
+                text: format!(
+                    "host '{}' asks host '{}' for TLS: {reason}",
+                    self.me.name, peer.name
+                ),
+            })?;
+        }
         if caller.incarnation < peer.life {
             return Err(Refused {
                 code: RefusedCode::OldLife,
@@ -364,13 +485,60 @@ impl Links {
     }
 }
 
-async fn send(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<u64> {
-    stream.write_all(bytes).await?;
-    Ok(bytes.len() as u64)
+/// A stream that is being greeted.
+enum Stream {
+    Plain(TcpStream),
+    Sealed(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    async fn send(&mut self, bytes: &[u8]) -> io::Result<u64> {
+        match self {
+            Stream::Plain(stream) => stream.write_all(bytes).await?,
+            Stream::Sealed(stream) => {
+                stream.write_all(bytes).await?;
+                stream.flush().await?;
+            }
+        }
+        Ok(bytes.len() as u64)
+    }
+
+    async fn hear(&mut self) -> Result<(Frame<HeapBlock>, u64), LinkError> {
+        match self {
+            Stream::Plain(stream) => hear(stream).await,
+            Stream::Sealed(stream) => hear(stream.as_mut()).await,
+        }
+    }
+
+    /// What the other end has shown in a handshake that succeeded.
+    fn certificate(&self) -> Option<&CertificateDer<'_>> {
+        match self {
+            Stream::Plain(_) => None,
+            Stream::Sealed(stream) => stream.get_ref().1.peer_certificates()?.first(),
+        }
+    }
+
+    /// For a plane: the socket, and what is sealed with.
+    fn into_parts(self) -> io::Result<(OwnedFd, Option<Box<rustls::Connection>>)> {
+        let (stream, seal) = match self {
+            Stream::Plain(stream) => (stream, None),
+            Stream::Sealed(stream) => match *stream {
+                TlsStream::Client(stream) => {
+                    let (stream, connection) = stream.into_inner();
+                    (stream, Some(Box::new(connection.into())))
+                }
+                TlsStream::Server(stream) => {
+                    let (stream, connection) = stream.into_inner();
+                    (stream, Some(Box::new(connection.into())))
+                }
+            },
+        };
+        Ok((OwnedFd::from(stream.into_std()?), seal))
+    }
 }
 
 /// One frame of a greeting, and its length: not a byte of what follows it is read.
-async fn hear(stream: &mut TcpStream) -> Result<(Frame<HeapBlock>, u64), LinkError> {
+async fn hear<S: AsyncRead + Unpin>(stream: &mut S) -> Result<(Frame<HeapBlock>, u64), LinkError> {
     let mut incoming = Incoming::new(HeapRoom::new);
     let mut length = 0;
     let mut bytes = [0; 512];

@@ -69,7 +69,7 @@ async fn serve(flags: &Flags, settings: Settings, log: &reload::Handle<EnvFilter
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reread(flags, log),
+            _ = hangup.recv() => reread(flags, log, &daemon),
         }
     }
     tracing::info!("stopping");
@@ -80,14 +80,17 @@ async fn serve(flags: &Flags, settings: Settings, log: &reload::Handle<EnvFilter
     Ok(())
 }
 
-/// SIGHUP: the log filter takes effect at once; what needs a restart is left and said.
-fn reread(flags: &Flags, log: &reload::Handle<EnvFilter, Registry>) {
+/// SIGHUP: the log filter takes effect at once, certificates with the next link; what needs a restart is left and said.
+fn reread(flags: &Flags, log: &reload::Handle<EnvFilter, Registry>, daemon: &Daemon) {
     let result = Settings::load(flags).and_then(|settings| {
         let filter = EnvFilter::try_new(&settings.log).context("setting 'log'")?;
-        log.reload(filter).context("log filter")
+        log.reload(filter).context("log filter")?;
+        daemon.renew_certificates(settings.cluster.as_ref())
     });
     match result {
-        Ok(()) => tracing::info!("settings reread: `log` is in effect, the others at the next start"),
+        Ok(()) => tracing::info!(
+            "settings reread: `log` is in effect, certificates with the next links, the others at the next start"
+        ),
         Err(error) => tracing::error!("settings not reread: {error:#}"),
     }
 }

@@ -5,6 +5,8 @@ extern crate control as weft_control;
 
 #[path = "../../control/tests/support/etcd.rs"]
 mod etcd;
+#[path = "cluster/sealed.rs"]
+mod sealed;
 mod support;
 
 use etcd::{Servers, until};
@@ -13,11 +15,11 @@ use support::{Daemon, GIB, NbdClient, fill, verify, weft};
 
 /// A daemon as host `name` of the cluster; its configuration is beside its state.
 fn host(servers: &Servers, name: &str) -> Daemon {
-    host_with(&servers.endpoints(), name, "")
+    host_with(&servers.endpoints(), name, "", "")
 }
 
-/// The same with more settings, and etcd where the caller says.
-fn host_with(endpoints: &[String], name: &str, more: &str) -> Daemon {
+/// The same with more settings, also of the cluster, and etcd where the caller says.
+fn host_with(endpoints: &[String], name: &str, more: &str, of_cluster: &str) -> Daemon {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("bound");
     drop(listener);
@@ -25,7 +27,13 @@ fn host_with(endpoints: &[String], name: &str, more: &str) -> Daemon {
     let (_, path) = config.keep().expect("kept until the daemon's folder goes");
     let etcd: Vec<String> = endpoints.iter().map(|url| format!("'{url}'")).collect();
     let text = format!(
-        "{more}\n[cluster]\nhost = '{name}'\nlisten = '{address}'\netcd = [{}]\nlease_s = 3\n",
+        "{more}
+[cluster]
+host = '{name}'
+listen = '{address}'
+etcd = [{}]
+lease_s = 3
+{of_cluster}",
         etcd.join(", ")
     );
     std::fs::write(&path, text).expect("write");
@@ -312,7 +320,7 @@ fn three_with_a_vdi(servers: &Servers, more: &str) -> Vec<Daemon> {
     let names = ["alpha", "beta", "gamma"];
     let hosts: Vec<Daemon> = names
         .iter()
-        .map(|name| host_with(&servers.endpoints(), name, more))
+        .map(|name| host_with(&servers.endpoints(), name, more, ""))
         .collect();
     hosts[0].post("/v1/pool", &json!({"name": "test"}));
     for host in &hosts {
@@ -482,7 +490,7 @@ impl Gate {
 fn a_vdi_is_taken_from_a_host_that_is_cut_off() {
     let servers = Servers::start(1);
     let gate = Gate::before(&servers.endpoints()[0]);
-    let mut a = host_with(std::slice::from_ref(&gate.url), "alpha", "");
+    let mut a = host_with(std::slice::from_ref(&gate.url), "alpha", "", "");
     let b = host(&servers, "beta");
     let c = host(&servers, "gamma");
     b.post("/v1/pool", &json!({"name": "test"}));

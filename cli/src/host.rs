@@ -122,6 +122,7 @@ fn find(hosts: &[HostInfo], wanted: &str) -> Outcome<usize> {
 fn state(host: &HostInfo) -> String {
     match (host.is_alive, host.is_this) {
         (true, true) => "alive (this one)",
+        (true, false) if host.unreached.is_some() => "NOT REACHED",
         (true, false) => "alive",
         (false, _) if host.is_leaving => "leaving",
         (false, _) => "MISSING",
@@ -153,7 +154,26 @@ pub fn table(hosts: &[HostInfo], indent: usize) -> String {
             host.id.to_string(),
         ]);
     }
-    table.render(indent)
+    let mut text = table.render(indent);
+    for host in hosts {
+        if let Some(reason) = unreached(host) {
+            // A part of it may be in the words of whoever is at that address.
+            let reason: String = reason.chars().filter(|c| !c.is_control()).collect();
+            let margin = " ".repeat(indent);
+            text.push_str(&format!(
+                "{margin}{} is not reached from here: {reason}\n",
+                host.name
+            ));
+        }
+    }
+    text
+}
+
+/// Why a host that lives has no link with the one that answers.
+pub fn unreached(host: &HostInfo) -> Option<&str> {
+    host.unreached
+        .as_deref()
+        .filter(|_| host.is_alive && !host.is_this)
 }
 
 fn describe(host: &HostInfo) -> String {
@@ -193,6 +213,24 @@ mod tests {
         assert_eq!(find(&hosts, "5b0f").expect_err("two").exit as u8, 2);
         assert_eq!(find(&hosts, "h3").expect_err("none").exit as u8, 4);
         assert_eq!(find(&hosts, "").expect_err("none").exit as u8, 4);
+    }
+
+    #[test]
+    fn a_host_that_is_not_reached_says_why_in_one_line() {
+        let mut hosts = hosts();
+        assert_eq!(table(&hosts, 0).lines().count(), 3);
+        for host in &mut hosts {
+            host.unreached = Some("TLS:\nno".to_owned());
+        }
+        // Why this one does not reach itself, or one that is dead, is no question.
+        assert_eq!(table(&hosts, 0).lines().count(), 3);
+        hosts[0].is_this = false;
+        let text = table(&hosts, 2);
+        assert!(text.contains("NOT REACHED"), "{text}");
+        assert!(
+            text.ends_with("\n  h1 is not reached from here: TLS:no\n"),
+            "{text}"
+        );
     }
 
     #[test]

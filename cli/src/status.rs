@@ -49,6 +49,14 @@ fn troubles(status: &StatusInfo) -> Vec<String> {
     if missing > 0 {
         troubles.push(format!("missing hosts: {missing}"));
     }
+    let unreached = status
+        .hosts
+        .iter()
+        .filter(|host| host::unreached(host).is_some())
+        .count();
+    if unreached > 0 {
+        troubles.push(format!("hosts not reached: {unreached}"));
+    }
     let disks = |state: control::DiskState| status.disks.iter().filter(|d| d.state == state).count();
     for (count, what) in [
         (count(Health::Waiting), "VDIs with waiting writes"),

@@ -215,6 +215,9 @@ pub struct HostInfo {
     /// It is gone for good and is forgotten when its disks have left.
     #[serde(default)]
     pub is_leaving: bool,
+    /// Why the host that answers has no link to it; absent where it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreached: Option<String>,
 }
 
 /// A disk that replicas leave: it, or its host, is to go, or it has been gone for long.

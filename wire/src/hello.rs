@@ -73,6 +73,8 @@ pub enum RefusedCode {
     Unknown = 5,
     /// A later life of the caller was here already.
     OldLife = 6,
+    /// TLS is asked for here, and the caller does not speak it or has the certificate of somebody else.
+    Tls = 7,
     /// A reason of a later version.
     Other = 255,
 }
@@ -86,6 +88,7 @@ impl RefusedCode {
             4 => RefusedCode::Myself,
             5 => RefusedCode::Unknown,
             6 => RefusedCode::OldLife,
+            7 => RefusedCode::Tls,
             _ => RefusedCode::Other,
         }
     }

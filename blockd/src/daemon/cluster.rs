@@ -438,6 +438,7 @@ impl Daemon {
                     is_alive: now.is_some(),
                     is_this: Some(host.id) == self.host(),
                     is_leaving: host.leaving,
+                    unreached: self.unreached(host.id),
                     disks: count(disks.iter().filter(|disk| disk.host == Some(host.id)).count()),
                     disks_up: count(now.map_or(0, |now| now.disks.len())),
                     name: host.name,

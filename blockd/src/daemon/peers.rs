@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use control::{ApiResult, ControlStore, DiskRecord, Severity};
 use tokio::net::TcpListener;
 use types::{DiskId, HostId};
@@ -21,6 +21,7 @@ use super::Daemon;
 use super::cluster::Membership;
 use crate::cluster_config::ClusterSettings;
 use crate::links::Links;
+use crate::links::tls::Tls;
 use crate::plane::{Command, Home};
 
 /// Nothing heard for so long ends a link: a VDI with two replicas waits that long when a host stops without a word,
@@ -32,25 +33,64 @@ const SILENCE: Duration = Duration::from_secs(3);
 pub(super) struct Peers {
     /// Waits for the pool: who calls must be of it.
     listener: Option<TcpListener>,
+    tls: Option<Arc<Tls>>,
     links: Option<Arc<Links>>,
     hosts: BTreeSet<HostId>,
     homes: BTreeMap<DiskId, HostId>,
 }
 
 impl Peers {
-    /// The address must be free at the start, not only when somebody calls.
+    /// The address must be free, and certificates good, at the start, not only when somebody calls.
     pub async fn bind(cluster: &ClusterSettings) -> Result<Peers> {
+        let tls = cluster
+            .tls
+            .as_ref()
+            .map(|files| Tls::new(files, cluster.host.as_str()));
+        let tls = tls.transpose()?.map(Arc::new);
         let listener = TcpListener::bind(cluster.listen)
             .await
             .with_context(|| format!("setting 'cluster.listen': {}", cluster.listen))?;
         Ok(Peers {
             listener: Some(listener),
+            tls,
             ..Peers::default()
         })
     }
 }
 
 impl Daemon {
+    /// The certificates as the settings have them now: links that are made from now on are made with them.
+    ///
+    /// # Errors
+    /// A file that makes no TLS, and TLS that was set, or is not set any more, since the start.
+    pub fn renew_certificates(&self, cluster: Option<&ClusterSettings>) -> Result<()> {
+        let Some(membership) = &self.membership else {
+            return Ok(());
+        };
+        let mut peers = membership.peers.lock().expect("peers");
+        let files = cluster.and_then(|cluster| cluster.tls.as_ref());
+        match (&peers.tls, files) {
+            (None, None) => Ok(()),
+            (Some(_), Some(files)) => {
+                // The name that the records have; another in the settings needs a restart.
+                let tls = Arc::new(Tls::new(files, &membership.host.name)?);
+                if let Some(links) = &peers.links {
+                    links.renew_tls(Arc::clone(&tls));
+                }
+                peers.tls = Some(tls);
+                Ok(())
+            }
+            (Some(_), None) => bail!("TLS between hosts goes on: to turn it off, restart all hosts"),
+            (None, Some(_)) => bail!("no TLS between hosts yet: to turn it on, restart all hosts"),
+        }
+    }
+
+    /// Why another host is not reached from here; nobody asks before there are links.
+    pub(super) fn unreached(&self, host: HostId) -> Option<String> {
+        let peers = self.membership.as_ref()?.peers.lock().expect("peers");
+        peers.links.as_ref()?.unreached(host)
+    }
+
     /// Follows the records of hosts and disks. What was true stays when they cannot be read.
     pub(super) async fn look_at_peers(&self) -> ApiResult<()> {
         let Some(membership) = &self.membership else {
@@ -77,7 +117,8 @@ impl Daemon {
                     incarnation: self.incarnation,
                     name: membership.host.name.clone(),
                 };
-                let links = Links::new(me, self.planes.clone(), SILENCE, self.reports.clone());
+                let tls = peers.tls.clone();
+                let links = Links::new(me, self.planes.clone(), SILENCE, tls, self.reports.clone());
                 let listener = peers.listener.take().expect("bound at the start");
                 // It listens as long as the process lives.
                 let _ = links.listen(listener);

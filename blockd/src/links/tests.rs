@@ -3,6 +3,7 @@
 mod bounds;
 mod homes;
 mod strangers;
+mod tls;
 
 use std::io::Read;
 use std::net::{Shutdown, SocketAddr};
@@ -60,6 +61,10 @@ impl Host {
     }
 
     async fn start_with(number: u128, planes: usize, silence: Duration) -> Host {
+        Host::start_sealed(number, planes, silence, None).await
+    }
+
+    async fn start_sealed(number: u128, planes: usize, silence: Duration, tls: Option<Arc<Tls>>) -> Host {
         let folder = tempfile::tempdir().expect("a folder");
         let state = folder.path().to_str().expect("UTF-8");
         let flags = Flags::parse_from(["blockd", "--state", state, "--poll-us", "0"]);
@@ -68,7 +73,7 @@ impl Host {
         let (reports, mut inbox) = unbounded_channel();
         let planes = crate::start::planes(&settings, &reports).expect("planes");
         let me = identity(number, 7);
-        let links = Links::new(me.clone(), planes.handles.clone(), silence, reports);
+        let links = Links::new(me.clone(), planes.handles.clone(), silence, tls, reports);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("its address");
         links.listen(listener);

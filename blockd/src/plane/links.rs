@@ -9,11 +9,14 @@
 //! are told that its disks went, and what still comes for the other end's writers is dropped: on the next link they
 //! fence anew. Links are made, greeted and made again by the daemon (`crate::links`): nothing here waits.
 //!
+//! Between outgoing or incoming and the socket there may be TLS (`seal`).
+//!
 //! Here: a link's beginning and end. `traffic`: what it sends and receives. `asking`: disks there for writers here.
 //! `serving`: disks here for writers there. `beat`: signs of life.
 
 mod asking;
 mod beat;
+mod seal;
 mod serving;
 mod traffic;
 
@@ -28,6 +31,7 @@ use wire::{Channel, Gather, Incoming, Outgoing};
 
 use super::Plane;
 use super::handle::LinkFigures;
+use seal::Seal;
 pub use serving::Way;
 pub(super) use serving::answer;
 use traffic::take_from;
@@ -50,6 +54,8 @@ pub struct LinkStart {
     pub version: u8,
     /// Bytes that the greeting took: sent, received.
     pub greeting: (u64, u64),
+    /// What is sealed and opened with, where the greeting was.
+    pub seal: Option<Box<rustls::Connection>>,
     /// Nothing heard for so long ends it.
     pub silence: Duration,
     /// Told why it ended.
@@ -94,6 +100,7 @@ pub struct Link {
     role: LinkRole,
     incoming: Incoming<BufMut>,
     outgoing: Outgoing<Buf>,
+    seal: Option<Box<Seal>>,
     /// Was sent, to be filled again.
     spare: Gather<Buf>,
     sending: u64,
@@ -117,7 +124,8 @@ pub struct Link {
 impl Link {
     /// Bytes that the kernel does not have yet.
     fn unsent(&self) -> u64 {
-        self.outgoing.waiting() + self.sending
+        let unsealed = self.seal.as_ref().map_or(0, |seal| seal.unsealed());
+        self.outgoing.waiting() + unsealed + self.sending
     }
 }
 
@@ -143,12 +151,15 @@ impl Plane {
             }
         };
         let (sent, received) = start.greeting;
+        let seal =
+            |connection: Box<rustls::Connection>| Box::new(Seal::new(*connection, take_from(&self.pool)));
         let mut link = Link {
             host: start.host,
             name: start.name,
             role: start.role,
             incoming: Incoming::after(received, start.version, take_from(&self.pool)),
             outgoing: Outgoing::new(sent),
+            seal: start.seal.map(seal),
             spare: Gather::default(),
             sending: 0,
             is_sending: false,
@@ -174,7 +185,8 @@ impl Plane {
         }
         self.links.insert(slot, link);
         self.touch_link(slot);
-        self.receive_on(slot);
+        // With TLS the greeting may have read on.
+        self.digest(slot);
         self.set_beat();
     }
 
@@ -205,8 +217,12 @@ impl Plane {
         };
         let mut words = Outgoing::<Buf>::new(0);
         words.bye(&reason);
-        self.ring
-            .remove_stream_saying(slot, &words.take(Gather::default()).small);
+        let words = words.take(Gather::default()).small;
+        let words = match &mut link.seal {
+            Some(seal) => seal.seal_last(&words),
+            None => words,
+        };
+        self.ring.remove_stream_saying(slot, &words);
         tracing::info!(host = %link.name, role = ?link.role, reason, "link ended");
         if link.role == LinkRole::Dialled {
             self.hosts.remove(&link.host);

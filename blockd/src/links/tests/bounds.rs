@@ -127,7 +127,13 @@ async fn what_waits_for_space_on_a_full_disk_holds_up_nothing_else() {
 /// More links of a host, with another silence; where they are called.
 async fn also_listening(host: &Host, silence: Duration) -> (Arc<Links>, SocketAddr) {
     let (reports, _) = unbounded_channel();
-    let links = Links::new(host.me.clone(), host.planes.handles.clone(), silence, reports);
+    let links = Links::new(
+        host.me.clone(),
+        host.planes.handles.clone(),
+        silence,
+        None,
+        reports,
+    );
     links.set_peer(HostId(2), "host-2", None);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("its address");

@@ -344,23 +344,27 @@ async fn a_host_that_is_forgotten_while_it_is_greeted_is_not_let_in() {
             role,
             version: wire::VERSION,
             greeting: (0, 0),
+            seal: None,
             silence: SILENCE,
             over: oneshot::channel().0,
         }
     };
     host.links.set_peer(HostId(2), "host-2", None);
     let round = host.links.peers.lock().expect("peers").rounds;
-    assert_eq!(host.links.check(&hello), Ok(wire::VERSION));
+    assert_eq!(host.links.check(&hello, None), Ok(wire::VERSION));
     host.links.forget_peer(HostId(2));
     let served = LinkRole::Served { plane: 0 };
-    let refused = host.links.let_in(&hello, start(served)).expect_err("let in");
+    let refused = host
+        .links
+        .let_in(&hello, None, start(served))
+        .expect_err("let in");
     assert_eq!(refused.code, RefusedCode::Unknown);
     host.links.called(round, 0, start(LinkRole::Dialled));
     // One that is known again is called anew: what was begun before is not handed over.
     host.links.set_peer(HostId(2), "host-2", None);
     host.links.called(round, 0, start(LinkRole::Dialled));
     assert_eq!(host.links().await.len(), 0);
-    host.links.let_in(&hello, start(served)).expect("a peer");
+    host.links.let_in(&hello, None, start(served)).expect("a peer");
     host.links.called(round + 1, 0, start(LinkRole::Dialled));
     assert_eq!(host.links().await.len(), 2);
     host.stop().await;

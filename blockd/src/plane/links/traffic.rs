@@ -3,11 +3,39 @@
 use edge::uring::{Buf, BufMut, Landing, Pool, StreamError, StreamSlot};
 use wire::{Frame, Gather};
 
-use super::LinkRole;
+use super::seal::SealError;
+use super::{Link, LinkRole};
 use crate::plane::Plane;
 
 pub(super) fn take_from(pool: &Pool) -> impl Fn(usize) -> BufMut + '_ {
     |bytes| pool.take(bytes)
+}
+
+impl Link {
+    /// What is to be sent next, if it is time to.
+    fn next_send(&mut self) -> Option<edge::uring::Gather> {
+        if self.is_sending {
+            return None;
+        }
+        let Some(seal) = &mut self.seal else {
+            self.sending = self.outgoing.waiting();
+            if self.sending == 0 {
+                return None;
+            }
+            let Gather { small, large } = self.outgoing.take(std::mem::take(&mut self.spare));
+            return Some(edge::uring::Gather { small, large });
+        };
+        if seal.unsealed() == 0 {
+            if self.outgoing.waiting() == 0 && !seal.has_words() {
+                return None;
+            }
+            let spare = seal.spare_plain();
+            seal.put(self.outgoing.take(spare));
+        }
+        let gather = seal.seal();
+        self.sending = gather.small.len() as u64;
+        Some(gather)
+    }
 }
 
 impl Plane {
@@ -30,16 +58,14 @@ impl Plane {
                 self.break_link(slot, reason);
                 continue;
             }
-            if link.is_sending || link.outgoing.waiting() == 0 {
+            let Some(gather) = link.next_send() else {
                 continue;
-            }
-            link.sending = link.outgoing.waiting();
-            let Gather { small, large } = link.outgoing.take(std::mem::take(&mut link.spare));
+            };
             link.is_sending = true;
             link.said_at = self.now;
             link.figures.sends += 1;
             link.figures.bytes_sent += link.sending;
-            self.ring.send(slot, edge::uring::Gather { small, large });
+            self.ring.send(slot, gather);
         }
     }
 
@@ -56,7 +82,10 @@ impl Plane {
         let edge::uring::Gather { small, mut large } = gather;
         // The buffers are free from here on, not only when the list is filled again.
         large.clear();
-        link.spare = Gather { small, large };
+        match &mut link.seal {
+            Some(seal) => seal.sent(small),
+            None => link.spare = Gather { small, large },
+        }
         link.is_sending = false;
         link.sending = 0;
         match result {
@@ -73,8 +102,18 @@ impl Plane {
         link.is_receiving = true;
         // While nothing was received nothing could be heard.
         link.heard_at = self.now;
-        let wire::Landing { rooms, from } = link.incoming.lend(take_from(&self.pool));
-        self.ring.receive(slot, Landing { rooms, from });
+        let take = take_from(&self.pool);
+        let landing = match &mut link.seal {
+            Some(seal) => Landing {
+                rooms: [take(0), seal.lend(take)],
+                from: [0, 0],
+            },
+            None => {
+                let wire::Landing { rooms, from } = link.incoming.lend(take);
+                Landing { rooms, from }
+            }
+        };
+        self.ring.receive(slot, landing);
     }
 
     /// Something came.
@@ -97,7 +136,13 @@ impl Plane {
         link.figures.receives += 1;
         link.figures.bytes_received += count as u64;
         let Landing { rooms, from } = landing;
-        link.incoming.landed(wire::Landing { rooms, from }, count);
+        match &mut link.seal {
+            Some(seal) => {
+                let [_, room] = rooms;
+                seal.landed(room, count);
+            }
+            None => link.incoming.landed(wire::Landing { rooms, from }, count),
+        }
         self.digest(slot);
     }
 
@@ -115,10 +160,28 @@ impl Plane {
                     link.figures.frames_received += 1;
                     self.heard(slot, frame);
                 }
-                Ok(None) => return self.receive_on(slot),
+                Ok(None) => match self.open(slot) {
+                    Ok(0) => return self.receive_on(slot),
+                    Ok(_) => {}
+                    Err(error) => return self.break_link(slot, error.to_string()),
+                },
                 Err(error) => return self.break_link(slot, error.to_string()),
             }
         }
+    }
+
+    /// Opens what came sealed; the bytes that this gave.
+    fn open(&mut self, slot: StreamSlot) -> Result<usize, SealError> {
+        let link = self.links.get_mut(&slot).expect("a link that is opened is there");
+        let Some(seal) = &mut link.seal else {
+            return Ok(0);
+        };
+        let opened = seal.open(&mut link.incoming, take_from(&self.pool))?;
+        // An answer to a change of keys.
+        if seal.has_words() {
+            self.touch_link(slot);
+        }
+        Ok(opened)
     }
 
     fn heard(&mut self, slot: StreamSlot, frame: Frame<Buf>) {
