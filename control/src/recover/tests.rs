@@ -6,7 +6,7 @@ use super::notes::{DiskNote, VdiNote, note, vdi_note};
 use super::*;
 use crate::backend::Backend;
 use crate::{ControlStore, DiskRecord, DiskState, Embedded, MemoryKv, PoolRecord, VdiRecord};
-use replication::ShardRecord;
+use replication::{EpochEnd, ShardRecord};
 use types::{DiskId, PoolId, ShardId, ShardNo, Token, VdiId};
 
 const NOW: &str = "2026-11-22T01:00:00Z";
@@ -150,6 +150,12 @@ fn what_agrees_comes_back_as_it_was_above_all_tokens() {
     assert!(!vdi.shards[1].was_written && vdi.shards[1].replicas.len() == 3);
     assert_eq!(vdi.shards[1].in_sync, vdi.shards[1].replicas);
 
+    // A writer that saved nothing was promised something for a shard that this disk does not hold any more.
+    let mut elsewhere = disks(&web(2), vec![Some(copy(&record(3), 10)); 3]);
+    elsewhere[2].promised.incarnation = Incarnation(70_000);
+    let above = merged(elsewhere, &Asked::default()).incarnation;
+    assert!(above > Incarnation(70_000), "{above}");
+
     // Written, and read as any other records are.
     let kv = std::sync::Arc::new(Embedded::new(Box::new(MemoryKv::default())));
     let store = ControlStore::over(kv.clone());
@@ -195,6 +201,10 @@ fn the_newest_record_decides_who_counts() {
     let mut newer = record(3);
     newer.epoch = Epoch(5);
     newer.in_sync = ids(&[1, 2]);
+    newer.ended = vec![EpochEnd {
+        epoch: Epoch(4),
+        end: Seq(11),
+    }];
     let found = vec![
         Some(copy(&newer, 20)),
         Some(copy(&newer, 20)),
@@ -202,6 +212,16 @@ fn the_newest_record_decides_who_counts() {
     ];
     let recovery = merged(disks(&web(1), found.clone()), &Asked::default());
     assert_eq!((in_sync(&recovery), recovery.problems.len()), (ids(&[1, 2]), 0));
+    // A later record, which no disk heard of, may have ended an epoch earlier.
+    assert_eq!(recovery.vdis[0].shards[0].ended, []);
+    // So does the newest note what the VDI is: two disks were away when it grew.
+    let mut grown = disks(&web(2), vec![Some(copy(&record(3), 10)); 3]);
+    for old in &mut grown[1..] {
+        old.vdis[0].bytes = SHARD_BYTES_DEFAULT;
+        old.vdis[0].revision -= 1;
+    }
+    let recovery = merged(grown, &Asked::default());
+    assert_eq!(recovery.vdis[0].record.bytes, 2 * SHARD_BYTES_DEFAULT);
     // A replica that is not in sync and has more than those that are: nobody can say why.
     let mut odd = found;
     odd[2].as_mut().unwrap().end = Seq(21);
