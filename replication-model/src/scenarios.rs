@@ -163,6 +163,19 @@ pub const SCENARIOS: &[Setup] = &[
         ..BASE
     },
     Setup {
+        name: "pair-lost-word",
+        about: "two replicas: a link breaks, and the control store's word on the change of the record is lost",
+        replicas: 2,
+        scripts: &[&[Write(0), Write(0)]],
+        budget: Budget {
+            cuts: 1,
+            lost_words: 1,
+            ticks: 1,
+            ..NONE
+        },
+        ..BASE
+    },
+    Setup {
         name: "pair-cut-restart",
         about: "two replicas: a link breaks, the writer dies",
         replicas: 2,
