@@ -435,13 +435,6 @@ pub const MUTANTS: &[Mutant] = &[
         nets: &[Net::Search("impatient-restart")],
     },
     Mutant {
-        name: "the longest tail is adopted, whole or not",
-        file: "replication/src/writer/fence.rs",
-        find: ".max_by_key(|(_, report)| (report.good(), report.is_whole(), report.end))",
-        put: ".max_by_key(|(_, report)| (report.end, report.is_whole(), report.good()))",
-        nets: &[CLUSTER],
-    },
-    Mutant {
         name: "an epoch's end is forgotten",
         file: "replication/src/writer/fence.rs",
         find: "let since = good.min(ended.unwrap_or(Seq(0)));",
@@ -449,25 +442,18 @@ pub const MUTANTS: &[Mutant] = &[
         nets: &[Net::Search("pair-cut-restart")],
     },
     Mutant {
-        name: "an epoch ends where the furthest replica that stays is",
-        file: "replication/src/writer/plan.rs",
-        find: "disks.iter().map(acked).min().unwrap_or_default()",
-        put: "disks.iter().map(acked).max().unwrap_or_default()",
-        nets: &[CLUSTER],
-    },
-    Mutant {
         name: "a replica does not keep its promise on its disk",
         file: "replication/src/node.rs",
         find: "let kept = Kept {\n            promised: self.promised,",
         put: "let kept = Kept {\n            promised: Token::default(),",
-        nets: &[Net::Search("take-over-disk-restart"), CLUSTER],
+        nets: &[Net::Search("take-over-disk-restart")],
     },
     Mutant {
         name: "a lease lasts longer than its writer counts on",
         file: "replication/src/writer/lease.rs",
         find: "pub const LEASE: Duration = Duration::from_secs(2);",
         put: "pub const LEASE: Duration = Duration::from_secs(5);",
-        nets: &[Net::Search("overtaken-read"), CLUSTER],
+        nets: &[Net::Search("overtaken-read")],
     },
     Mutant {
         name: "a member joins before it holds what was completed",
@@ -800,7 +786,11 @@ pub const MUTANTS: &[Mutant] = &[
         file: "control/src/recover/merge.rs",
         find: "let highest = promised.chain(named).max()",
         put: "let highest = promised.take(0).chain(named).max()",
-        nets: &[Net::Tests("weft-control", "--lib", "above_all_tokens")],
+        nets: &[Net::Tests(
+            "weft-control",
+            "--lib",
+            "what_agrees_comes_back_as_it_was",
+        )],
     },
     Mutant {
         name: "where a lost past ended is believed after a recovery",
