@@ -107,6 +107,7 @@ fn plan(holdings: &[Holding], placed: &[Vec<DiskId>], tolerance: f64) -> (Vec<Mo
             shard: shard(number),
             replicas,
             bytes: SHARD_BYTES,
+            is_fixed: false,
         })
         .collect();
     plan_moves(holdings, &placed, tolerance)

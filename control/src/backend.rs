@@ -8,11 +8,14 @@
 //! ```
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use edge::KvError;
 use jiff::Timestamp;
 use tokio::sync::watch;
+
+pub use crate::watchers::ChangedKeys;
 
 /// Names a lease: what is bound to it disappears when its holder has not been heard for the lease's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -135,6 +138,16 @@ pub enum BackendError {
         /// What was known, and what was found.
         reason: String,
     },
+    /// etcd has a pool, and it is not the one that this host belongs to. Nothing of it is used.
+    #[error(
+        "this host belongs to pool {known}, and etcd has pool {found} there: another etcd or prefix is meant, or this host begins in an empty state directory"
+    )]
+    AnotherPool {
+        /// The pool's id, as this host knows it.
+        known: String,
+        /// The one that was found.
+        found: String,
+    },
     /// What has to be known of etcd in the next life cannot be read or written.
     #[error("what this host knows of etcd, {}: {reason}", path.display())]
     Memory {
@@ -213,6 +226,12 @@ pub trait Backend: Send + Sync {
     /// Says that something under `prefix` changed since the receiver looked last. What it holds is only a count: who
     /// wants to know what changed looks at what was `seen`.
     fn watch(&self, prefix: &str) -> watch::Receiver<u64>;
+
+    /// Collects the keys under `prefix` that change from now on, each before a change that was [`seen`](Self::seen) can be
+    /// seen by another thread without it; `None`: it cannot say which they are.
+    fn changed_keys(&self, _prefix: &str) -> Option<Arc<ChangedKeys>> {
+        None
+    }
 
     /// How it is.
     fn health(&self) -> Health {

@@ -2,13 +2,13 @@
 //!
 //! Comparisons and changes of a transaction are made under one lock; nobody else changes the store.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use edge::{KvBatch, KvStore};
 use tokio::sync::watch;
 
 use crate::backend::{Backend, BackendError, Commit, Compare, Limits, Transaction};
-use crate::watchers::Watchers;
+use crate::watchers::{ChangedKeys, Watchers};
 
 /// Records that one scan brings; bounds memory, not the number of records.
 const SCAN_LIMIT: usize = 1024;
@@ -88,13 +88,14 @@ impl Backend for Embedded {
                 .map(|prefix| prefix_range(prefix))
                 .collect(),
         })?;
-        drop(kv);
+        // Before anybody can see the change: who looks then knows that there is one.
         let puts = transaction.puts.iter().map(|(key, _)| key);
         let touched = puts
             .chain(&transaction.deletes)
             .chain(&transaction.delete_prefixes);
         let keys: Vec<&str> = touched.map(String::as_str).collect();
         self.watchers.changed(&keys);
+        drop(kv);
         Ok(Commit::Done)
     }
 
@@ -104,6 +105,10 @@ impl Backend for Embedded {
 
     fn watch(&self, prefix: &str) -> watch::Receiver<u64> {
         self.watchers.subscribe(prefix)
+    }
+
+    fn changed_keys(&self, prefix: &str) -> Option<Arc<ChangedKeys>> {
+        Some(self.watchers.collect(prefix))
     }
 }
 

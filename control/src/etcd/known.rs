@@ -189,6 +189,22 @@ impl Known {
         is_later
     }
 
+    /// At a start: fails when etcd has another pool than this host's. That is no etcd that went back but a mistake in the
+    /// settings: nothing is remembered of it.
+    pub fn is_of_this_pool(&self, pool: Option<&[u8]>) -> Result<(), BackendError> {
+        let mark = pool.and_then(|value| serde_json::from_slice::<PoolValue>(value).ok());
+        let known = self.state().memory.pool.clone();
+        match (known, mark) {
+            (Some(known), Some(PoolValue { record })) if known != record.id && self.is_judging => {
+                Err(BackendError::AnotherPool {
+                    known,
+                    found: record.id,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The highest incarnation of the pool, as etcd has it now.
     pub fn saw_incarnation(&self, value: &[u8]) {
         #[derive(Deserialize)]

@@ -23,7 +23,9 @@ use etcd_client::{
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use crate::backend::{Backend, BackendError, Commit, Compare, Health, LeaseId, Leases, Limits, Transaction};
+use crate::backend::{
+    Backend, BackendError, ChangedKeys, Commit, Compare, Health, LeaseId, Leases, Limits, Transaction,
+};
 use crate::embedded::prefix_range;
 use known::Known;
 use link::{Dated, Link};
@@ -164,6 +166,7 @@ impl Etcd {
         })?;
         let (known, revision) = (&self.link.known, answer.revision());
         let pool = answer.kvs().first().map(etcd_client::KeyValue::value);
+        known.is_of_this_pool(pool)?;
         if !known.begin_anew_if_recovered(pool, revision) {
             known.heard(floor, revision)?;
         }
@@ -328,6 +331,10 @@ impl Backend for Etcd {
 
     fn watch(&self, prefix: &str) -> watch::Receiver<u64> {
         self.mirror.watchers.subscribe(prefix)
+    }
+
+    fn changed_keys(&self, prefix: &str) -> Option<Arc<ChangedKeys>> {
+        Some(self.mirror.watchers.collect(prefix))
     }
 
     fn health(&self) -> Health {

@@ -28,6 +28,8 @@ pub struct Placed<'a> {
     pub replicas: &'a [DiskId],
     /// Bytes that moving a replica of it would move, at most.
     pub bytes: u64,
+    /// Its replicas stay: it is not whole, or nobody is there to move it. It counts as load all the same.
+    pub is_fixed: bool,
 }
 
 /// A replica that is to move.
@@ -206,6 +208,7 @@ impl<'a> Plan<'a> {
             let bytes = self.shards[*number as usize].bytes;
             let after = (sink.used + bytes) as f64 / sink.bytes as f64;
             bytes > 0
+                && !self.shards[*number as usize].is_fixed
                 && after <= (source.used - bytes) as f64 / source.bytes as f64
                 && self.may_go(*number, source.id, sink.id)
         })?;
@@ -300,6 +303,7 @@ mod tests {
                 shard: *shard,
                 replicas,
                 bytes: SHARD_BYTES,
+                is_fixed: false,
             })
             .collect()
     }

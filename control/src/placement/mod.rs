@@ -1,5 +1,5 @@
 //! Where the replicas of a shard go: weighted rendezvous hashing over failure domains ([`DiskMap`]), and what to move
-//! when disks have come or filled unevenly ([`plan_moves`]).
+//! when disks have come or filled unevenly ([`rebalance`], [`plan_moves`]).
 //!
 //! Every (shard, host) pair gets a score that no other pair influences, and so does every (shard, disk) pair in a host; the
 //! highest scores win. A disk wins in proportion to its weight, and every daemon that knows the same disks chooses the
@@ -8,9 +8,11 @@
 
 mod balance;
 mod map;
+mod rebalance;
 
 pub use balance::{Holding, Load, Move, Placed, plan_moves};
 pub use map::DiskMap;
+pub use rebalance::{AIMED_AT, TOLERATED, WORTH, rebalance};
 use types::DiskId;
 
 /// A disk that may be chosen.

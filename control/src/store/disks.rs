@@ -10,6 +10,9 @@ use crate::{DiskRecord, DiskState};
 /// disk that another host is letting go.
 pub(super) const PLACEMENT: &str = "placement";
 
+/// Counts the requests to make disks evenly full; hosts heed its changes.
+const REBALANCE: &str = "rebalance";
+
 pub(super) fn disk_key(id: DiskId) -> String {
     format!("disk/{id}")
 }
@@ -76,6 +79,30 @@ impl ControlStore {
     /// The backend's.
     pub fn placement(&self) -> Result<u64> {
         Ok(self.seen(PLACEMENT)?.unwrap_or(0))
+    }
+
+    /// How often somebody asked that disks be made evenly full.
+    ///
+    /// # Errors
+    /// The backend's.
+    pub fn rebalances_asked(&self) -> Result<u64> {
+        Ok(self.seen(REBALANCE)?.unwrap_or(0))
+    }
+
+    /// Asks all hosts to make the disks evenly full.
+    ///
+    /// # Errors
+    /// The backend's.
+    pub fn ask_to_rebalance(&self) -> Result<()> {
+        loop {
+            let held = self.held::<u64>(REBALANCE)?;
+            let mut change = Transaction::default();
+            change.compares.push(held.unchanged(REBALANCE));
+            put(&mut change, REBALANCE, &(held.record.unwrap_or(0) + 1));
+            if self.commit(&change)? == Commit::Done {
+                return Ok(());
+            }
+        }
     }
 
     /// The comparison by which a replica may be placed on `id` from what is held now; `None` when it may not.

@@ -60,11 +60,23 @@ impl ControlStore {
     /// Makes this host known under its name, and alive as long as the lease in `alive` lasts.
     ///
     /// # Errors
-    /// The backend's, or [`RecordError::HostNameTaken`] by another host that lives.
+    /// The backend's, [`RecordError::HostNameTaken`] by another host that lives, or [`RecordError::HostTwice`].
     pub fn join(&self, host: &HostRecord, alive: &HostAlive) -> Result<()> {
         assert_eq!(host.id, alive.host, "one host joins");
         let key = name_key(&host.name);
         loop {
+            // An older life of its own was at the same place: two cannot listen there. A copy of its state is elsewhere.
+            if let Some(other) = self.alive_now(host.id)?
+                && other.incarnation != alive.incarnation
+                && other.address != alive.address
+            {
+                return Err(RecordError::HostTwice {
+                    name: host.name.clone(),
+                    id: host.id,
+                    address: other.address,
+                    left_s: self.left_s(other.lease)?,
+                });
+            }
             let owner: Held<HostId> = self.held(&key)?;
             let mut change = Transaction::default();
             change.compares.push(owner.unchanged(&key));

@@ -10,9 +10,13 @@ mod hosts;
 mod recovered;
 mod shards;
 mod vdis;
+mod whereabouts;
 
 pub use shards::Claim;
 pub use vdis::Placed;
+pub use whereabouts::PlacedShard;
+
+use whereabouts::Whereabouts;
 
 use std::sync::Arc;
 
@@ -112,6 +116,20 @@ pub enum RecordError {
         /// Seconds until its lease ends if it is not heard again.
         left_s: u64,
     },
+    /// This host lives somewhere else.
+    #[error(
+        "host {name} ({id}) lives already, at {address}: this state directory is a copy of its, or its address has changed; if it does not live, that is known in at most {left_s} s"
+    )]
+    HostTwice {
+        /// Its name.
+        name: String,
+        /// Its id.
+        id: HostId,
+        /// Where it is.
+        address: String,
+        /// Seconds until its lease ends if it is not heard again.
+        left_s: u64,
+    },
     /// All numbers are used up.
     #[error("all 2^32 VDI ids are used up")]
     IdsExhausted,
@@ -138,6 +156,9 @@ impl From<RecordError> for ApiError {
             RecordError::HostNameTaken { .. } => {
                 ApiError::conflict(message, "choose another `host` in [cluster]")
             }
+            RecordError::HostTwice { .. } => {
+                ApiError::conflict(message, "a host of its own begins with an empty state directory")
+            }
             RecordError::TooNew { .. } => ApiError::internal(message, "run the newer weft again"),
             RecordError::Backend(BackendError::Unreachable { .. }) => ApiError::unavailable(
                 message,
@@ -154,6 +175,9 @@ impl From<RecordError> for ApiError {
                 message,
                 "guests go on; see `weft pool recover --help` before anything is started again",
             ),
+            RecordError::Backend(BackendError::AnotherPool { .. }) => {
+                ApiError::unavailable(message, "see `etcd` and `etcd_prefix` of [cluster]")
+            }
             RecordError::Backend(BackendError::Kv(_) | BackendError::Memory { .. })
             | RecordError::Damaged { .. }
             | RecordError::IdsExhausted => ApiError::internal(message, "see the daemon's log"),
@@ -165,6 +189,7 @@ impl From<RecordError> for ApiError {
 #[derive(Clone)]
 pub struct ControlStore {
     backend: Arc<dyn Backend>,
+    whereabouts: Arc<Whereabouts>,
 }
 
 impl std::fmt::Debug for ControlStore {
@@ -191,7 +216,10 @@ impl ControlStore {
     /// Over any backend.
     #[must_use]
     pub fn over(backend: Arc<dyn Backend>) -> ControlStore {
-        ControlStore { backend }
+        ControlStore {
+            backend,
+            whereabouts: Arc::default(),
+        }
     }
 
     /// How what keeps the records is.

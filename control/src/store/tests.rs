@@ -328,7 +328,7 @@ fn the_documented_values_are_read() {
         .map(|rest| rest.split_once("\n```").expect("the example ends").0)
         .map(|example| example.split_once('\n').expect("a key, then the value"))
         .collect();
-    assert_eq!(examples.len(), 16);
+    assert_eq!(examples.len(), 17);
     let (notes, examples): (Vec<_>, Vec<_>) = examples
         .into_iter()
         .partition(|(key, _)| key.starts_with("// note "));
@@ -368,6 +368,7 @@ fn the_documented_values_are_read() {
         Incarnation(17)
     );
     assert_eq!(store.placement().unwrap(), 3);
+    assert_eq!(store.rebalances_asked().unwrap(), 1);
     let host = store.hosts().unwrap().remove(0);
     assert_eq!(store.alive().unwrap()[0].host, host.id);
     assert!(store.host(host.id).unwrap().is_some() && store.alive_now(host.id).unwrap().is_some());
@@ -455,4 +456,72 @@ fn the_stores_failure_is_passed_on() {
         store.placement(),
         Err(RecordError::Backend(BackendError::Kv(_)))
     ));
+}
+
+/// The index of what each disk holds says what a look at all records says, whatever was changed how.
+#[test]
+fn what_a_disk_holds_is_known_without_a_look_at_everything() {
+    let store = store();
+    let check = |store: &ControlStore, about: &str| {
+        let mut wanted: std::collections::BTreeMap<DiskId, Vec<ShardId>> = std::collections::BTreeMap::new();
+        for vdi in store.vdis().unwrap() {
+            for shard in store.shards(vdi.id).unwrap() {
+                for disk in &shard.replicas {
+                    wanted.entry(*disk).or_default().push(shard.shard);
+                }
+                let place = store.place_of(shard.shard).unwrap().expect("it is there");
+                assert_eq!(place.replicas, shard.replicas, "{about}");
+                assert_eq!(
+                    place.is_whole,
+                    shard.in_sync.len() == shard.replicas.len(),
+                    "{about}"
+                );
+            }
+        }
+        for disk in (1..=9).map(DiskId) {
+            let shards = wanted.remove(&disk).unwrap_or_default();
+            assert_eq!(store.shards_on(disk).unwrap(), shards, "{about}: {disk}");
+        }
+        let placed = store.placed_shards().unwrap();
+        let vdis = store.vdis().unwrap();
+        let shards: u32 = vdis.iter().map(VdiRecord::shard_count).sum();
+        assert_eq!(placed.len(), shards as usize, "{about}");
+    };
+    check(&store, "nothing");
+    for id in 1..=9u128 {
+        let disk = DiskRecord {
+            id: DiskId(id),
+            path: PathBuf::from("/dev/sdb"),
+            bytes: 1 << 45,
+            state: DiskState::Active,
+            zone: String::new(),
+            opens: 0,
+            host: None,
+        };
+        store.put_disk(&disk).unwrap();
+    }
+    for (id, name) in [(1, "a"), (2, "b")] {
+        store
+            .create_vdi(&vdi(id, name, 3), &shards(id, 0..3), placed(&store))
+            .unwrap();
+        check(&store, name);
+    }
+    let mut moved = store.shards(VdiId(1)).unwrap()[1].clone();
+    moved.epoch = Epoch(2);
+    moved.replicas = vec![DiskId(1), DiskId(7)];
+    moved.in_sync = vec![DiskId(1)];
+    store.swap_shard(&moved, None).unwrap();
+    check(&store, "one moved");
+    let mut grown = store.vdi(VdiId(2)).unwrap().unwrap();
+    grown.bytes = 5 * GIB;
+    store
+        .resize_vdi(&grown, &shards(2, 3..5), placed(&store))
+        .unwrap();
+    check(&store, "grown");
+    let mut gone = store.vdi(VdiId(1)).unwrap().unwrap();
+    gone.deleting = true;
+    store.update_vdi(&gone).unwrap();
+    store.forget_vdi(VdiId(1)).unwrap();
+    check(&store, "forgotten");
+    assert!(store.shards_on(DiskId(7)).unwrap().is_empty());
 }
