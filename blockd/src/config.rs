@@ -85,6 +85,7 @@ struct File {
     log_format: Option<LogFormat>,
     replace_after_s: Option<u64>,
     replace_bandwidth: Option<String>,
+    rebalance: Option<bool>,
     cluster: Option<ClusterFile>,
 }
 
@@ -107,8 +108,10 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// A disk gone for so long is replaced by others; absent: never.
     pub replace_after: Option<Duration>,
-    /// Bytes of shards that are replaced so in a second.
+    /// Bytes that are copied in a second to make replicas anew, or elsewhere.
     pub replace_bytes_s: u64,
+    /// Disks that are unevenly full are made even.
+    pub rebalance: bool,
     /// Absent: a pool of this host alone.
     pub cluster: Option<ClusterSettings>,
 }
@@ -156,6 +159,7 @@ impl Settings {
             },
             replace_bytes_s: size(&file.replace_bandwidth, "replace_bandwidth")?
                 .map_or(REPLACE_BYTES_S, |size| size.0),
+            rebalance: file.rebalance.unwrap_or(true),
             cluster: file.cluster.map(ClusterFile::check).transpose()?,
         };
         settings.check()?;
@@ -324,6 +328,7 @@ mod tests {
             ("replace_after_s = -1", "replace_after_s"),
             ("replace_bandwidth = '1KiB'", "replace_bandwidth"),
             ("replace_bandwidth = 'much'", "replace_bandwidth"),
+            ("rebalance = 'often'", "rebalance"),
             ("cache = '1 parsec'", "cache"),
         ] {
             let error = format!("{:#}", with(text, &[]).expect_err(text));

@@ -78,7 +78,7 @@ fn what_was_to_move_to_a_disk_that_leaves_moves_elsewhere() {
     let disks = daemon.get("/v1/disks");
     let disks = disks.as_array().expect("a list");
     let (used, free): (Vec<_>, Vec<_>) = disks.iter().partition(|disk| disk["replicas"] == 1);
-    let (leaving, away, target) = (used[0], used[1], free[0]);
+    let (leaving, target) = (used[0], free[0]);
     let remove = |daemon: &Daemon, disk: &serde_json::Value| {
         let id = disk["id"].as_str().expect("an id");
         let (code, answer) = daemon.call("DELETE", &format!("/v1/disks/{id}"), None);
@@ -89,22 +89,94 @@ fn what_was_to_move_to_a_disk_that_leaves_moves_elsewhere() {
         let mut disks = disks.as_array().expect("a list").iter();
         disks.any(|other| other["id"] == disk["id"])
     };
-    // With one replica away no other may leave its place: two of three hold everything now.
-    let here = std::path::PathBuf::from(away["path"].as_str().expect("a path"));
-    let elsewhere = daemon.path("elsewhere.img");
-    daemon.kill();
-    std::fs::rename(&here, &elsewhere).expect("take a disk away");
-    daemon.start_again();
-    verify(&daemon, "a", 0, 64, 7);
+    // One replica is away, and is out of sync; then another, too: nothing can be written, so nobody takes a place.
+    let away: Vec<std::path::PathBuf> = used[1..]
+        .iter()
+        .map(|disk| disk["path"].as_str().expect("a path").into())
+        .collect();
+    let aside = |path: &std::path::Path| path.with_extension("away");
+    for path in &away {
+        daemon.kill();
+        std::fs::rename(path, aside(path)).expect("take a disk away");
+        daemon.start_again();
+        verify(&daemon, "a", 0, 64, 7);
+        daemon.until("the record knows", |daemon| {
+            let vdi = daemon.get("/v1/vdis/a");
+            let disks = vdi["disks"].as_array().expect("its disks").iter();
+            disks
+                .map(|disk| disk["in_sync"].as_u64().expect("a number"))
+                .sum::<u64>()
+                == 2
+        });
+    }
     remove(&daemon, leaving);
     remove(&daemon, target);
     daemon.until("the empty one has left", |daemon| !is_there(daemon, target));
 
-    std::fs::rename(&elsewhere, &here).expect("bring it back");
+    for path in &away {
+        std::fs::rename(aside(path), path).expect("bring it back");
+    }
     daemon.until_health("a", "whole");
     assert!(is_there(&daemon, leaving), "it has nowhere to go");
     daemon.add_disk(5);
     daemon.until("the first has left", |daemon| !is_there(daemon, leaving));
     daemon.until_health("a", "whole");
     verify(&daemon, "a", 0, 64, 7);
+}
+
+/// Replicas that the records do not know are kept, said, and dropped only by somebody who was told what is lost.
+#[test]
+fn what_nobody_knows_is_dropped_when_asked_for() {
+    let mut daemon = Daemon::with_disks(1, &[]);
+    daemon.stop();
+    let (records, older) = (daemon.path("state/control"), daemon.path("older"));
+    support::copy(&records, &older);
+    daemon.start_again();
+    daemon.create_vdi("a", 64 * 64 * 1024, 1);
+    daemon.attach_nbd("a");
+    fill(&daemon, "a", 0, 64, 7);
+    daemon.stop();
+    std::fs::remove_dir_all(&records).expect("the records");
+    std::fs::rename(&older, &records).expect("older ones");
+    daemon.start_again();
+    let disk = daemon.get("/v1/disks")[0].clone();
+    assert_eq!(disk["leftovers"], 1, "{disk}");
+    let id = disk["id"].as_str().expect("an id");
+    let socket = daemon.path("state/blockd.sock").display().to_string();
+    let leftovers = |more: &[&str]| {
+        let words = ["--socket", &socket, "disk", "leftovers", id];
+        support::weft(&[&words, more].concat())
+    };
+    let shown = leftovers(&[]);
+    assert!(shown.code == 0 && shown.out.contains("4MiB"), "{shown:?}");
+    // Asked for without a yes: what is lost is said, in one line, and nothing is dropped.
+    let refused = leftovers(&["--drop"]);
+    assert_eq!((refused.code, refused.err.lines().count()), (5, 1), "{refused:?}");
+    for word in ["VDI a (", "1 shards", "4MiB of data", "is lost"] {
+        assert!(refused.err.contains(word), "{word}: {refused:?}");
+    }
+    assert_eq!(daemon.get(&format!("/v1/disks/{id}/leftovers"))[0]["shards"], 1);
+    let dropped = leftovers(&["--drop", "--yes"]);
+    assert!(
+        dropped.code == 0 && dropped.out.contains("dropped"),
+        "{dropped:?}"
+    );
+    for _ in 0..2 {
+        let disk = daemon.get("/v1/disks")[0].clone();
+        assert_eq!(
+            (&disk["leftovers"], &disk["used_bytes"]),
+            (&json!(0), &json!(0)),
+            "{disk}"
+        );
+        assert_eq!(daemon.get(&format!("/v1/disks/{id}/leftovers")), json!([]));
+        assert_eq!(leftovers(&["--drop"]).code, 0, "there is nothing to lose");
+        daemon.kill();
+        daemon.start_again();
+    }
+    // What the records do know is none of it.
+    daemon.create_vdi("b", 64 * 64 * 1024, 1);
+    daemon.attach_nbd("b");
+    fill(&daemon, "b", 0, 64, 8);
+    assert_eq!(leftovers(&["--drop", "--yes"]).code, 0);
+    verify(&daemon, "b", 0, 64, 8);
 }

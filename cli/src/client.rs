@@ -59,6 +59,11 @@ impl Client {
         self.exchange(Method::POST, path, body.into()).await
     }
 
+    /// `DELETE path`; what the daemon refused is an answer here, not a failure.
+    pub async fn try_delete(&self, path: &str) -> Outcome<Result<Value, ApiError>> {
+        self.exchange(Method::DELETE, path, Bytes::new()).await
+    }
+
     async fn request(&self, method: Method, path: &str, body: Bytes) -> Outcome<Value> {
         self.exchange(method, path, body).await?.map_err(Failure::from)
     }

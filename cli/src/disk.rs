@@ -1,7 +1,7 @@
 //! `weft disk`
 
 use clap::{Args, Subcommand};
-use control::{DiskAddBody, DiskInfo, DiskReplaceBody, DiskState, ErrorKind};
+use control::{DiskAddBody, DiskInfo, DiskReplaceBody, DiskState, ErrorKind, LeftoverInfo};
 use serde::Serialize;
 use serde_json::Value;
 use types::ByteSize;
@@ -41,6 +41,21 @@ pub enum DiskCommand {
         force: bool,
         /// Do not ask
         #[arg(long)]
+        yes: bool,
+    },
+    /// Show, or drop, replicas on a disk that the pool's records do not know and that are kept for that
+    #[command(
+        after_help = "Examples:\n  weft disk leftovers /dev/sdb\n  weft disk leftovers 3f2a --drop\n  \
+        weft disk leftovers 3f2a --drop --yes"
+    )]
+    Leftovers {
+        /// Its id, the beginning of it, or its path
+        disk: String,
+        /// Drop them; says what is lost and asks first
+        #[arg(long)]
+        drop: bool,
+        /// Do not ask
+        #[arg(long, requires = "drop")]
         yes: bool,
     },
     /// Show what a disk says of itself; needs no daemon
@@ -134,6 +149,7 @@ pub async fn run(client: &Client, command: DiskCommand) -> Outcome<()> {
             })
         }
         DiskCommand::Remove { disk, force, yes } => remove(client, &disk, force, yes).await,
+        DiskCommand::Leftovers { disk, drop, yes } => leftovers(client, &disk, drop, yes).await,
         DiskCommand::Inspect(_) | DiskCommand::Fsck(_) => unreachable!("run_offline did these"),
     }
 }
@@ -183,6 +199,62 @@ async fn remove(client: &Client, disk: &str, force: bool, yes: bool) -> Outcome<
             format!("disk {} is removed", disk.id)
         }
     })
+}
+
+/// Asks the daemon without force first: what it says would be lost is what the question shows.
+async fn leftovers(client: &Client, disk: &str, drop: bool, yes: bool) -> Outcome<()> {
+    let disk = find(client, disk).await?;
+    let path = format!("/v1/disks/{}/leftovers", segment(&disk.id.to_string()));
+    let answer = if drop {
+        match client.try_delete(&path).await? {
+            Err(error) if error.kind == ErrorKind::NeedsForce => {
+                let question = format!("{}; what no other disk has of it is lost", error.message);
+                output::confirm(&question, yes)?;
+                client.delete(&format!("{path}?force=true")).await?
+            }
+            answer => answer.map_err(Failure::from)?,
+        }
+    } else {
+        client.get(&path).await?
+    };
+    if client.json {
+        output::json(&answer);
+        return Ok(());
+    }
+    let kept: Vec<LeftoverInfo> = parse(answer)?;
+    if kept.is_empty() {
+        output::line(&format!(
+            "disk {} holds nothing that the records do not know",
+            disk.id
+        ));
+        return Ok(());
+    }
+    let mut table = Table::new(&[
+        ("VDI", Align::Left),
+        ("NAME", Align::Left),
+        ("SHARDS", Align::Right),
+        ("DATA", Align::Right),
+    ]);
+    for one in &kept {
+        table.row(vec![
+            one.vdi.to_string(),
+            if one.name.is_empty() {
+                "-".to_owned()
+            } else {
+                one.name.clone()
+            },
+            one.shards.to_string(),
+            size(one.bytes),
+        ]);
+    }
+    let said = if drop {
+        "dropped"
+    } else {
+        "kept, and not in the records"
+    };
+    output::line(&format!("{said}:"));
+    output::print(&table.render(2));
+    Ok(())
 }
 
 fn done(client: &Client, answer: Value, say: impl FnOnce(&DiskInfo) -> String) -> Outcome<()> {

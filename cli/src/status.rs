@@ -1,6 +1,6 @@
 //! `weft status` and `weft version`
 
-use control::{Health, Severity, StatusInfo, VersionInfo};
+use control::{Health, RebalanceInfo, Severity, StatusInfo, VersionInfo};
 
 use crate::client::{Client, parse};
 use crate::failure::{Exit, Failure, Outcome};
@@ -119,6 +119,9 @@ fn describe(status: &StatusInfo) -> String {
             moving.disk, moving.path, moving.replicas_left, moving.replicas
         ));
     }
+    if let Some(rebalance) = &status.rebalance {
+        text.push_str(&describe_rebalance(rebalance));
+    }
     for resync in &status.resyncs {
         let left = output::size(resync.leaves_left << 20);
         text.push_str(&format!(
@@ -143,6 +146,24 @@ fn describe(status: &StatusInfo) -> String {
         }
     }
     text
+}
+
+fn describe_rebalance(rebalance: &RebalanceInfo) -> String {
+    let left = match rebalance.seconds_left {
+        _ if !rebalance.waits_for.is_empty() => format!("waits: {}", rebalance.waits_for),
+        Some(seconds) => format!(
+            "{} a second, about {} left",
+            output::size(rebalance.bytes_per_s as u64),
+            output::duration(seconds as f64)
+        ),
+        None => "none has moved yet".to_owned(),
+    };
+    format!(
+        "\ndisks are made evenly full: {} of {} replicas have to move yet, {}, {left}\n",
+        rebalance.moves_left,
+        rebalance.moves,
+        output::size(rebalance.bytes_left)
+    )
 }
 
 /// A daemon that does not run is no failure here: the question was about versions.

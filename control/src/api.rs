@@ -242,6 +242,77 @@ pub struct MoveInfo {
     pub seconds_left: Option<u64>,
 }
 
+/// How far it is that unevenly full disks are made even.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RebalanceInfo {
+    /// Replicas that were to move when it began, and since.
+    pub moves: u64,
+    /// Those of them that have not.
+    pub moves_left: u64,
+    /// Their bytes, were they full.
+    pub bytes_left: u64,
+    /// Bytes of those that have, counted so, by the second.
+    pub bytes_per_s: f64,
+    /// At that rate; absent while none has moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<u64>,
+    /// Why none begins to move now; empty: they do.
+    #[serde(default)]
+    pub waits_for: String,
+}
+
+/// A replica that would move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlannedMove {
+    /// The VDI's name.
+    pub vdi: String,
+    /// Which shard of it.
+    pub shard: u32,
+    /// The disk that has it.
+    #[schema(value_type = String)]
+    pub from: DiskId,
+    /// The disk that gets it.
+    #[schema(value_type = String)]
+    pub to: DiskId,
+    /// Bytes of the shard: what moves, were it full.
+    pub bytes: u64,
+}
+
+/// `GET /v1/rebalance`, and the answer to `POST`: what has to move so that all disks are as full as their sizes say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RebalancePlan {
+    /// Replicas.
+    pub moves: u64,
+    /// Their bytes, were they full.
+    pub bytes: u64,
+    /// The disks are so uneven that it is done without being asked for.
+    pub is_wanted: bool,
+    /// The setting `rebalance`: whether anything is done without being asked for.
+    pub is_on: bool,
+    /// What has to be over before anything moves; empty: nothing.
+    #[serde(default)]
+    pub waits_for: String,
+    /// The first of the moves, in order; at most 1,000.
+    pub first: Vec<PlannedMove>,
+}
+
+/// `GET /v1/disks/{id}/leftovers`: replicas of one VDI that no record knows, found on a disk and kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LeftoverInfo {
+    /// The VDI's id.
+    #[schema(value_type = u32)]
+    pub vdi: VdiId,
+    /// Its name, where the disk knows it; else empty.
+    #[serde(default)]
+    pub name: String,
+    /// Shards of it on this disk.
+    pub shards: u32,
+    /// Bytes of data in them.
+    pub bytes: u64,
+    /// The records do know the VDI, but less of these shards than the disk does.
+    pub is_known: bool,
+}
+
 /// What keeps the records of the pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ControlInfo {
@@ -421,6 +492,9 @@ pub struct StatusInfo {
     /// Disks that are being emptied.
     #[serde(default)]
     pub moves: Vec<MoveInfo>,
+    /// Absent while the disks are evenly full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebalance: Option<RebalanceInfo>,
     /// Running resyncs.
     pub resyncs: Vec<ResyncInfo>,
     /// Running and last scrubs.

@@ -27,9 +27,9 @@ use crate::api::object;
 use crate::check::is_hidden;
 pub use crate::serve::{CONNECTIONS_MAX, REQUEST_WAIT, serve};
 use crate::{
-    ApiError, ApiResult, AttachBody, DetachBody, DiskAddBody, DiskInfo, DiskReplaceBody, HostInfo, Name,
-    PoolCreateBody, PoolInfo, Problem, ScrubBody, ScrubStatus, Service, StatusInfo, VdiCreateBody, VdiInfo,
-    VdiResizeBody, VersionInfo,
+    ApiError, ApiResult, AttachBody, DetachBody, DiskAddBody, DiskInfo, DiskReplaceBody, HostInfo,
+    LeftoverInfo, Name, PoolCreateBody, PoolInfo, Problem, RebalancePlan, ScrubBody, ScrubStatus, Service,
+    StatusInfo, VdiCreateBody, VdiInfo, VdiResizeBody, VersionInfo,
 };
 
 /// Longest request body.
@@ -48,6 +48,8 @@ const TEXT_SHOWN_MAX: usize = 200;
     paths(
         pool_create,
         pool_status,
+        rebalance_plan,
+        rebalance_start,
         host_list,
         host_remove,
         host_drain,
@@ -55,6 +57,8 @@ const TEXT_SHOWN_MAX: usize = 200;
         disk_list,
         disk_remove,
         disk_replace,
+        leftovers,
+        leftovers_drop,
         vdi_create,
         vdi_list,
         vdi_show,
@@ -87,12 +91,20 @@ pub fn openapi() -> String {
 pub fn router<S: Service>(service: Arc<S>) -> Router {
     Router::new()
         .route("/v1/pool", get(pool_status::<S>).post(pool_create::<S>))
+        .route(
+            "/v1/rebalance",
+            get(rebalance_plan::<S>).post(rebalance_start::<S>),
+        )
         .route("/v1/hosts", get(host_list::<S>))
         .route("/v1/hosts/{id}", axum::routing::delete(host_remove::<S>))
         .route("/v1/hosts/{id}/drain", post(host_drain::<S>))
         .route("/v1/disks", get(disk_list::<S>).post(disk_add::<S>))
         .route("/v1/disks/{id}", axum::routing::delete(disk_remove::<S>))
         .route("/v1/disks/{id}/replace", post(disk_replace::<S>))
+        .route(
+            "/v1/disks/{id}/leftovers",
+            get(leftovers::<S>).delete(leftovers_drop::<S>),
+        )
         .route("/v1/vdis", get(vdi_list::<S>).post(vdi_create::<S>))
         .route("/v1/vdis/{name}", get(vdi_show::<S>).delete(vdi_delete::<S>))
         .route("/v1/vdis/{name}/resize", post(vdi_resize::<S>))
@@ -326,7 +338,7 @@ async fn no_such_method(request: Request) -> Response {
 #[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 struct Force {
-    /// Let the disk go at once although replicas are on it.
+    /// Although something is lost by it: see what the refusal without it says.
     #[serde(default)]
     force: bool,
 }
@@ -346,6 +358,18 @@ async fn pool_create<S: Service>(
     responses((status = 200, body = PoolInfo), (status = "default", body = Problem)))]
 async fn pool_status<S: Service>(State(api): Api<S>) -> ApiResult<Json<PoolInfo>> {
     api.pool_status().await.map(Json)
+}
+
+#[utoipa::path(get, path = "/v1/rebalance",
+    responses((status = 200, body = RebalancePlan), (status = "default", body = Problem)))]
+async fn rebalance_plan<S: Service>(State(api): Api<S>) -> ApiResult<Json<RebalancePlan>> {
+    api.rebalance_plan().await.map(Json)
+}
+
+#[utoipa::path(post, path = "/v1/rebalance",
+    responses((status = 200, body = RebalancePlan), (status = "default", body = Problem)))]
+async fn rebalance_start<S: Service>(State(api): Api<S>) -> ApiResult<Json<RebalancePlan>> {
+    api.rebalance_start().await.map(Json)
 }
 
 #[utoipa::path(get, path = "/v1/hosts",
@@ -407,6 +431,24 @@ async fn disk_replace<S: Service>(
     Body(body): Body<DiskReplaceBody>,
 ) -> ApiResult<Json<DiskInfo>> {
     api.disk_replace(disk, body.with.try_into()?).await.map(Json)
+}
+
+#[utoipa::path(get, path = "/v1/disks/{id}/leftovers", params(("id" = String, Path)),
+    responses((status = 200, body = Vec<LeftoverInfo>), (status = "default", body = Problem)))]
+async fn leftovers<S: Service>(State(api): Api<S>, Disk(disk): Disk) -> ApiResult<Json<Vec<LeftoverInfo>>> {
+    api.leftovers(disk).await.map(Json)
+}
+
+#[utoipa::path(delete, path = "/v1/disks/{id}/leftovers", params(("id" = String, Path), Force),
+    responses((status = 200, body = Vec<LeftoverInfo>), (status = "default", body = Problem)))]
+async fn leftovers_drop<S: Service>(
+    State(api): Api<S>,
+    Disk(disk): Disk,
+    force: Result<Query<Force>, axum::extract::rejection::QueryRejection>,
+) -> ApiResult<Json<Vec<LeftoverInfo>>> {
+    let Query(force) = force
+        .map_err(|rejection| ApiError::invalid(plain(&rejection.body_text()), "only ?force=true|false"))?;
+    api.leftovers_drop(disk, force.force).await.map(Json)
 }
 
 #[utoipa::path(post, path = "/v1/vdis", request_body = VdiCreateBody,

@@ -5,8 +5,8 @@ use std::future::Future;
 use types::{DiskId, HostId};
 
 use crate::{
-    ApiResult, Attach, Detach, DiskAdd, DiskInfo, HostInfo, Name, PoolCreate, PoolInfo, ScrubStatus,
-    StatusInfo, VdiCreate, VdiInfo, VersionInfo,
+    ApiResult, Attach, Detach, DiskAdd, DiskInfo, HostInfo, LeftoverInfo, Name, PoolCreate, PoolInfo,
+    RebalancePlan, ScrubStatus, StatusInfo, VdiCreate, VdiInfo, VersionInfo,
 };
 
 /// The daemon behind the API.
@@ -19,6 +19,11 @@ pub trait Service: Send + Sync + 'static {
     fn pool_create(&self, request: PoolCreate) -> impl Future<Output = ApiResult<PoolInfo>> + Send;
     /// The pool.
     fn pool_status(&self) -> impl Future<Output = ApiResult<PoolInfo>> + Send;
+
+    /// What would move if it were asked for that disks be made evenly full.
+    fn rebalance_plan(&self) -> impl Future<Output = ApiResult<RebalancePlan>> + Send;
+    /// Asks for it, of all hosts; returns what is going to move.
+    fn rebalance_start(&self) -> impl Future<Output = ApiResult<RebalancePlan>> + Send;
 
     /// All hosts of the cluster; none where there is a single host.
     fn host_list(&self) -> impl Future<Output = ApiResult<Vec<HostInfo>>> + Send;
@@ -36,6 +41,14 @@ pub trait Service: Send + Sync + 'static {
     /// Moves the disk's replicas away, then lets it go; returns when the move has begun. With `force`, lets it go
     /// at once although replicas are on it.
     fn disk_remove(&self, disk: DiskId, force: bool) -> impl Future<Output = ApiResult<DiskInfo>> + Send;
+    /// Replicas on a disk that no record knows.
+    fn leftovers(&self, disk: DiskId) -> impl Future<Output = ApiResult<Vec<LeftoverInfo>>> + Send;
+    /// Drops them. Refuses with `NeedsForce`, saying what is lost.
+    fn leftovers_drop(
+        &self,
+        disk: DiskId,
+        force: bool,
+    ) -> impl Future<Output = ApiResult<Vec<LeftoverInfo>>> + Send;
     /// Adds `with` and gives it the places of `disk`, which leaves; returns when resync has begun.
     fn disk_replace(&self, disk: DiskId, with: DiskAdd) -> impl Future<Output = ApiResult<DiskInfo>> + Send;
 

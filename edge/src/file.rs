@@ -159,6 +159,36 @@ impl OsFile {
         })
     }
 
+    /// Opens `path` to look at it, past the lock: whoever has the disk may be writing to it. Good for a superblock, which says
+    /// itself whether it was read whole, and for nothing else.
+    ///
+    /// # Errors
+    /// It cannot be opened, or is not a disk.
+    pub fn look(path: &Path) -> Result<OsFile, OpenError> {
+        let failed = |operation| {
+            move |source| OpenError::Io {
+                operation,
+                path: path.to_owned(),
+                source,
+            }
+        };
+        let kind = std::fs::metadata(path).map_err(failed("looking at"))?.file_type();
+        if !kind.is_block_device() && !kind.is_file() {
+            return Err(OpenError::NotADisk {
+                path: path.to_owned(),
+            });
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_DIRECT | libc::O_CLOEXEC);
+        let mut file = options.open(path).map_err(failed("opening"))?;
+        let bytes = file.seek(SeekFrom::End(0)).map_err(failed("sizing"))?;
+        Ok(OsFile {
+            file,
+            bytes: bytes / BLOCK_BYTES * BLOCK_BYTES,
+            failed: None,
+        })
+    }
+
     /// The descriptor, lock included, for a ring to go on with.
     #[must_use]
     pub fn into_file(self) -> File {

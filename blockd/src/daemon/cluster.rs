@@ -14,8 +14,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use control::backend::LeaseId;
+use control::backend::{BackendError, LeaseId};
 use control::etcd::Etcd;
+use control::placement::Candidate;
 use control::{
     AliveDisk, ApiError, ApiResult, ControlInfo, ControlStore, DiskRecord, DiskState, HostAlive, HostInfo,
     HostRecord, RecordError, Severity, VdiRecord, VdiWriter,
@@ -114,7 +115,8 @@ pub(super) async fn join(settings: &Settings) -> Result<(ControlStore, Option<Me
     Ok((control, Some(membership), incarnation))
 }
 
-/// Waits for etcd as long as it takes; what it refuses (a password, a certificate) is the end. One that went back is
+/// Waits for etcd as long as it takes; what it refuses (a password, a certificate) is the end, and so is the etcd of another
+/// pool. One that went back is
 /// waited for, too, until its records were rebuilt: nothing that they say may be acted on.
 async fn reach(cluster: &ClusterSettings, state: &Path) -> Result<ControlStore> {
     loop {
@@ -122,7 +124,7 @@ async fn reach(cluster: &ClusterSettings, state: &Path) -> Result<ControlStore> 
         let opened = tokio::task::spawn_blocking(move || Etcd::open_remembering(settings, memory)).await?;
         match opened {
             Ok(etcd) => return Ok(ControlStore::over(Arc::new(etcd))),
-            Err(error @ control::backend::BackendError::Refused { .. }) => {
+            Err(error @ (BackendError::Refused { .. } | BackendError::AnotherPool { .. })) => {
                 return Err(error).context("settings [cluster]");
             }
             Err(error) => {
@@ -363,7 +365,7 @@ impl Daemon {
             new
         };
         self.nothing_moves_to(&new);
-        self.plan_moves(new).await?;
+        self.say_what_cannot_leave(new)?;
         // What could not move before perhaps can, now that something changed.
         self.retry_removals().await?;
         self.forget_hosts()?;
@@ -477,6 +479,19 @@ pub(super) struct Elsewhere {
 }
 
 impl Elsewhere {
+    /// A disk as placement sees it, without weight: in its zone, or its host's.
+    pub fn candidate(&self, disk: &DiskRecord) -> Candidate {
+        Candidate {
+            disk: disk.id,
+            bytes: 0,
+            host: disk.host.map_or_else(String::new, |host| host.to_string()),
+            zone: match disk.host.and_then(|host| self.zones.get(&host)) {
+                Some(zone) if disk.zone.is_empty() => zone.clone(),
+                _ => disk.zone.clone(),
+            },
+        }
+    }
+
     /// Why a disk of another host is not up.
     pub fn reason(&self, disk: &DiskRecord) -> String {
         let name = disk.host.and_then(|host| self.names.get(&host));

@@ -373,6 +373,7 @@ impl Daemon {
                 "",
             ));
         }
+        self.refuse_served_elsewhere(pool, path)?;
         let mut file = OsFile::open(path, Access::ReadWrite)
             .map_err(|error| ApiError::conflict(error.to_string(), "unmount it, or stop what uses it"))?;
         let zone = request
@@ -481,18 +482,14 @@ impl Daemon {
             .map(|disk| {
                 let may_take = disk.state == DiskState::Active && self.is_up_anywhere(&disk, &elsewhere);
                 let placed = placed.get(&disk.id).copied().unwrap_or(0);
+                let bytes = if may_take {
+                    placement::weight(disk.bytes, placed)
+                } else {
+                    0
+                };
                 Candidate {
-                    disk: disk.id,
-                    bytes: if may_take {
-                        placement::weight(disk.bytes, placed)
-                    } else {
-                        0
-                    },
-                    host: disk.host.map_or_else(String::new, |host| host.to_string()),
-                    zone: match disk.host.and_then(|host| elsewhere.zones.get(&host)) {
-                        Some(zone) if disk.zone.is_empty() => zone.clone(),
-                        _ => disk.zone,
-                    },
+                    bytes,
+                    ..elsewhere.candidate(&disk)
                 }
             })
             .collect();
@@ -501,14 +498,17 @@ impl Daemon {
 
     /// Virtual bytes of the shards placed on each disk.
     pub(super) fn placed_bytes(&self) -> ApiResult<BTreeMap<DiskId, u64>> {
-        let mut placed: BTreeMap<DiskId, u64> = BTreeMap::new();
-        for vdi in self.records(ControlStore::vdis)? {
-            for shard in self.records(|control| control.shards(vdi.id))? {
-                for disk in shard.replicas {
-                    *placed.entry(disk).or_default() += vdi.shard_bytes.min(vdi.bytes);
-                }
-            }
-        }
+        let bytes: BTreeMap<VdiId, u64> = self
+            .records(ControlStore::vdis)?
+            .into_iter()
+            .map(|vdi| (vdi.id, vdi.shard_bytes.min(vdi.bytes)))
+            .collect();
+        let bytes_of = |(vdi, count): (&VdiId, &u32)| u64::from(*count) * bytes.get(vdi).unwrap_or(&0);
+        let placed = self
+            .records(ControlStore::replicas_by_disk)?
+            .into_iter()
+            .map(|(disk, vdis)| (disk, vdis.iter().map(bytes_of).sum()))
+            .collect();
         Ok(placed)
     }
 

@@ -15,8 +15,10 @@ mod events;
 mod hosts;
 mod leftovers;
 mod metrics;
+mod moving;
 mod notes;
 mod peers;
+mod rebalancing;
 mod removal;
 mod replacing;
 mod reports;
@@ -46,6 +48,8 @@ use cluster::Membership;
 use disks::DiskRuntime;
 use doors::Door;
 use events::EventLog;
+use moving::Moving;
+use rebalancing::Rebalancing;
 use replacing::Replacing;
 pub use service::RestService;
 
@@ -73,6 +77,10 @@ pub struct Daemon {
     /// Disks that are to leave and could not begin to.
     removals_stalled: Mutex<BTreeSet<DiskId>>,
     replacing: Mutex<Replacing>,
+    moving: Mutex<Moving>,
+    /// A move has ended, and the next may perhaps begin.
+    has_room_again: tokio::sync::Notify,
+    rebalancing: Mutex<Rebalancing>,
     /// What the disks that are served know of the pool.
     told: Mutex<notes::Told>,
     events: EventLog,
@@ -111,6 +119,9 @@ impl Daemon {
             deleting: Mutex::default(),
             removals_stalled: Mutex::default(),
             replacing: Mutex::default(),
+            moving: Mutex::default(),
+            has_room_again: tokio::sync::Notify::new(),
+            rebalancing: Mutex::default(),
             told: Mutex::default(),
             events: EventLog::default(),
             changes: tokio::sync::Mutex::default(),

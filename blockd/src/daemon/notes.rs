@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use control::recover::notes::{DiskNote, NOTES, VdiNote, note, place_of};
+use control::recover::notes::{DiskNote, NOTES, VdiNote, note, place_of, vdi_note};
 use control::{ApiResult, ControlStore, DiskRecord, VdiRecord};
 use replication::{RECORD_BYTES_MAX, ReplicaRequest, ShardRecord, ToReplica};
 use store::ShardSummary;
@@ -121,6 +121,24 @@ impl Daemon {
             if told.remove(&vdi).is_some() {
                 self.to_note(*disk, vdi, ReplicaRequest::Drop);
             }
+        }
+    }
+
+    /// The name of a VDI, as a disk was told.
+    pub(super) fn noted_name(&self, disk: DiskId, vdi: VdiId) -> Option<String> {
+        let told = self.told.lock().expect("notes");
+        let bytes = told.get(&disk)?.get(&vdi)?;
+        vdi_note(vdi, bytes).ok().map(|note| note.name)
+    }
+
+    /// A disk forgets a VDI of which it has nothing any more.
+    pub(super) fn drop_note(&self, disk: DiskId, vdi: VdiId) {
+        let mut told = self.told.lock().expect("notes");
+        if told
+            .get_mut(&disk)
+            .is_some_and(|notes| notes.remove(&vdi).is_some())
+        {
+            self.to_note(disk, vdi, ReplicaRequest::Drop);
         }
     }
 

@@ -8,11 +8,13 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use control::{ApiResult, ControlStore, DiskRecord, Severity};
+use control::{ApiError, ApiResult, ControlStore, DiskRecord, PoolRecord, Severity};
+use edge::file::OsFile;
 use tokio::net::TcpListener;
 use types::{DiskId, HostId};
 use wire::Identity;
@@ -176,5 +178,37 @@ impl Daemon {
             self.stop_serving(disk.id, message).await?;
         }
         Ok(())
+    }
+
+    /// A disk that two hosts can reach (or a copy of it) is served by one of them. Looked at past its lock, which other
+    /// machines do not see and which would only say that somebody has it.
+    pub(super) fn refuse_served_elsewhere(&self, pool: &PoolRecord, path: &Path) -> ApiResult<()> {
+        let Some(superblock) = OsFile::look(path)
+            .ok()
+            .and_then(|file| store::read_superblock(&file).ok())
+        else {
+            return Ok(());
+        };
+        let disk = superblock.disk;
+        let record = self.records(|control| control.disk(disk))?;
+        let host = record
+            .and_then(|record| record.host)
+            .filter(|host| Some(*host) != self.host());
+        let Some(host) = host.filter(|_| superblock.pool == pool.id) else {
+            return Ok(());
+        };
+        let alive = self.records(|control| control.alive_now(host))?;
+        let Some(alive) = alive.filter(|alive| alive.disks.iter().any(|served| served.disk == disk)) else {
+            return Ok(());
+        };
+        let left_s = self.records(|control| control.left_s(alive.lease))?;
+        let name = self.host_name(host)?;
+        let message = format!(
+            "{} is disk {disk}, which host {name} serves; if that host does not live, it is known in at most {left_s} s",
+            path.display()
+        );
+        let hint =
+            format!("take it out of host {name} (or stop its daemon) first, or `weft disk remove` it there");
+        Err(ApiError::conflict(message, hint))
     }
 }

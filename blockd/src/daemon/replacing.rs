@@ -2,12 +2,11 @@
 //! emptying of disks is.
 //!
 //! ```text
-//!  up ──gone──▶ waited for ──replace_after_s──▶ overdue: a few shards at a time, ReplaceDisk
+//!  up ──gone──▶ waited for ──replace_after_s──▶ overdue: moving.rs makes its replicas anew
 //!   ▲               │                              │
 //!   └───is back─────┴──────────────────────────────┘  (what was replaced meanwhile is dropped there)
 //! ```
-//! Each daemon counts the time by its own clock from when it saw the disk go, and only moves what it writes; the writer's
-//! compare-and-swap settles the rest. VDIs that nobody is attached at and whose host is gone as long are taken over by one
+//! Each daemon counts the time by its own clock from when it saw the disk go. VDIs that nobody is attached at and whose host is gone as long are taken over by one
 //! host, the living one with the lowest id; two that both take themselves for it take over one after the other.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,17 +14,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use control::{ApiResult, ControlStore, DiskRecord, DiskState, MoveInfo, Severity};
-use replication::ShardRecord;
-use types::{DiskId, HostId, ShardId};
+use types::{DiskId, HostId};
 
 use super::Daemon;
-use super::removal::Replacement;
 
-/// How often it is looked who is gone.
+/// How often it is looked who is gone, and what is to move.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// Shards that this daemon replaces at once: each copies at most one leaf at a time while guests write.
-const AT_ONCE: usize = 2;
 
 /// See the module.
 #[derive(Default)]
@@ -33,10 +27,6 @@ pub(super) struct Replacing {
     gone_disks: BTreeMap<DiskId, Instant>,
     gone_hosts: BTreeMap<HostId, Instant>,
     overdue: BTreeSet<DiskId>,
-    /// Shards on their way, and from which disk.
-    under_way: BTreeMap<ShardId, DiskId>,
-    /// No new one before: the last one's bytes, at the bandwidth of the settings.
-    not_before: Option<Instant>,
     emptying: BTreeMap<DiskId, Emptying>,
 }
 
@@ -52,7 +42,10 @@ impl Daemon {
         let daemon = Arc::clone(self);
         tokio::spawn(async move {
             loop {
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK_EVERY) => {}
+                    () = daemon.has_room_again.notified() => {}
+                }
                 let _one = daemon.changes.lock().await;
                 if let Err(error) = daemon.look_for_overdue().await {
                     tracing::warn!("replacing what is gone: {error}");
@@ -66,15 +59,20 @@ impl Daemon {
         if self.control.health().unreachable.is_some() {
             return Ok(());
         }
-        let disks = self.records(ControlStore::disks)?;
-        if disks.iter().any(|disk| disk.state == DiskState::Removing) {
-            // The last replica may have been moved by another host.
-            self.finish_removals().await?;
-        }
+        // The last replica may have been moved by another host.
+        self.finish_removals().await?;
         self.forget_hosts()?;
-        let Some(patience) = self.settings.replace_after else {
-            return Ok(());
-        };
+        if let Some(patience) = self.settings.replace_after {
+            self.look_for_gone(patience).await?;
+        }
+        let disks = self.disks_now()?;
+        self.plan_rebalancing(&disks)?;
+        let overdue = self.replacing.lock().expect("replacing").overdue.clone();
+        self.move_some(&disks, &overdue)
+    }
+
+    async fn look_for_gone(&self, patience: Duration) -> ApiResult<()> {
+        let disks = self.records(ControlStore::disks)?;
         let newly = self.count_the_gone(&disks, patience)?;
         for disk in &newly {
             let message = format!(
@@ -86,8 +84,7 @@ impl Daemon {
         if !newly.is_empty() {
             self.nothing_moves_to(&newly);
         }
-        self.adopt_orphans(patience).await?;
-        self.replace_some()
+        self.adopt_orphans(patience).await
     }
 
     /// Disks that became overdue now.
@@ -157,86 +154,17 @@ impl Daemon {
         Ok(())
     }
 
-    fn replace_some(&self) -> ApiResult<()> {
-        let mut replacing = self.replacing.lock().expect("replacing");
-        if replacing.overdue.is_empty() {
-            replacing.under_way.clear();
-            return Ok(());
-        }
-        let overdue = replacing.overdue.clone();
-        let mut map = None;
-        let written = self.written.lock().expect("written").clone();
-        let mut wanted: BTreeMap<ShardId, (ShardRecord, u64)> = BTreeMap::new();
-        for vdi in self.records(ControlStore::vdis)? {
-            if !written.contains_key(&vdi.id) || vdi.deleting {
-                continue;
-            }
-            let bytes = vdi.shard_bytes.min(vdi.bytes);
-            for shard in self.records(|control| control.shards(vdi.id))? {
-                // Without a good copy somewhere there is nothing to make another of.
-                let has_source = shard.in_sync.iter().any(|disk| !overdue.contains(disk));
-                if has_source && shard.replicas.iter().any(|disk| overdue.contains(disk)) {
-                    wanted.insert(shard.shard, (shard, bytes));
-                }
-            }
-        }
-        replacing.under_way.retain(|shard, old| {
-            wanted
-                .get(shard)
-                .is_some_and(|(record, _)| record.replicas.contains(old))
-        });
-        for (id, (shard, bytes)) in wanted {
-            let is_early = replacing.not_before.is_some_and(|at| Instant::now() < at);
-            if replacing.under_way.len() >= AT_ONCE || is_early {
-                break;
-            }
-            if replacing.under_way.contains_key(&id) {
-                continue;
-            }
-            let map = match &mut map {
-                Some(map) => map,
-                None => map.insert(self.disk_map(&self.placed_bytes()?)?),
-            };
-            let present: Vec<DiskId> = shard
-                .replicas
-                .iter()
-                .copied()
-                .filter(|disk| !overdue.contains(disk))
-                .collect();
-            let old = shard
-                .replicas
-                .iter()
-                .copied()
-                .find(|disk| overdue.contains(disk))
-                .expect("just seen");
-            // No place now; perhaps a disk is added.
-            let Ok(new) = map.replace(id, &present) else {
-                continue;
-            };
-            replacing.under_way.insert(id, old);
-            let seconds = bytes as f64 / self.settings.replace_bytes_s as f64;
-            replacing.not_before = Some(Instant::now() + Duration::from_secs_f64(seconds));
-            let (vdi, new) = (id.vdi, vec![(id.no, new)]);
-            self.replace(vec![Replacement { vdi, old, new }]);
-        }
-        Ok(())
-    }
-
     /// How far the emptying of disks is, for `weft status`.
     pub(super) fn moves(&self) -> ApiResult<Vec<MoveInfo>> {
         let mut left: BTreeMap<DiskId, u32> = BTreeMap::new();
-        for vdi in self.records(ControlStore::vdis)? {
-            for shard in self.records(|control| control.shards(vdi.id))? {
-                for disk in shard.replicas {
-                    *left.entry(disk).or_default() += 1;
-                }
-            }
+        for disk in self.leaving_or_overdue()? {
+            let shards = self.records(|control| control.shards_on(disk))?;
+            left.insert(disk, u32::try_from(shards.len()).unwrap_or(u32::MAX));
         }
         let elsewhere = self.elsewhere()?;
         let mut replacing = self.replacing.lock().expect("replacing");
-        let overdue = replacing.overdue.clone();
         let disks = self.records(ControlStore::disks)?;
-        let leaves = |disk: &&DiskRecord| disk.state == DiskState::Removing || overdue.contains(&disk.id);
+        let leaves = |disk: &&DiskRecord| left.contains_key(&disk.id);
         let leaving: BTreeMap<DiskId, &DiskRecord> =
             disks.iter().filter(leaves).map(|disk| (disk.id, disk)).collect();
         replacing.emptying.retain(|disk, _| leaving.contains_key(disk));
@@ -262,5 +190,13 @@ impl Daemon {
                 }
             })
             .collect())
+    }
+
+    fn leaving_or_overdue(&self) -> ApiResult<BTreeSet<DiskId>> {
+        let mut all = self.replacing.lock().expect("replacing").overdue.clone();
+        let disks = self.records(ControlStore::disks)?;
+        let leaving = disks.iter().filter(|disk| disk.state == DiskState::Removing);
+        all.extend(leaving.map(|disk| disk.id));
+        Ok(all)
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use control::{ApiResult, RecordError, Severity, VdiWriter};
 use replication::ShardRecord;
 use tokio::sync::mpsc::UnboundedReceiver;
-use types::VdiId;
+use types::{ShardId, VdiId};
 use vdi::{Event, Notice};
 
 use super::Daemon;
@@ -159,8 +159,8 @@ impl Daemon {
     async fn after_saving(&self, saved: Saved) -> ApiResult<()> {
         match saved {
             Saved::Held => self.finish_removals().await,
-            // What was to move there needs another place.
-            Saved::Refused => self.resume_removals().await,
+            // What was to move there needs another place, and gets it when that is noticed.
+            Saved::Refused => Ok(()),
         }
     }
 
@@ -183,6 +183,7 @@ impl Daemon {
                 moved_blocks,
             } => {
                 EventLog::count(&self.events.resynced, moved_blocks);
+                self.has_moved(ShardId { vdi, no: shard }, disk, moved_blocks);
                 let message = format!(
                     "VDI {name} shard {shard}: the replica on disk {disk} is in sync again ({moved_blocks} blocks moved)"
                 );

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use control::{
     API_VERSION, ApiError, ApiResult, Attach, ControlStore, Detach, DiskAdd, DiskInfo, DiskRecord, DiskState,
-    Health, HostInfo, Name, PoolCreate, PoolInfo, PoolRecord, ResyncInfo, ScrubStatus, Service, StatusInfo,
-    VdiCreate, VdiDisk, VdiInfo, VdiRecord, VersionInfo,
+    Health, HostInfo, LeftoverInfo, Name, PoolCreate, PoolInfo, PoolRecord, RebalancePlan, ResyncInfo,
+    ScrubStatus, Service, StatusInfo, VdiCreate, VdiDisk, VdiInfo, VdiRecord, VersionInfo,
 };
 use jiff::Timestamp;
 use store::{ShardSummary, StoreStats};
@@ -63,14 +63,11 @@ impl Daemon {
     }
 
     fn disk_infos(&self, figures: &Figures) -> ApiResult<Vec<DiskInfo>> {
-        let mut replicas: BTreeMap<DiskId, u32> = BTreeMap::new();
-        for vdi in self.records(ControlStore::vdis)? {
-            for shard in self.records(|control| control.shards(vdi.id))? {
-                for disk in shard.replicas {
-                    *replicas.entry(disk).or_default() += 1;
-                }
-            }
-        }
+        let replicas: BTreeMap<DiskId, u32> = self
+            .records(ControlStore::replicas_by_disk)?
+            .into_iter()
+            .map(|(disk, vdis)| (disk, vdis.into_values().sum()))
+            .collect();
         let records = self.records(ControlStore::disks)?;
         let elsewhere = self.elsewhere()?;
         Ok(records
@@ -213,7 +210,7 @@ impl Daemon {
         self.vdi_info(record, &figures)
     }
 
-    fn require_disk(&self, id: DiskId) -> ApiResult<DiskRecord> {
+    pub(super) fn require_disk(&self, id: DiskId) -> ApiResult<DiskRecord> {
         self.records(|control| control.disk(id))?
             .ok_or_else(|| ApiError::not_found(format!("there is no disk {id}"), "see `weft disk list`"))
     }
@@ -276,6 +273,19 @@ impl Service for RestService {
         self.0.pool_info(pool, &disks)
     }
 
+    async fn rebalance_plan(&self) -> ApiResult<RebalancePlan> {
+        self.0.records(ControlStore::pool)?.ok_or_else(no_pool)?;
+        self.0.rebalance_plan()
+    }
+
+    async fn rebalance_start(&self) -> ApiResult<RebalancePlan> {
+        let _one = self.0.changes.lock().await;
+        self.0.records(ControlStore::pool)?.ok_or_else(no_pool)?;
+        let plan = self.0.rebalance_plan()?;
+        self.0.records(ControlStore::ask_to_rebalance)?;
+        Ok(plan)
+    }
+
     async fn disk_add(&self, request: DiskAdd) -> ApiResult<DiskInfo> {
         let _one = self.0.changes.lock().await;
         let id = self.0.add_disk(request).await?;
@@ -321,6 +331,16 @@ impl Service for RestService {
         self.0.move_away(disk, Some(new), false).await?;
         self.0.finish_removals().await?;
         self.0.one_disk(new).await
+    }
+
+    async fn leftovers(&self, disk: DiskId) -> ApiResult<Vec<LeftoverInfo>> {
+        let kept = self.0.kept_on(disk).await?;
+        Ok(kept.into_iter().map(|(info, _)| info).collect())
+    }
+
+    async fn leftovers_drop(&self, disk: DiskId, force: bool) -> ApiResult<Vec<LeftoverInfo>> {
+        let _one = self.0.changes.lock().await;
+        self.0.drop_kept(disk, force).await
     }
 
     async fn vdi_create(&self, request: VdiCreate) -> ApiResult<VdiInfo> {
@@ -422,6 +442,7 @@ impl Service for RestService {
             control: self.0.control_info(),
             hosts: self.0.host_infos()?,
             moves: self.0.moves()?,
+            rebalance: self.0.rebalance_info()?,
             pool,
             disks,
             resyncs: resyncs.collect(),

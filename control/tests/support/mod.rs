@@ -10,8 +10,9 @@ use tokio::net::UnixStream;
 use types::{DiskId, HostId, PoolId, VdiId};
 use weft_control as control;
 use weft_control::{
-    ApiError, ApiResult, Attach, Attachment, Detach, DiskAdd, DiskInfo, DiskState, Health, HostInfo, Name,
-    PoolCreate, PoolInfo, ScrubStatus, Service, StatusInfo, VdiCreate, VdiInfo, VersionInfo, rest,
+    ApiError, ApiResult, Attach, Attachment, Detach, DiskAdd, DiskInfo, DiskState, Health, HostInfo,
+    LeftoverInfo, Name, PoolCreate, PoolInfo, RebalancePlan, ScrubStatus, Service, StatusInfo, VdiCreate,
+    VdiInfo, VersionInfo, rest,
 };
 
 /// Keeps what it is told; counts the calls that reached it, so that tests see what the border let through.
@@ -140,6 +141,31 @@ impl Service for Fake {
         })
     }
 
+    async fn rebalance_plan(&self) -> ApiResult<RebalancePlan> {
+        self.change(|_| {
+            Ok(RebalancePlan {
+                moves: 0,
+                bytes: 0,
+                is_wanted: false,
+                is_on: true,
+                waits_for: String::new(),
+                first: Vec::new(),
+            })
+        })
+    }
+
+    async fn rebalance_start(&self) -> ApiResult<RebalancePlan> {
+        self.rebalance_plan().await
+    }
+
+    async fn leftovers(&self, disk: DiskId) -> ApiResult<Vec<LeftoverInfo>> {
+        self.change(|_| Err(ApiError::not_found(format!("no disk {disk}"), "")))
+    }
+
+    async fn leftovers_drop(&self, disk: DiskId, _: bool) -> ApiResult<Vec<LeftoverInfo>> {
+        self.leftovers(disk).await
+    }
+
     async fn host_list(&self) -> ApiResult<Vec<HostInfo>> {
         Ok(Vec::new())
     }
@@ -234,6 +260,7 @@ impl Service for Fake {
                 control: Default::default(),
                 hosts: Vec::new(),
                 moves: Vec::new(),
+                rebalance: None,
                 version: fake_version(),
                 pool: state.pool.as_deref().map(pool),
                 disks: state.disks.clone(),

@@ -386,6 +386,20 @@ pub const MUTANTS: &[Mutant] = &[
         )],
     },
     Mutant {
+        name: "a place is given away before the newcomer is filled",
+        file: "replication/src/writer/plan.rs",
+        find: "let is_counted_on = stay.len() < next.in_sync.len();",
+        put: "let is_counted_on = stay.len() > next.in_sync.len();",
+        nets: &[Net::Tests("weft-vdi", "--test it", "a_place_is_given_away")],
+    },
+    Mutant {
+        name: "a newcomer is in sync before it holds everything",
+        file: "replication/src/writer/plan.rs",
+        find: "if stay.len() < self.least_in_sync() || !stay.iter().all(|disk| self.is_equal(*disk)) {",
+        put: "if stay.len() < self.least_in_sync() {",
+        nets: &[Net::Search("replace-single")],
+    },
+    Mutant {
         name: "a write completes by the new record alone while it is being saved",
         file: "replication/src/writer/stream.rs",
         find: "Some(other) => end = end.min(other),",
