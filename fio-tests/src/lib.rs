@@ -13,7 +13,9 @@
 //! Absent on purpose: sleeping for a fixed time to let something become ready, and any figure that is not a
 //! measurement of this run.
 
+pub mod ceph;
 pub mod client;
+pub mod cluster;
 pub mod cpu;
 pub mod interrupt;
 pub mod job;

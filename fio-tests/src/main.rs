@@ -78,7 +78,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// What one daemon does over minutes: memory, restart, cleaning, aged
+    /// What daemons do over minutes: memory, restart, cleaning, aged, hosts, ceph
     #[command(subcommand)]
     Study(Study),
 }

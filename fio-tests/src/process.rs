@@ -19,6 +19,25 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks at a socket.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// Fails where one of `programs` is not to be found, with the Debian packages that bring them.
+pub fn require_programs(programs: &[&str], packages: &str) -> Result<()> {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let is_there =
+        |program: &&str| std::env::split_paths(&folders).any(|folder| folder.join(program).is_file());
+    let missing: Vec<&str> = programs
+        .iter()
+        .copied()
+        .filter(|program| !is_there(program))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "not installed: {}; on Debian: apt-get install --no-install-recommends {packages}",
+        missing.join(", ")
+    );
+}
+
 /// A daemon; killed when dropped, and by the kernel if we die without dropping.
 #[derive(Debug)]
 pub struct Daemon {
@@ -140,6 +159,18 @@ mod tests {
         assert!(
             error.contains("exit status: 3") && error.contains("sorry"),
             "{error}"
+        );
+    }
+
+    #[test]
+    fn what_is_not_installed_is_named_with_its_packages() {
+        assert!(require_programs(&["sh"], "dash").is_ok());
+        let error = require_programs(&["sh", "no-such-program"], "a b")
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "not installed: no-such-program; on Debian: apt-get install --no-install-recommends a b"
         );
     }
 

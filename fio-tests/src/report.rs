@@ -136,11 +136,7 @@ impl Report {
         to: &str,
         value: impl Fn(&Sample) -> f64,
     ) -> Option<Spread> {
-        let ratios = self.samples(job, target).filter_map(|sample| {
-            let base = self.samples(job, to).find(|base| base.repeat == sample.repeat)?;
-            Some(value(sample) / value(base))
-        });
-        Spread::of(ratios.filter(|ratio| ratio.is_finite()))
+        ratio_of(&self.results.samples, job, target, to, value)
     }
 
     fn noise(&self, text: &mut String) {
@@ -182,6 +178,26 @@ impl Report {
             .iter()
             .filter(move |sample| sample.job == job && sample.target == target)
     }
+}
+
+/// Of the repeats, each the ratio of neighbours: drift of the machine cancels out.
+pub(crate) fn ratio_of(
+    samples: &[Sample],
+    job: &str,
+    target: &str,
+    to: &str,
+    value: impl Fn(&Sample) -> f64,
+) -> Option<Spread> {
+    let of = |target: &str| {
+        let target = target.to_owned();
+        let is_wanted = move |sample: &&Sample| sample.job == job && sample.target == target;
+        samples.iter().filter(is_wanted)
+    };
+    let ratios = of(target).filter_map(|sample| {
+        let base = of(to).find(|base| base.repeat == sample.repeat)?;
+        Some(value(sample) / value(base))
+    });
+    Spread::of(ratios.filter(|ratio| ratio.is_finite()))
 }
 
 /// Three digits, which is what a measurement is good for.

@@ -205,7 +205,8 @@ fn settle(pids: &[Option<u32>]) -> Result<()> {
     Ok(())
 }
 
-fn wait_for_calm(pids: &[Option<u32>], longest: Duration) -> Result<()> {
+/// Waits until nothing but these processes and our own uses much CPU, but not for ever.
+pub(crate) fn wait_for_calm(pids: &[Option<u32>], longest: Duration) -> Result<()> {
     let start = Instant::now();
     while start.elapsed() < longest {
         let used = look(pids)?;
@@ -224,7 +225,7 @@ fn look(pids: &[Option<u32>]) -> Result<Used> {
 }
 
 /// CPU time at one moment.
-struct Snapshot {
+pub(crate) struct Snapshot {
     at: Instant,
     machine: cpu::Machine,
     /// By target; nothing for those without a daemon.
@@ -235,16 +236,16 @@ struct Snapshot {
 }
 
 /// CPU time between two moments.
-struct Used {
+pub(crate) struct Used {
     elapsed: Duration,
-    daemons: Vec<Duration>,
-    client: Duration,
-    others: Duration,
-    steal: Duration,
+    pub daemons: Vec<Duration>,
+    pub client: Duration,
+    pub others: Duration,
+    pub steal: Duration,
 }
 
 impl Snapshot {
-    fn take(pids: &[Option<u32>]) -> Result<Snapshot> {
+    pub fn take(pids: &[Option<u32>]) -> Result<Snapshot> {
         let daemon = |pid: &Option<u32>| match pid {
             Some(pid) => cpu::of_process(*pid).context("a daemon has ended"),
             None => Ok(Duration::ZERO),
@@ -258,7 +259,7 @@ impl Snapshot {
         })
     }
 
-    fn since(&self, begin: &Snapshot) -> Used {
+    pub fn since(&self, begin: &Snapshot) -> Used {
         let daemons: Vec<Duration> = self
             .daemons
             .iter()
@@ -279,7 +280,7 @@ impl Snapshot {
 }
 
 impl Used {
-    fn cores(&self, cpu: Duration) -> f64 {
+    pub fn cores(&self, cpu: Duration) -> f64 {
         cpu.as_secs_f64() / self.elapsed.as_secs_f64()
     }
 }

@@ -245,14 +245,19 @@ fn start_weft(setup: &Setup, replicas: u8) -> Result<Body> {
     })
 }
 
-/// fio's queue is filled and reaped in batches as our client's is; otherwise it would be the slower of the two.
-fn fio_arguments(file: &Path, offset: u64, job: &Job, timing: Timing, seed: u64) -> Vec<String> {
-    let rw = match (job.pattern, job.op) {
+/// fio's word for what a job does.
+pub(crate) fn workload(job: &Job) -> &'static str {
+    match (job.pattern, job.op) {
         (Pattern::Random, Op::Read) => "randread",
         (Pattern::Random, _) => "randwrite",
         (Pattern::Sequential, Op::Read) => "read",
         (Pattern::Sequential, _) => "write",
-    };
+    }
+}
+
+/// fio's queue is filled and reaped in batches as our client's is; otherwise it would be the slower of the two.
+fn fio_arguments(file: &Path, offset: u64, job: &Job, timing: Timing, seed: u64) -> Vec<String> {
+    let rw = workload(job);
     let mut arguments = vec![
         format!("--name={}", job.name),
         format!("--filename={}", file.display()),
@@ -296,7 +301,8 @@ fn run_fio(
     parse_fio(&text, job.op).with_context(|| format!("{}: fio's report", job.name))
 }
 
-fn parse_fio(text: &str, op: Op) -> Result<Figures> {
+/// Figures of a report of fio's in JSON, with one job.
+pub(crate) fn parse_fio(text: &str, op: Op) -> Result<Figures> {
     let report: serde_json::Value = serde_json::from_str(text)?;
     let job = &report["jobs"][0];
     ensure!(job["error"].as_i64() == Some(0), "error {}", job["error"]);

@@ -7,7 +7,7 @@ use crate::runner::Sample;
 
 /// What of two targets is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Measure {
+pub(crate) enum Measure {
     /// I/Os a second; at least so many times the other's.
     Rate,
     /// Mean latency; at most so many times the other's.
@@ -17,7 +17,7 @@ enum Measure {
 }
 
 impl Measure {
-    fn of(self, sample: &Sample) -> f64 {
+    pub fn of(self, sample: &Sample) -> f64 {
         match self {
             Measure::Rate => sample.iops,
             Measure::Latency => sample.mean_us,
@@ -25,7 +25,15 @@ impl Measure {
         }
     }
 
-    fn name(self) -> &'static str {
+    /// How a ratio is to stand to its bound, in words, and whether it does.
+    pub fn judge(self, ratio: f64, bound: f64) -> (&'static str, bool) {
+        match self {
+            Measure::Rate => ("at least", ratio >= bound),
+            Measure::Latency | Measure::Cpu => ("at most", ratio <= bound),
+        }
+    }
+
+    pub fn name(self) -> &'static str {
         match self {
             Measure::Rate => "rate",
             Measure::Latency => "mean latency",
@@ -161,10 +169,7 @@ pub fn table(report: &Report) -> String {
 
 impl Line {
     fn judge(&self, ratio: f64) -> (&'static str, bool) {
-        match self.measure {
-            Measure::Rate => ("at least", ratio >= self.bound),
-            Measure::Latency | Measure::Cpu => ("at most", ratio <= self.bound),
-        }
+        self.measure.judge(ratio, self.bound)
     }
 }
 

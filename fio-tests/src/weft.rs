@@ -143,9 +143,15 @@ impl Weft {
         metrics(&self.rest)
     }
 
+    /// The end of its log; nothing where it was killed.
+    #[must_use]
+    pub fn last_words(&self) -> String {
+        self.daemon.as_ref().map(Daemon::last_words).unwrap_or_default()
+    }
+
     /// The error of a load, with the daemon's last words.
     pub fn explain(&mut self, what: &str, result: Result<()>) -> Result<()> {
-        let words = self.daemon.as_ref().map(Daemon::last_words).unwrap_or_default();
+        let words = self.last_words();
         result.with_context(|| format!("{what}; blockd's last words:\n{words}"))
     }
 }
@@ -161,6 +167,20 @@ impl Metrics {
             .get(name)
             .copied()
             .with_context(|| format!("blockd has no metric {name}"))
+    }
+
+    /// The sum of a family's members that have all these labels; 0 where there is none.
+    #[must_use]
+    pub fn sum(&self, family: &str, labels: &[&str]) -> f64 {
+        let has = |name: &str| {
+            let of_family = name.strip_prefix(family).and_then(|rest| rest.strip_prefix('{'));
+            of_family.is_some_and(|rest| labels.iter().all(|label| rest.contains(label)))
+        };
+        self.0
+            .iter()
+            .filter(|(name, _)| has(name))
+            .map(|(_, value)| value)
+            .sum()
     }
 
     fn parse(text: &str) -> Result<Metrics> {
@@ -289,6 +309,8 @@ mod tests {
         let metrics = Metrics::parse(text).unwrap();
         assert_eq!((metrics.get("a").unwrap(), metrics.get("b").unwrap()), (5.0, 7.0));
         assert_eq!(metrics.get("a{disk=\"2\"}").unwrap(), 3.0);
+        assert_eq!(metrics.sum("a", &["disk=\"2\""]), 3.0);
+        assert_eq!((metrics.sum("a", &[]), metrics.sum("b", &[])), (5.0, 0.0));
         assert!(metrics.get("c").is_err());
         assert!(Metrics::parse("nonsense\n").is_err());
     }

@@ -1,21 +1,27 @@
-//! Studies: what one daemon does over minutes, rather than how it compares with a peer in a second.
+//! Studies: what daemons do over minutes, and what takes more of them than the benchmark has.
 //!
 //! ```text
 //!  memory    does the memory setting hold while a VDI is filled at random, overwritten, read?
 //!  restart   SIGKILL under load; how long until it says ready, answers, reads, writes?
 //!  cleaning  a disk 80 and 95 % full, overwritten at random: IOPS, write amplification, p99 over time
 //!  aged      sequential reads of what was overwritten at random, before and after cleaning
+//!  hosts     three daemons and a VDI with a replica on each, beside one replica; a host killed, and its return
+//!  ceph      the same VDI beside an image of Ceph's
 //! ```
-//! Each makes a daemon, a disk that is written to its last byte, and a VDI; fills it; does its work; and removes
+//! Each makes its daemons, disks that are written to their last byte, and VDIs; fills them; does its work; and removes
 //! everything. Data is stamped and checked as in the benchmark. Markdown goes to standard output, progress to
 //! standard error, every sample to `--json`.
 
 mod aged;
 mod bed;
+mod ceph;
 mod cleaning;
+mod hosts;
 mod memory;
+mod outage;
 mod progress;
 mod restart;
+mod side_by_side;
 mod watch;
 
 use std::path::PathBuf;
@@ -48,6 +54,14 @@ pub enum Study {
     ///
     /// Example: weft-bench study aged --span 4GiB
     Aged(aged::Options),
+    /// Three hosts on loopback, three replicas, beside one local replica; a host killed under load, and its return
+    ///
+    /// Example: weft-bench study hosts --seconds 5 --repeats 5
+    Hosts(hosts::Options),
+    /// Three hosts, three replicas, beside Ceph RBD on the same machine
+    ///
+    /// Example: weft-bench study ceph --seconds 5 --repeats 5
+    Ceph(ceph::Options),
 }
 
 /// What all studies share.
@@ -149,6 +163,8 @@ pub fn run(study: &Study) -> Result<()> {
         Study::Restart(options) => restart::run(options),
         Study::Cleaning(options) => cleaning::run(options),
         Study::Aged(options) => aged::run(options),
+        Study::Hosts(options) => hosts::run(options),
+        Study::Ceph(options) => ceph::run(options),
     }
 }
 
