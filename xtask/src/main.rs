@@ -46,6 +46,14 @@ enum Task {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// The table of faults of a whole cluster, with real processes in network namespaces.
+    Faults {
+        /// `all`: every variant of each; or names, `NAME` or `NAME:VARIANT`; one variant of each if not given.
+        names: Vec<String>,
+        /// Decides their order and the variants; another one every time if not given.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// A random walk over all that can happen to a daemon and its disks, under verified load.
     Soak {
         /// How long.
@@ -103,6 +111,7 @@ fn main() -> Result<()> {
     match Arguments::parse().task {
         Task::Test { long, hours } => tests::test(long.then_some(hours)),
         Task::Kills { client, kills, seed } => soak::kills(client, kills, seed),
+        Task::Faults { names, seed } => tests::faults(&names, seed),
         Task::Soak { minutes, seed, only } => soak::soak(minutes, seed, only.as_deref()),
         Task::Demo { keep, loopback } => demo::demo(keep, loopback),
         Task::Bench { quick, arguments } => bench::bench(quick, &arguments),

@@ -23,6 +23,9 @@ pub const BUILD_AND_TEST: &[&str] = &[
     "openssl",     // certificates for those
     "curl",        // REST by hand, in the process tests
     "mount",       // losetup
+    "iproute2",    // hosts in namespaces, in cluster_faults
+    "nftables",    // links cut one way, there
+    "libfaketime", // clocks set back, there
     "fio",
     "libnbd-bin",
     "qemu-utils",
@@ -31,7 +34,7 @@ pub const BUILD_AND_TEST: &[&str] = &[
 ];
 
 /// What the demo needs beside.
-pub const DEMO: &[&str] = &["mmdebstrap", "procps", "fuse3", "iproute2"];
+pub const DEMO: &[&str] = &["mmdebstrap", "procps", "fuse3"];
 
 /// Installs those of `packages` that are not installed.
 pub fn install(packages: &[&str]) -> Result<()> {

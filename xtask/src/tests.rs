@@ -32,8 +32,29 @@ pub fn test(long_hours: Option<f64>) -> Result<()> {
     })?;
     if is_long {
         fuzz::fuzz(None, FUZZ_SECONDS)?;
+        faults(&["all".to_owned()], None)?;
     }
     soak::soak(long_hours.map_or(SOAK_MINUTES, |hours| hours * 60.0), None, None)
+}
+
+/// Faults of a whole cluster; `cargo test` has one variant of each already. Without names, the same.
+pub fn faults(names: &[String], seed: Option<u64>) -> Result<()> {
+    packages::install(packages::BUILD_AND_TEST)?;
+    let mut command = cargo(&[
+        "test",
+        "--package",
+        "weft-blockd",
+        "--test",
+        "cluster_faults",
+        "--locked",
+    ]);
+    if !names.is_empty() {
+        command.env("WEFT_FAULTS", names.join(","));
+    }
+    if let Some(seed) = seed {
+        command.env("WEFT_SEED", seed.to_string());
+    }
+    run(command.args(["--", "a_cluster_survives"]))
 }
 
 /// Formatting, clippy, layers, licences.
