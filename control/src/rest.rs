@@ -91,19 +91,18 @@ pub fn openapi() -> String {
 pub fn router<S: Service>(service: Arc<S>) -> Router {
     Router::new()
         .route("/v1/pool", get(pool_status::<S>).post(pool_create::<S>))
-        .route(
-            "/v1/rebalance",
-            get(rebalance_plan::<S>).post(rebalance_start::<S>),
-        )
+        .route("/v1/rebalance", get(rebalance_plan::<S>))
+        .route("/v1/rebalance", post(rebalance_start::<S>))
         .route("/v1/hosts", get(host_list::<S>))
         .route("/v1/hosts/{id}", axum::routing::delete(host_remove::<S>))
         .route("/v1/hosts/{id}/drain", post(host_drain::<S>))
         .route("/v1/disks", get(disk_list::<S>).post(disk_add::<S>))
         .route("/v1/disks/{id}", axum::routing::delete(disk_remove::<S>))
         .route("/v1/disks/{id}/replace", post(disk_replace::<S>))
+        .route("/v1/disks/{id}/leftovers", get(leftovers::<S>))
         .route(
             "/v1/disks/{id}/leftovers",
-            get(leftovers::<S>).delete(leftovers_drop::<S>),
+            axum::routing::delete(leftovers_drop::<S>),
         )
         .route("/v1/vdis", get(vdi_list::<S>).post(vdi_create::<S>))
         .route("/v1/vdis/{name}", get(vdi_show::<S>).delete(vdi_delete::<S>))

@@ -8,6 +8,8 @@ use serde_json::{Map, Value, json};
 pub const VALID: &[(&str, &str, &str)] = &[
     ("GET", "/v1/pool", "null"),
     ("POST", "/v1/pool", r#"{"name":"other"}"#),
+    ("GET", "/v1/rebalance", "null"),
+    ("POST", "/v1/rebalance", "null"),
     ("GET", "/v1/hosts", "null"),
     ("DELETE", "/v1/hosts/{id}", "null"),
     ("POST", "/v1/hosts/{id}/drain", "null"),
@@ -18,6 +20,8 @@ pub const VALID: &[(&str, &str, &str)] = &[
         r#"{"path":"/srv/b","create_bytes":1073741824,"zone":"z","force":true,"accept_old":true}"#,
     ),
     ("DELETE", "/v1/disks/{id}", "null"),
+    ("GET", "/v1/disks/{id}/leftovers", "null"),
+    ("DELETE", "/v1/disks/{id}/leftovers", "null"),
     (
         "POST",
         "/v1/disks/{id}/replace",
