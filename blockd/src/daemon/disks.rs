@@ -392,7 +392,6 @@ impl Daemon {
                     );
                     return Err(ApiError::conflict(message, "a disk may be there once"));
                 }
-                self.refuse_served_elsewhere(record, path)?;
                 drop(file);
                 let record = DiskRecord {
                     path: path.to_owned(),
@@ -439,25 +438,6 @@ impl Daemon {
         drop((file, index));
         let opened = self.open_disk(path, Some(&record), false)?;
         Ok((record, opened))
-    }
-
-    /// A disk that another host serves cannot have been carried here: this is a copy of it, or a device that both reach.
-    /// Two that serve it would each take a part of its writes.
-    fn refuse_served_elsewhere(&self, record: &DiskRecord, path: &Path) -> ApiResult<()> {
-        let elsewhere = self.elsewhere()?;
-        if self.is_mine(record) || !self.is_up_anywhere(record, &elsewhere) {
-            return Ok(());
-        }
-        let name = record.host.and_then(|host| elsewhere.names.get(&host));
-        Err(ApiError::conflict(
-            format!(
-                "{} is disk {}, or a copy of it, which host {} serves",
-                path.display(),
-                record.id,
-                name.map_or("of another name", String::as_str)
-            ),
-            "stop blockd on that host before its disk is used here; a disk may be there once",
-        ))
     }
 
     pub(super) fn is_up(&self, disk: DiskId) -> bool {
