@@ -138,3 +138,14 @@ fn a_replica_whose_log_lost_parts_is_believed_only_when_everybody_was_asked() {
     bench.step(WriterEvent::Tick);
     assert_eq!(bench.told_to_resync(), [(1, Seq(0))]);
 }
+
+#[test]
+fn a_longer_stream_with_holes_in_it_is_not_the_one_that_counts() {
+    let mut bench = Bench::new(3, &[1, 2, 3]);
+    // It died while it was caught up: of what comes after 10 it has some, and that up to 50.
+    bench.report(1, 50, Some(10));
+    bench.report(2, 20, None);
+    bench.report(3, 20, None);
+    bench.step(WriterEvent::Tick);
+    assert_eq!(bench.told_to_resync(), [(1, Seq(10))]);
+}
