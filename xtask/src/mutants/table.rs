@@ -96,6 +96,8 @@ pub struct Mutant {
 
 const STORE: Net = Net::World("store", 60);
 const FULL: Net = Net::World("store-full", 60);
+/// For what shows in one of hundreds.
+const FULL_LONG: Net = Net::World("store-full", 1700);
 const VDI: Net = Net::World("vdi", 120);
 const CLUSTER: Net = Net::World("cluster", 100);
 const MODEL: Net = Net::Tests("weft-replication", "--test world", "faults_lose_nothing");
@@ -232,6 +234,38 @@ pub const MUTANTS: &[Mutant] = &[
         find: "            seq: entry.seq,\n            birth: entry.birth,\n            ..Slot::default()",
         put: "            seq: if entry.kind == Kind::Data { entry.seq } else { 0 },\n            birth: entry.birth,\n            ..Slot::default()",
         nets: &[STORE],
+    },
+    Mutant {
+        name: "who trims takes the space others wait for",
+        file: "store/src/append.rs",
+        find: "let kept = if self.is_stuck() { (reserved / 2).max(2) } else { reserved };",
+        put: "let kept = (reserved / 2).max(2);",
+        nets: &[Net::Tests(
+            "weft-sim",
+            "--lib",
+            "a_disk_gets_full_while_others_replace_and_trim_what_they_have",
+        )],
+    },
+    Mutant {
+        name: "copies of a clear are moved again and again",
+        file: "store/src/recover/room.rs",
+        find: "        without_repeats(&mut clears);\n",
+        put: "",
+        nets: &[FULL_LONG],
+    },
+    Mutant {
+        name: "what cleaning cannot give back counts as space",
+        file: "store/src/ledger.rs",
+        find: "(usable * packed * 9 / 10).saturating_sub(self.segments.lost_blocks())",
+        put: "(usable * packed * 9 / 10).saturating_sub(self.segments.lost_blocks() / 1_000_000)",
+        nets: &[FULL_LONG],
+    },
+    Mutant {
+        name: "a checkpoint waits for the room that it would free",
+        file: "store/src/store.rs",
+        find: "let kept = if leads_to_space { 0 } else { KEPT_SEGMENTS };",
+        put: "let kept = if leads_to_space { KEPT_SEGMENTS } else { KEPT_SEGMENTS };",
+        nets: &[FULL_LONG],
     },
     // ---- replication ----
     Mutant {
@@ -447,6 +481,17 @@ pub const MUTANTS: &[Mutant] = &[
         find: "acked.get(record.write_quorum() - 1).copied()",
         put: "acked.get(record.write_quorum().min(1) - 1).copied()",
         nets: &[Net::Search("impatient-restart")],
+    },
+    Mutant {
+        name: "the longest tail is adopted, whole or not",
+        file: "replication/src/writer/fence.rs",
+        find: ".max_by_key(|(_, report)| (report.good(), report.is_whole(), report.end))",
+        put: ".max_by_key(|(_, report)| (report.end, report.is_whole(), report.good()))",
+        nets: &[Net::Tests(
+            "weft-replication",
+            "--test lost_disk",
+            "a_longer_stream",
+        )],
     },
     Mutant {
         name: "an epoch's end is forgotten",
