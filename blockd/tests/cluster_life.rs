@@ -373,3 +373,48 @@ fn a_new_host_takes_its_share() {
     }
     assert!(replicas("alpha") >= 19 && replicas("beta") >= 19);
 }
+
+/// What hands do to a record costs what the record was of, and nothing else: also after the next start.
+#[test]
+fn a_daemon_starts_beside_a_damaged_record() {
+    let servers = Servers::start(1);
+    let mut host = start(&servers, "alpha", "", "");
+    host.daemon.post("/v1/pool", &json!({"name": "test"}));
+    host.daemon.add_disk(1);
+    for (name, byte) in [("one", 1), ("two", 2)] {
+        host.daemon.create_vdi(name, GIB, 1);
+        host.daemon.attach_nbd(name);
+        fill(&host.daemon, name, 0, 16, byte);
+    }
+    let first = &host.daemon.get("/v1/vdis/one")["id"];
+    assert_eq!(first, 1, "the one whose record is spoiled");
+    let record = put_in_etcd(&servers, "L3dlZnQvdmRpLzAwMDAwMDAx", "e25vdCBqc29u");
+    host.daemon.kill();
+    host.daemon.start_again();
+    let said = host.daemon.log();
+    let damaged = "a VDI is not opened: the control record 'vdi/00000001' is damaged";
+    assert!(said.contains(damaged), "{said}");
+    verify(&host.daemon, "two", 0, 16, 2);
+    fill(&host.daemon, "two", 0, 16, 3);
+    // Put back it is what it was.
+    put_in_etcd(&servers, "L3dlZnQvdmRpLzAwMDAwMDAx", &record);
+    host.daemon.kill();
+    host.daemon.start_again();
+    verify(&host.daemon, "one", 0, 16, 1);
+    verify(&host.daemon, "two", 0, 16, 3);
+}
+
+/// Puts a value, both in base64; returns what was there.
+fn put_in_etcd(servers: &Servers, key: &str, value: &str) -> String {
+    let ask = |what: &str, body: Value| {
+        let url = format!("{}/v3/kv/{what}", servers.endpoints()[0]);
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--fail", "--data", &body.to_string(), &url]);
+        let output = curl.output().expect("curl runs");
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
+    };
+    let before = ask("range", json!({"key": key}));
+    ask("put", json!({"key": key, "value": value}));
+    before["kvs"][0]["value"].as_str().expect("a record").to_owned()
+}

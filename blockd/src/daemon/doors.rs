@@ -41,8 +41,9 @@ impl Plane for ToPlane {
 impl Daemon {
     /// Opens the doors that the records know. One that cannot be opened is an event, not the end.
     pub(super) async fn restore_doors(self: &Arc<Daemon>) {
-        let records = match self.records(ControlStore::vdis) {
-            Ok(records) => records,
+        // What is damaged was said when VDIs were opened.
+        let records = match self.records(ControlStore::readable_vdis) {
+            Ok((records, _)) => records,
             Err(error) => {
                 self.events.add(
                     Severity::Critical,

@@ -132,7 +132,10 @@ impl Daemon {
         daemon.open_all_disks().await?;
         daemon.live();
         daemon.open_all_vdis().await?;
-        daemon.resume_removals().await?;
+        if let Err(error) = daemon.resume_removals().await {
+            let message = format!("what leaves disks does not go on: {error}");
+            daemon.events.add(control::Severity::Critical, message);
+        }
         daemon.restore_doors().await;
         tokio::spawn(Arc::clone(&daemon).watch_for_missing_disks());
         daemon.replace_what_is_gone();

@@ -121,9 +121,6 @@ impl Daemon {
                 };
                 let tls = peers.tls.clone();
                 let links = Links::new(me, self.planes.clone(), SILENCE, tls, self.reports.clone());
-                let listener = peers.listener.take().expect("bound at the start");
-                // It listens as long as the process lives.
-                let _ = links.listen(listener);
                 peers.links = Some(Arc::clone(&links));
                 links
             }
@@ -131,6 +128,11 @@ impl Daemon {
         let hosts = self.records(ControlStore::hosts)?;
         for host in hosts.iter().filter(|host| host.id != membership.host.id) {
             links.set_peer(host.id, &host.name, Some(&host.address));
+        }
+        // Those who call already, because they saw that this host lives, are known now. It listens as long as the
+        // process lives.
+        if let Some(listener) = peers.listener.take() {
+            let _ = links.listen(listener);
         }
         let now: BTreeSet<HostId> = hosts.iter().map(|host| host.id).collect();
         for gone in peers.hosts.difference(&now) {

@@ -15,8 +15,15 @@ use super::{Daemon, ask};
 use crate::plane::Command;
 
 impl Daemon {
+    /// Opens what this host writes. One that cannot be opened is an event, not the end.
     pub(super) async fn open_all_vdis(&self) -> anyhow::Result<()> {
-        for record in self.records(ControlStore::vdis)? {
+        let (records, damaged) = self.records(ControlStore::readable_vdis)?;
+        for error in damaged {
+            let message =
+                format!("a VDI is not opened: {error}; put the record back, or `weft pool recover`");
+            self.events.add(Severity::Critical, message);
+        }
+        for record in records {
             if let Some(host) = self.host() {
                 let writer = self.records(|control| control.writer(record.id))?;
                 if writer.is_none_or(|writer| writer.host != host) {

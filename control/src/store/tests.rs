@@ -300,6 +300,15 @@ fn damaged_and_newer_records_are_named() {
         .pool()
         .unwrap_err();
     assert!(matches!(error, RecordError::TooNew { found: 2, .. }), "{error}");
+    let store = with_value("vdi/00000001", "{not json");
+    assert!(store.vdis().is_err());
+    let (vdis, damaged) = store.readable_vdis().unwrap();
+    assert!(
+        vdis.is_empty()
+            && matches!(&damaged[..], [RecordError::Damaged { key, .. }] if key == "vdi/00000001")
+    );
+    let newer = with_value("vdi/00000001", r#"{"v":2,"record":{}}"#).readable_vdis();
+    assert!(matches!(newer, Err(RecordError::TooNew { found: 2, .. })));
     let error = with_value("vdi-name/a", r#"{"v":1,"record":5}"#)
         .vdi_by_name("a")
         .unwrap_err();

@@ -251,6 +251,23 @@ impl ControlStore {
         self.seen_list("vdi/")
     }
 
+    /// The VDIs whose record can be read, and why the others cannot: one damaged record must not keep a daemon from
+    /// serving all else. For opening only: who places or removes by what is held where asks [`vdis`](Self::vdis).
+    ///
+    /// # Errors
+    /// The backend's, and [`RecordError::TooNew`].
+    pub fn readable_vdis(&self) -> Result<(Vec<VdiRecord>, Vec<RecordError>)> {
+        let (mut vdis, mut damaged) = (Vec::new(), Vec::new());
+        for (key, value) in self.backend.seen_list("vdi/")? {
+            match super::decode(&key, &value) {
+                Ok(vdi) => vdis.push(vdi),
+                Err(error @ RecordError::Damaged { .. }) => damaged.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((vdis, damaged))
+    }
+
     /// Who writes a VDI, where there are several hosts.
     ///
     /// # Errors
