@@ -27,6 +27,9 @@ const FLUSH: u16 = 3;
 const TRIM: u16 = 4;
 const WRITE_ZEROES: u16 = 6;
 
+/// "The server is in the process of being shut down": a client disconnects (NBD doc/proto.md, "Error values").
+const ESHUTDOWN: u64 = 108;
+
 /// Requests at once.
 const DEPTH: usize = 16;
 
@@ -39,6 +42,8 @@ pub struct NbdClient {
     received: Vec<u8>,
     /// By id: the bytes a read brings.
     under_way: BTreeMap<u64, u64>,
+    /// The server has said [`ESHUTDOWN`].
+    is_shut: bool,
 }
 
 impl NbdClient {
@@ -66,6 +71,7 @@ impl NbdClient {
             sent: 0,
             received: Vec::new(),
             under_way: BTreeMap::new(),
+            is_shut: false,
         })
     }
 
@@ -112,6 +118,11 @@ impl NbdClient {
                 break;
             }
             let data = &self.received[at + REPLY_BYTES..][..length];
+            if error == ESHUTDOWN {
+                // What became of the request is not said, and no other is taken.
+                self.is_shut = true;
+                break;
+            }
             let result = match error {
                 0 => Ok(data.to_vec()),
                 error => Err(format!("NBD error {error}")),
@@ -177,6 +188,10 @@ impl Client for NbdClient {
     }
 
     fn reap(&mut self, patience: Duration) -> Result<Vec<Answer>, Gone> {
-        self.reap_or_fail(patience).map_err(|_| Gone)
+        let answers = self.reap_or_fail(patience).map_err(|_| Gone)?;
+        if self.is_shut && answers.is_empty() {
+            return Err(Gone);
+        }
+        Ok(answers)
     }
 }
