@@ -6,7 +6,8 @@
 //!                                  ▲                    │ each daemon moves what it writes
 //!                                  └── all of it seen ──┘
 //! ```
-//! All daemons make the same plan of the same records, so nobody has to tell the others. It is kept in memory only: after a
+//! All daemons make the same plan of the same records, so nobody has to tell the others; who waits for others only, in
+//! vain, makes a new one. It is kept in memory only: after a
 //! restart it is made anew, if the pool is still uneven. While a disk that holds something is missing, failed or leaving, no
 //! move begins: there are more urgent ones.
 
@@ -28,6 +29,10 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// An even pool becomes uneven slowly.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 
+/// Daemons that looked at different moments have different plans, and what is left of one can be for another to do that does
+/// not have it. So one that only waits for others looks again.
+const WAITED: Duration = Duration::from_secs(10);
+
 /// A look takes so small a part of the time, however large the pool is.
 const PAUSES: u32 = 100;
 
@@ -48,6 +53,10 @@ pub(super) struct Rebalancing {
     since: Option<Instant>,
     is_under_way: bool,
     look_at: Option<Instant>,
+    /// When the plan was made or a part of it was last seen done.
+    changed_at: Option<Instant>,
+    /// What making it took.
+    took: Duration,
     disks: Vec<(DiskId, bool, u64)>,
     /// Requests that were heeded; `None`: not looked at in this life.
     asked: Option<u64>,
@@ -89,9 +98,15 @@ impl Daemon {
     pub(super) fn plan_rebalancing(&self, disks: &Disks) -> ApiResult<()> {
         let asked = self.records(ControlStore::rebalances_asked)?;
         self.forget_what_has_moved()?;
+        let plan = self.rebalancing.lock().expect("rebalancing").plan.clone();
+        let is_for_others = !plan.is_empty() && !plan.iter().any(|one| self.writes(one.shard.vdi));
         let is_under_way = {
             let mut state = self.rebalancing.lock().expect("rebalancing");
             let now = Instant::now();
+            let patience = WAITED.max(state.took * PAUSES);
+            if is_for_others && state.changed_at.is_some_and(|at| now >= at + patience) {
+                state.look_at = None;
+            }
             let is_asked = state.asked.replace(asked).is_some_and(|before| before != asked);
             let seen: Vec<(DiskId, bool, u64)> = disks
                 .records
@@ -116,7 +131,9 @@ impl Daemon {
         plan.truncate(MOVES_MAX);
         let mut state = self.rebalancing.lock().expect("rebalancing");
         let now = Instant::now();
-        state.look_at = Some(now + LOOK_EVERY.max(began.elapsed() * PAUSES));
+        state.took = began.elapsed();
+        state.look_at = Some(now + LOOK_EVERY.max(state.took * PAUSES));
+        state.changed_at = Some(now);
         if plan.is_empty() {
             if std::mem::take(&mut state.is_under_way) && state.since.take().is_some() {
                 let message = format!("the pool is even again: {} replicas have moved", state.moves_done);
@@ -161,8 +178,11 @@ impl Daemon {
         let (kept, gone): (Vec<Move>, Vec<Move>) = std::mem::take(&mut state.plan)
             .into_iter()
             .partition(|one| !done.contains(&(one.shard, one.from)));
-        if kept.is_empty() && !gone.is_empty() {
-            state.look_at = None;
+        if !gone.is_empty() {
+            state.changed_at = Some(Instant::now());
+            if kept.is_empty() {
+                state.look_at = None;
+            }
         }
         state.moves_done += gone.len() as u64;
         state.bytes_done += gone.iter().map(|one| one.bytes).sum::<u64>();
