@@ -310,36 +310,48 @@ impl World {
     /// While all guests stand still, a scrub of each VDI reads all replicas and finds them equal and good.
     fn compare_replicas(&mut self) -> Result<()> {
         self.until("nothing is under way", |world| Ok(world.gate.under_way() == 0))?;
+        let start = Instant::now();
         for number in 0..self.vdis.len() {
-            let (writer, replicas) = (self.vdis[number].writer, self.vdis[number].replicas as u64);
-            let name = self.vdis[number].name.clone();
-            self.hosts[writer].ask("POST", "/v1/scrub", &json!({"vdi": name}))?;
-            let mut done = Value::Null;
-            self.until("the scrub ends", |world| {
-                let scrubs = world.hosts[writer].get("/v1/scrub")?;
-                let scrubs = scrubs["scrubs"].as_array().context("a list")?;
-                done = scrubs
-                    .iter()
-                    .find(|scrub| scrub["vdi"] == *name)
-                    .context("a scrub")?
-                    .clone();
-                Ok(done["ended"].is_string())
-            })?;
-            ensure!(
-                done["repaired"] == 0 && done["unreadable"] == 0 && done["shards"] == done["shards_done"],
-                "replicas differ: {done}"
-            );
-            let blocks = done["blocks"].as_u64().context("blocks")?;
-            ensure!(
-                blocks > 0 && blocks % replicas == 0,
-                "not all replicas were read: {done}"
-            );
+            let blocks = loop {
+                self.until_whole()?;
+                let done = self.scrub(number)?;
+                ensure!(
+                    done["repaired"] == 0 && done["unreadable"] == 0 && done["shards"] == done["shards_done"],
+                    "replicas differ: {done}"
+                );
+                let blocks = done["blocks"].as_u64().context("blocks")?;
+                if blocks > 0 && blocks % self.vdis[number].replicas as u64 == 0 {
+                    break blocks;
+                }
+                // A link may end seconds after its fault was mended: what was lost is sent again ever more seldom,
+                // and its other end waits no longer. The replica is out of sync for a moment, and is not read.
+                ensure!(start.elapsed() < PATIENCE, "not all replicas were read: {done}");
+            };
             self.blocks_compared += blocks;
         }
         for disk in self.hosts[0].get("/v1/disks")?.as_array().context("a list")? {
             ensure!(disk["corrupt_blocks"] == 0, "bad blocks: {disk}");
         }
         Ok(())
+    }
+
+    /// What a scrub of the VDI says at its end.
+    fn scrub(&mut self, number: usize) -> Result<Value> {
+        let writer = self.vdis[number].writer;
+        let name = self.vdis[number].name.clone();
+        self.hosts[writer].ask("POST", "/v1/scrub", &json!({"vdi": name}))?;
+        let mut done = Value::Null;
+        self.until("the scrub ends", |world| {
+            let scrubs = world.hosts[writer].get("/v1/scrub")?;
+            let scrubs = scrubs["scrubs"].as_array().context("a list")?;
+            done = scrubs
+                .iter()
+                .find(|scrub| scrub["vdi"] == *name)
+                .context("a scrub")?
+                .clone();
+            Ok(done["ended"].is_string())
+        })?;
+        Ok(done)
     }
 
     /// Attaches the VDI at host `to`, as soon as the other's lease allows, and begins a load there.
