@@ -1,8 +1,6 @@
 //! The daemon: a real blockd on real files, ended by its process id whatever happens, spoken to over REST.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -12,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::{PATIENCE, RETRY};
+use crate::{PATIENCE, RETRY, rest};
 
 /// Between two looks at something that takes its time.
 const LOOK: Duration = Duration::from_millis(20);
@@ -143,22 +141,7 @@ impl Daemon {
 
     /// Any request; the status and the answer. An error means that nobody answered.
     pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, Value)> {
-        let mut stream = UnixStream::connect(self.path("state/blockd.sock"))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let body = body.map(Value::to_string).unwrap_or_default();
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: weft\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        stream.write_all(request.as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("an answer of HTTP")?;
-        let code = head.split(' ').nth(1).context("a status line")?.parse()?;
-        Ok((
-            code,
-            serde_json::from_str(body).unwrap_or_else(|_| Value::String(body.to_owned())),
-        ))
+        rest::call(&self.path("state/blockd.sock"), method, path, body)
     }
 
     /// A request that must succeed.

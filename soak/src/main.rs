@@ -13,6 +13,7 @@ mod machine;
 mod machine_kills;
 mod nbd;
 mod oracle;
+mod rest;
 mod walk;
 
 use std::path::{Path, PathBuf};

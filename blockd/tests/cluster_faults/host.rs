@@ -1,8 +1,6 @@
 //! One host: its daemon, started and hurt, and asked over REST as its users do.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Instant;
@@ -11,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::network::Network;
-use crate::{PATIENCE, RETRY};
+use crate::{PATIENCE, RETRY, rest};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
@@ -178,20 +176,7 @@ impl Host {
 
     /// Any request; the status and the answer. An error means that nobody answered.
     pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, Value)> {
-        let mut stream = UnixStream::connect(self.path("state/blockd.sock"))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let body = body.map(Value::to_string).unwrap_or_default();
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: weft\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        stream.write_all(request.as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("an answer of HTTP")?;
-        let code = head.split(' ').nth(1).context("a status line")?.parse()?;
-        let value = serde_json::from_str(body).unwrap_or_else(|_| Value::String(body.to_owned()));
-        Ok((code, value))
+        rest::call(&self.path("state/blockd.sock"), method, path, body)
     }
 
     /// A request that must succeed.

@@ -36,6 +36,8 @@ mod network;
 #[path = "../../../soak/src/oracle.rs"]
 mod oracle;
 mod paced;
+#[path = "../../../soak/src/rest.rs"]
+mod rest;
 #[path = "../support/mod.rs"]
 mod support;
 mod table;
