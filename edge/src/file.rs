@@ -104,19 +104,8 @@ impl OsFile {
     /// # Errors
     /// It cannot be opened, is in use, or is not a disk.
     pub fn open_waiting(path: &Path, access: Access, wait: Duration) -> Result<OsFile, OpenError> {
-        let failed = |operation| {
-            move |source| OpenError::Io {
-                operation,
-                path: path.to_owned(),
-                source,
-            }
-        };
-        let kind = std::fs::metadata(path).map_err(failed("looking at"))?.file_type();
-        if !kind.is_block_device() && !kind.is_file() {
-            return Err(OpenError::NotADisk {
-                path: path.to_owned(),
-            });
-        }
+        let failed = |operation| failed(operation, path);
+        let kind = disk_kind(path)?;
         let mut flags = libc::O_DIRECT | libc::O_CLOEXEC;
         if kind.is_block_device() && access == Access::ReadWrite {
             // The kernel then refuses what is mounted or claimed by another driver, and others' mounts while we live.
@@ -129,7 +118,7 @@ impl OsFile {
             .custom_flags(flags);
         let started = Instant::now();
         // A dead daemon's description also keeps O_EXCL, so this waits as well.
-        let mut file = retry_until(started + wait, || match options.open(path) {
+        let file = retry_until(started + wait, || match options.open(path) {
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => None,
             other => Some(other),
         })
@@ -150,8 +139,12 @@ impl OsFile {
             waited: started.elapsed(),
         })?
         .map_err(|errno| failed("locking")(errno.into()))?;
+        OsFile::sized(file, path)
+    }
+
+    fn sized(mut file: File, path: &Path) -> Result<OsFile, OpenError> {
         // Works for block devices as well, where metadata says 0.
-        let bytes = file.seek(SeekFrom::End(0)).map_err(failed("sizing"))?;
+        let bytes = file.seek(SeekFrom::End(0)).map_err(failed("sizing", path))?;
         Ok(OsFile {
             file,
             bytes: bytes / BLOCK_BYTES * BLOCK_BYTES,
@@ -165,28 +158,11 @@ impl OsFile {
     /// # Errors
     /// It cannot be opened, or is not a disk.
     pub fn look(path: &Path) -> Result<OsFile, OpenError> {
-        let failed = |operation| {
-            move |source| OpenError::Io {
-                operation,
-                path: path.to_owned(),
-                source,
-            }
-        };
-        let kind = std::fs::metadata(path).map_err(failed("looking at"))?.file_type();
-        if !kind.is_block_device() && !kind.is_file() {
-            return Err(OpenError::NotADisk {
-                path: path.to_owned(),
-            });
-        }
+        disk_kind(path)?;
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(libc::O_DIRECT | libc::O_CLOEXEC);
-        let mut file = options.open(path).map_err(failed("opening"))?;
-        let bytes = file.seek(SeekFrom::End(0)).map_err(failed("sizing"))?;
-        Ok(OsFile {
-            file,
-            bytes: bytes / BLOCK_BYTES * BLOCK_BYTES,
-            failed: None,
-        })
+        let file = options.open(path).map_err(failed("opening", path))?;
+        OsFile::sized(file, path)
     }
 
     /// The descriptor, lock included, for a ring to go on with.
@@ -199,6 +175,27 @@ impl OsFile {
         let is_aligned = is_block_aligned(offset) && is_block_aligned(bytes as u64);
         assert!(is_aligned, "{bytes} B at {offset} are not whole blocks");
     }
+}
+
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> OpenError {
+    move |source| OpenError::Io {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// A block device or a file; anything else is refused.
+fn disk_kind(path: &Path) -> Result<std::fs::FileType, OpenError> {
+    let kind = std::fs::metadata(path)
+        .map_err(failed("looking at", path))?
+        .file_type();
+    if kind.is_block_device() || kind.is_file() {
+        return Ok(kind);
+    }
+    Err(OpenError::NotADisk {
+        path: path.to_owned(),
+    })
 }
 
 impl BlockFile for OsFile {
