@@ -38,6 +38,13 @@ impl Random {
         }
     }
 
+    /// The numbers below `count` in any order, each as likely.
+    pub fn order(&mut self, count: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..count).collect();
+        self.shuffle(&mut order);
+        order
+    }
+
     /// Any order of `items`, each as likely.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {

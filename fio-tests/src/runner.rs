@@ -94,11 +94,9 @@ pub fn run(targets: &mut [Target], jobs: &[Job], plan: Plan, span: u64) -> Resul
     let begin = Snapshot::take(&pids)?;
     let mut own_turns = vec![Duration::ZERO; targets.len()];
     for repeat in 0..plan.repeats {
-        let mut job_order: Vec<&Job> = jobs.iter().collect();
-        random.shuffle(&mut job_order);
-        for job in job_order {
-            let mut target_order: Vec<usize> = (0..targets.len()).collect();
-            random.shuffle(&mut target_order);
+        for job in random.order(jobs.len()) {
+            let job = &jobs[job];
+            let target_order = random.order(targets.len());
             let seed = random.bits() >> 32;
             for index in target_order {
                 wait_for_calm(&pids, plan.calm_wait)?;

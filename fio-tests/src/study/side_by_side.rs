@@ -121,11 +121,9 @@ pub fn run(
     let mut random = Random::new(seed);
     let mut samples = Vec::new();
     for repeat in 0..turns.repeats {
-        let mut job_order: Vec<&Job> = jobs.iter().collect();
-        random.shuffle(&mut job_order);
-        for job in job_order {
-            let mut order: Vec<usize> = (0..contenders.len()).collect();
-            random.shuffle(&mut order);
+        for job in random.order(jobs.len()) {
+            let job = &jobs[job];
+            let order = random.order(contenders.len());
             let seed = random.bits() >> 32;
             for index in order {
                 wait_for_calm(&watched, Duration::from_secs(turns.calm))?;
