@@ -91,16 +91,22 @@ fn written_by(daemon: &Daemon, vdi: &str) -> String {
     shown["host"].as_str().unwrap_or("nobody").to_owned()
 }
 
-#[test]
-fn a_host_that_is_renamed_is_the_same_host() {
-    let servers = Servers::start(1);
-    let mut a = start(&servers, "alpha", "", "");
-    let b = start(&servers, "beta", "", "");
+/// A pool of two hosts; the first has the disk, and a VDI `web` with 16 blocks of it written and attached.
+fn alpha_with_web_and_beta(servers: &Servers) -> (Host, Host) {
+    let a = start(servers, "alpha", "", "");
+    let b = start(servers, "beta", "", "");
     a.daemon.post("/v1/pool", &json!({"name": "test"}));
     a.daemon.add_disk(1);
     a.daemon.create_vdi("web", GIB, 1);
     a.daemon.attach_nbd("web");
     fill(&a.daemon, "web", 0, 16, 1);
+    (a, b)
+}
+
+#[test]
+fn a_host_that_is_renamed_is_the_same_host() {
+    let servers = Servers::start(1);
+    let (mut a, b) = alpha_with_web_and_beta(&servers);
     let before = host_named(&a.daemon, "alpha").expect("it is there");
 
     a.daemon.kill();
@@ -270,13 +276,7 @@ fn orphaned_vdis_are_adopted() {
 #[test]
 fn a_disk_is_given_to_another_host() {
     let servers = Servers::start(1);
-    let mut a = start(&servers, "alpha", "", "");
-    let b = start(&servers, "beta", "", "");
-    a.daemon.post("/v1/pool", &json!({"name": "test"}));
-    a.daemon.add_disk(1);
-    a.daemon.create_vdi("web", GIB, 1);
-    a.daemon.attach_nbd("web");
-    fill(&a.daemon, "web", 0, 16, 1);
+    let (mut a, b) = alpha_with_web_and_beta(&servers);
     let path = a.daemon.disk_path(1);
     let add = |force: bool| {
         b.daemon
