@@ -116,8 +116,7 @@ pub(super) async fn join(settings: &Settings) -> Result<(ControlStore, Option<Me
 }
 
 /// Waits for etcd as long as it takes; what it refuses (a password, a certificate) is the end, and so is the etcd of another
-/// pool. One that went back is
-/// waited for, too, until its records were rebuilt: nothing that they say may be acted on.
+/// pool. One that went back is waited for, too, until its records were rebuilt: nothing that they say may be acted on.
 async fn reach(cluster: &ClusterSettings, state: &Path) -> Result<ControlStore> {
     loop {
         let (settings, memory) = (cluster.etcd.clone(), state.join("etcd-known.json"));

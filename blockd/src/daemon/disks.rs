@@ -335,7 +335,10 @@ impl Daemon {
         let disk = record.id;
         self.records(|control| control.put_disk(&record))?;
         self.serve_disk(opened).await?;
-        self.tell_disks()?;
+        if let Err(error) = self.tell_disks() {
+            // The disk is in use all the same; it is told with the others as soon as the records can be read.
+            tracing::warn!(%disk, %error, "the disk does not know its pool yet");
+        }
         self.events.add(
             Severity::Info,
             format!("disk {disk} ({}) is in use", record.path.display()),
