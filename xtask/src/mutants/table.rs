@@ -248,10 +248,14 @@ pub const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "copies of a clear are moved again and again",
-        file: "store/src/recover/room.rs",
-        find: "        without_repeats(&mut clears);\n",
-        put: "",
-        nets: &[FULL_LONG],
+        file: "store/src/moving.rs",
+        find: "(entry.block.max(end), entry.block + entry.count)",
+        put: "(entry.block, entry.block + entry.count)",
+        nets: &[Net::Tests(
+            "weft-store",
+            "--lib",
+            "a_clear_is_moved_once_however_many_copies",
+        )],
     },
     Mutant {
         name: "what cleaning cannot give back counts as space",
