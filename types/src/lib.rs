@@ -8,6 +8,7 @@ mod block_crcs;
 mod checksum;
 mod id;
 mod in_flight;
+mod lineage;
 mod payload;
 mod size;
 mod time;
@@ -23,6 +24,7 @@ pub use id::{
     Token, VdiId,
 };
 pub use in_flight::InFlight;
+pub use lineage::{Lineage, LineageError, LineageStep};
 pub use payload::{HeapBlock, HeapRoom, Payload, Room};
 pub use size::{ByteSize, ParseSizeError};
 pub use time::Instant;
