@@ -19,7 +19,7 @@ use store::{
     Effect as StoreEffect, Event as StoreEvent, IndexRequest, IndexResponse, Origin, Reply, Request,
     ShardSummary, StoreError, StoreStats,
 };
-use types::{DiskId, InFlight, Instant, Payload, RequestId, Seq, ShardId, Token};
+use types::{DiskId, InFlight, Instant, Lineage, Payload, RequestId, Seq, ShardId, Token};
 
 use crate::ShardRecord;
 use crate::message::{FromReplica, Refusal, RepairContent, ReplicaReply, ReplicaRequest, ToReplica};
@@ -459,7 +459,7 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
             ReplicaRequest::Read { layer, block, count } => (
                 Request::Read {
                     shard,
-                    layer,
+                    lineage: Lineage::of_layer(shard.vdi, layer),
                     block,
                     count,
                 },

@@ -20,8 +20,8 @@ use store::{
     StoreStats,
 };
 use types::{
-    BLOCK_BYTES, BlockNo, DiskId, Instant, LayerId, Payload, PoolId, RequestId, SHARD_BLOCKS_MAX, Seq,
-    ShardId, ShardNo, VdiId,
+    BLOCK_BYTES, BlockNo, DiskId, Instant, LayerId, Lineage, Payload, PoolId, RequestId, SHARD_BLOCKS_MAX,
+    Seq, ShardId, ShardNo, VdiId,
 };
 
 use crate::{Rng, SimKv};
@@ -480,7 +480,7 @@ impl World {
             let count = 256.min(self.blocks - block);
             self.ask(Request::Read {
                 shard: shard_of(block),
-                layer: LayerId(1),
+                lineage: Lineage::of_layer(shard_of(block).vdi, LayerId(1)),
                 block: block_of(block),
                 count: count as u32,
             });

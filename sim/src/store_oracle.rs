@@ -5,7 +5,8 @@
 //! what is durable (covered by a completed flush).
 //!
 //! * A read returns, block by block, the value of the last operation completed before the read was issued, or
-//!   of any later one issued by the time of the answer.
+//!   of any later one issued by the time of the answer. Through a lineage: that of the newest layer that has one, and of
+//!   one below only where every operation on the block above it was still under way.
 //! * After a power loss a shard holds exactly a prefix of its stream, named by `ShardSummary::end`, which covers
 //!   what is durable. After a kill the prefix covers what was completed.
 //! * Where the disk damaged content silently, a read may also say `Corrupt`; and damage to a part of the log
@@ -27,7 +28,7 @@ pub(crate) enum Value {
 }
 
 impl Value {
-    fn version(self) -> u64 {
+    pub fn version(self) -> u64 {
         match self {
             Value::Data(version) => version,
             Value::Clear(_) => 0,
@@ -67,6 +68,8 @@ pub(crate) struct ShardModel {
     pub life: u64,
     /// Whether a record was put and answered, so that the disk must know the shard after any crash.
     pub is_known: bool,
+    /// Which layer guests write in, counted from the first.
+    pub head: usize,
     /// Up to here the log was found damaged: any operation may be missing from what it holds.
     tattered_until: Option<Seq>,
     /// Records that the disk may hold: the last durable one and later ones issued.
@@ -88,23 +91,15 @@ impl ShardModel {
         }
     }
 
-    /// Checks one block of an answer to a read that was issued when `floor` was completed.
-    pub fn check(&self, layer: LayerId, block: u32, floor: Seq, got: u64) -> Result<(), String> {
-        let none = Vec::new();
-        let history = self.blocks.get(&(layer, block)).unwrap_or(&none);
+    /// What a layer may say of a block to a read that was issued when `floor` was completed: the values of these
+    /// operations, and whether it may say nothing.
+    pub fn allowed(&self, layer: LayerId, block: u32, floor: Seq) -> (&[(Seq, Value)], bool) {
+        let history = self.blocks.get(&(layer, block)).map_or(&[][..], Vec::as_slice);
         let mut from = history.partition_point(|(seq, _)| *seq <= floor);
         if from > 0 && Some(history[from - 1].0) <= self.tattered_until {
             from = 0;
         }
-        let is_untouched_allowed = from == 0 && got == 0;
-        let allowed = &history[from.saturating_sub(1)..];
-        if is_untouched_allowed || allowed.iter().any(|(_, value)| value.version() == got) {
-            return Ok(());
-        }
-        Err(format!(
-            "layer {layer} block {block} holds version {got}; allowed (seq, value): {allowed:?}, of {history:?}, \
-             completed {floor}"
-        ))
+        (&history[from.saturating_sub(1)..], from == 0)
     }
 
     /// Checks a leaf's versions while nothing is under way.
@@ -256,6 +251,12 @@ mod tests {
         model
     }
 
+    fn allowed(model: &ShardModel, block: u32, floor: u64) -> (Vec<u64>, bool) {
+        let (values, may_be_untouched) = model.allowed(LAYER, block, Seq(floor));
+        let versions = values.iter().map(|(_, value)| value.version());
+        (versions.collect(), may_be_untouched)
+    }
+
     fn summary(end: u64) -> ShardSummary {
         ShardSummary {
             shard: SHARD,
@@ -269,12 +270,9 @@ mod tests {
     #[test]
     fn a_read_sees_the_last_completed_or_any_later_write() {
         let model = model();
-        for (got, is_allowed) in [(0, false), (10, false), (20, true), (30, true), (40, false)] {
-            assert_eq!(model.check(LAYER, 4, Seq(2), got).is_ok(), is_allowed, "{got}");
-        }
-        assert!(model.check(LAYER, 4, Seq(0), 0).is_ok());
-        assert!(model.check(LAYER, 5, Seq(3), 0).is_ok());
-        assert!(model.check(LAYER, 5, Seq(3), 10).is_err());
+        assert_eq!(allowed(&model, 4, 2), (vec![20, 30], false));
+        assert_eq!(allowed(&model, 4, 0), (vec![10, 20, 30], true));
+        assert_eq!(allowed(&model, 5, 3), (vec![], true));
     }
 
     #[test]
@@ -283,8 +281,7 @@ mod tests {
         assert!(model.clone().recover(&summary(1), Seq(2), false).is_err());
         assert!(model.clone().recover(&summary(4), Seq(2), false).is_err());
         model.recover(&summary(2), Seq(2), false).unwrap();
-        assert!(model.check(LAYER, 4, Seq(2), 20).is_ok());
-        assert!(model.check(LAYER, 4, Seq(2), 30).is_err());
+        assert_eq!(allowed(&model, 4, 2), (vec![20], false));
         assert_eq!(model.data_blocks(), 1);
     }
 }

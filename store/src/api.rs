@@ -8,7 +8,7 @@
 
 use edge::{Completion, DiskError, DiskOp, IoId, KvBatch, KvError};
 use smallvec::SmallVec;
-use types::{BlockCrcs, BlockNo, LayerId, LeafNo, RequestId, Seq, ShardId};
+use types::{BlockCrcs, BlockNo, LayerId, LeafNo, Lineage, RequestId, Seq, ShardId};
 
 /// Where a write came from; decides whether it may replace what the index holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,12 +69,14 @@ pub enum Request<B> {
         /// Stream or repair.
         origin: Origin,
     },
-    /// Reads at most 256 blocks; each is checked against its sum before the reply.
+    /// Reads at most 256 blocks; each is checked against its sum before the reply. A block holds what the newest layer
+    /// of the lineage that has it says: a cleared one hides what is below, and a corrupt one is an error.
     Read {
-        /// Whose.
+        /// Who asks; must be on this disk.
         shard: ShardId,
-        /// In which layer.
-        layer: LayerId,
+        /// What it sees. The layers of a step are those of the shard of the same number in the step's VDI; those that
+        /// this disk does not hold say nothing.
+        lineage: Lineage,
         /// First block.
         block: BlockNo,
         /// How many, 1 to 256.

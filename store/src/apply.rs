@@ -91,8 +91,9 @@ impl<B: Payload> Store<B> {
             let address = flight.address + 1 + sum as u64;
             let ledger = &mut self.ledger;
             let sums = &flight.sums[sum..];
-            self.cache
-                .update(*at, |leaf| ledger.apply_piece(entry, *piece, address, sums, leaf));
+            self.cache.update(*at, piece.slots(), |leaf| {
+                ledger.apply_piece(entry, *piece, address, sums, leaf)
+            });
             self.cache.unpin(*at);
         }
         flight.progress.leaf += list.len();
@@ -116,8 +117,9 @@ impl<B: Payload> Store<B> {
                 return false;
             };
             let ledger = &mut self.ledger;
-            self.cache
-                .update(at, |leaf| ledger.apply_piece(entry, piece, 0, &[], leaf));
+            self.cache.update(at, piece.slots(), |leaf| {
+                ledger.apply_piece(entry, piece, 0, &[], leaf)
+            });
             flight.progress.blocks += piece.count as u32;
         }
         true

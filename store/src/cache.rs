@@ -6,14 +6,18 @@
 //! memory is for leaves; the other half is enough for checkpoints of at most two fifths of them: a fifth that is dirty
 //! starts one, and while one is being saved, writes wait when two fifths are dirty again.
 //!
+//! Maps of layers (`maps.rs`) may take an eighth of what leaves may, and leaves have so much less.
+//!
 //! A leaf leaves memory only when it is clean, saved and nobody holds it; second chance by a clock hand. When
 //! nothing can leave, the caller waits and starts a checkpoint, which makes dirty leaves clean.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Range;
 
 use crate::LeafKey;
 use crate::leaf::Leaf;
+use crate::maps::{Maps, Rank};
 
 /// Multiplies and folds: keys are small integers of our own, not hostile input. Nothing observes the order.
 #[derive(Default)]
@@ -43,6 +47,8 @@ pub(crate) type FastMap<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
 
 /// Memory a cached leaf costs, its slot and its place in the map included.
 pub(crate) const LEAF_COST: u64 = size_of::<Leaf>() as u64 + size_of::<Cached>() as u64 + 64;
+/// Maps have one part in so many of the memory for leaves.
+const MAPS_PART: u64 = 8;
 /// Enough for a few requests, whatever the setting says.
 const LEAVES_MIN: usize = 64;
 
@@ -80,28 +86,37 @@ pub(crate) struct Cache {
     pinned: usize,
     dirty: Vec<u32>,
     saving: Vec<u32>,
+    pub(crate) maps: Maps,
 }
 
 impl Cache {
     pub(crate) fn new(bytes: u64) -> Cache {
         let leaves = bytes / 2 / LEAF_COST;
+        let leaves_max = usize::try_from(leaves)
+            .unwrap_or(usize::MAX)
+            .clamp(LEAVES_MIN, u32::MAX as usize);
         Cache {
             slots: Vec::new(),
             map: FastMap::default(),
             vacant: Vec::new(),
             hand: 0,
-            leaves_max: usize::try_from(leaves)
-                .unwrap_or(usize::MAX)
-                .clamp(LEAVES_MIN, u32::MAX as usize),
+            leaves_max,
             may_leave: 0,
             pinned: 0,
             dirty: Vec::new(),
             saving: Vec::new(),
+            maps: Maps::new(leaves_max as u64 * LEAF_COST / MAPS_PART),
         }
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        self.map.len() as u64 * LEAF_COST
+        self.map.len() as u64 * LEAF_COST + self.maps.bytes()
+    }
+
+    /// How many leaves may be here beside the maps. Maps that lookups use may be more than their part for a while.
+    fn room(&self) -> usize {
+        let maps = self.maps.bytes().div_ceil(LEAF_COST) as usize;
+        self.leaves_max - maps.min(self.leaves_max / 2)
     }
 
     /// Enough is dirty for a checkpoint to be worth its while.
@@ -153,10 +168,11 @@ impl Cache {
     /// `extra` leaves above the limit are allowed. `None` if there is no room now.
     pub(crate) fn insert(&mut self, key: LeafKey, leaf: Option<Box<Leaf>>, extra: usize) -> Option<CacheAt> {
         debug_assert!(!self.map.contains_key(&key));
-        while self.map.len() >= self.leaves_max && self.may_leave > 0 {
+        let room = self.room();
+        while self.map.len() >= room && self.may_leave > 0 {
             self.evict_one();
         }
-        if self.map.len() >= self.leaves_max + extra {
+        if self.map.len() >= room + extra {
             return None;
         }
         let cached = Cached {
@@ -230,17 +246,34 @@ impl Cache {
         self.get(at).leaf.is_some()
     }
 
-    /// Changes a leaf that is here; `change` says whether it did.
-    pub(crate) fn update(&mut self, at: CacheAt, change: impl FnOnce(&mut Leaf) -> bool) {
-        let became_dirty = self.change(at, |slot| {
+    /// Changes some slots of a leaf that is here; `change` says whether it did.
+    pub(crate) fn update(
+        &mut self,
+        at: CacheAt,
+        slots: Range<usize>,
+        change: impl FnOnce(&mut Leaf) -> bool,
+    ) {
+        let (is_changed, became_dirty) = self.change(at, |slot| {
             let is_changed = change(slot.leaf.as_mut().expect("a leaf that is here"));
             let became_dirty = is_changed && !slot.is_dirty;
             slot.is_dirty |= is_changed;
-            became_dirty
+            (is_changed, became_dirty)
         });
         if became_dirty {
             self.dirty.push(at.0);
         }
+        if is_changed && !self.maps.is_empty() {
+            let slot = self.slots[at.0 as usize].as_ref().expect("a cached leaf");
+            let leaf = slot.leaf.as_deref().expect("a leaf that is here");
+            self.maps.note(slot.key, leaf, slots);
+        }
+    }
+
+    /// Tells a map what the leaf of one of its layers says, if that layer has it.
+    pub(crate) fn add_to_map(&mut self, map: u64, rank: Rank, at: Option<CacheAt>) {
+        let slot = at.map(|at| self.slots[at.0 as usize].as_ref().expect("a cached leaf"));
+        let leaf = slot.map(|slot| slot.leaf.as_deref().expect("a leaf that is here"));
+        self.maps.add(map, rank, leaf);
     }
 
     /// Every leaf in memory of which `want` is true.
@@ -297,12 +330,12 @@ mod tests {
             .collect();
         cache.pin(all[0]);
         for at in &all[1..] {
-            cache.update(*at, |_| true);
+            cache.update(*at, 0..1, |_| true);
         }
         assert!(cache.insert(key(999), None, 0).is_none());
         assert_eq!(cache.begin_save().len(), all.len() - 1);
         assert!(cache.insert(key(999), None, 0).is_none());
-        cache.update(all[1], |_| true);
+        cache.update(all[1], 0..1, |_| true);
         cache.saved();
         for n in 0..max - 2 {
             assert!(cache.insert(key(1000 + n), None, 0).is_some());

@@ -97,11 +97,16 @@ impl Leaf {
         self.births[slot]
     }
 
+    pub(crate) fn state(&self, slot: usize) -> State {
+        let tag = (self.places[slot] >> ADDRESS_BITS) as u8;
+        State::from_u8(tag & !NO_END).expect("only states are stored")
+    }
+
     pub(crate) fn get(&self, slot: usize) -> Slot {
         let place = self.places[slot];
         let tag = (place >> ADDRESS_BITS) as u8;
         Slot {
-            state: State::from_u8(tag & !NO_END).expect("only states are stored"),
+            state: self.state(slot),
             is_no_end: tag & NO_END != 0,
             address: place & ADDRESS_MASK,
             seq: self.seqs[slot],
@@ -249,6 +254,18 @@ pub(crate) struct Piece {
     pub(crate) count: usize,
     /// Position of the first of them in the range.
     pub(crate) index: u32,
+}
+
+impl Piece {
+    /// Its slots in the leaf.
+    pub(crate) fn slots(&self) -> std::ops::Range<usize> {
+        self.slot..self.slot + self.count
+    }
+
+    /// Its blocks' positions in the range that it is a piece of.
+    pub(crate) fn range(&self) -> std::ops::Range<usize> {
+        self.index as usize..self.index as usize + self.count
+    }
 }
 
 /// Cuts a range of blocks at leaf boundaries.

@@ -1,17 +1,21 @@
 //! Lookups: reads, and the questions resync asks of leaves.
 //!
-//! A read resolves its blocks leaf by leaf, holds the segments it found them in, reads each contiguous run at
-//! once and checks every block. Runs that almost touch, as small writes one after the other leave them with a
+//! A read resolves its blocks leaf by leaf (where several layers have the leaf: `resolve.rs`), holds the segments it
+//! found them in, reads each contiguous run at once and checks every block. Runs that almost touch, as small writes one after the other leave them with a
 //! header in between, come in one read of the disk. What fails its check is read once more, run by run (the bytes
 //! may have been hurt on the way), and then reported, never passed on.
 
 use edge::DiskOp;
 use smallvec::SmallVec;
-use types::{BLOCK_BYTES, BlockNo, LayerId, LeafNo, Payload, RequestId, Seq, ShardId, SumKey};
+use types::{
+    BLOCK_BYTES, BlockNo, LayerId, LeafNo, Lineage, Payload, RequestId, Seq, ShardId, SumKey, VdiId,
+};
 
 use crate::batch::Kind;
 use crate::cache::CacheAt;
-use crate::leaf::{Slot, State, pieces};
+use crate::leaf::{Piece, Slot, State, pieces};
+use crate::maps::{Source, source};
+use crate::resolve::Deep;
 use crate::segment::Geometry;
 use crate::store::{Io, LeafPlace, Store};
 use crate::{
@@ -29,14 +33,17 @@ const GAP_BLOCKS_MAX: u64 = 4;
 pub(crate) struct Lookup<B> {
     pub(crate) id: RequestId,
     shard: ShardId,
-    layer: LayerId,
     want: Want<B>,
 }
 
 pub(crate) enum Want<B> {
     Read(Read<B>),
-    Versions(LeafNo),
+    Versions {
+        layer: LayerId,
+        leaf: LeafNo,
+    },
     Changed {
+        layer: LayerId,
         newer_than: Seq,
         next: LeafNo,
         found: Vec<LeafNo>,
@@ -44,17 +51,29 @@ pub(crate) enum Want<B> {
 }
 
 pub(crate) struct Read<B> {
+    pub(crate) lineage: Lineage,
     block: u32,
     count: u32,
     /// Blocks whose place is known.
     resolved: u32,
     parts: SmallVec<[Part<B>; 1]>,
-    /// Seq and sum of each block with data, by position in the request.
-    checks: SmallVec<[(u64, u32); 1]>,
+    /// What each block is checked against, by position in the request.
+    checks: SmallVec<[Check; 1]>,
     spans: SmallVec<[Span; 1]>,
     under_way: usize,
     /// Position of the first bad block.
     bad: Option<u32>,
+    /// What was found of leaves that several layers have.
+    pub(crate) deep: Option<Box<Deep>>,
+}
+
+/// What a block with data must be: its sum, and the part of its identity that the request does not say.
+#[derive(Clone, Copy)]
+struct Check {
+    seq: u64,
+    sum: u32,
+    layer: LayerId,
+    vdi: VdiId,
 }
 
 enum Part<B> {
@@ -80,8 +99,9 @@ struct Span {
 }
 
 impl<B> Want<B> {
-    pub(crate) fn read(block: BlockNo, count: u32) -> Want<B> {
+    pub(crate) fn read(lineage: Lineage, block: BlockNo, count: u32) -> Want<B> {
         Want::Read(Read {
+            lineage,
             block: block.0,
             count,
             resolved: 0,
@@ -90,11 +110,13 @@ impl<B> Want<B> {
             spans: SmallVec::new(),
             under_way: 0,
             bad: None,
+            deep: None,
         })
     }
 
-    pub(crate) fn changed(newer_than: Seq, from: LeafNo) -> Want<B> {
+    pub(crate) fn changed(layer: LayerId, newer_than: Seq, from: LeafNo) -> Want<B> {
         Want::Changed {
+            layer,
             newer_than,
             next: from,
             found: Vec::new(),
@@ -103,26 +125,13 @@ impl<B> Want<B> {
 }
 
 impl<B> Lookup<B> {
-    pub(crate) fn new(id: RequestId, shard: ShardId, layer: LayerId, want: Want<B>) -> Lookup<B> {
-        Lookup {
-            id,
-            shard,
-            layer,
-            want,
-        }
-    }
-
-    fn key(&self, leaf: LeafNo) -> LeafKey {
-        LeafKey {
-            shard: self.shard,
-            layer: self.layer,
-            leaf,
-        }
+    pub(crate) fn new(id: RequestId, shard: ShardId, want: Want<B>) -> Lookup<B> {
+        Lookup { id, shard, want }
     }
 }
 
 /// What became of a lookup.
-enum Step<B> {
+pub(crate) enum Step<B> {
     Answer(Result<Reply<B>, StoreError>),
     /// The disk is at work for it, or a leaf is on its way.
     Wait,
@@ -154,7 +163,10 @@ impl<B: Payload> Store<B> {
         let lookup = self.lookups.get(number).expect("a lookup under way");
         let step = match lookup.want {
             Want::Read(_) => self.drive_read(number, effects),
-            Want::Versions(leaf) => self.drive_versions(number, lookup.key(leaf), effects),
+            Want::Versions { layer, leaf } => {
+                let shard = lookup.shard;
+                self.drive_versions(number, LeafKey { shard, layer, leaf }, effects)
+            }
             Want::Changed { .. } => self.drive_changed(number, effects),
         };
         match step {
@@ -165,11 +177,14 @@ impl<B: Payload> Store<B> {
     }
 
     fn answer(&mut self, number: u64, answer: Result<Reply<B>, StoreError>, effects: &mut Vec<Effect<B>>) {
-        let lookup = self.lookups.remove(number).expect("a lookup under way");
+        let mut lookup = self.lookups.remove(number).expect("a lookup under way");
+        if let Want::Read(Read { deep: Some(deep), .. }) = &mut lookup.want {
+            self.forget_deep(deep);
+        }
         effects.push(Effect::Reply(lookup.id, answer));
     }
 
-    fn read_mut(&mut self, number: u64) -> &mut Read<B> {
+    pub(crate) fn read_mut(&mut self, number: u64) -> &mut Read<B> {
         match self.lookups.get_mut(number) {
             Some(Lookup {
                 want: Want::Read(read),
@@ -180,7 +195,7 @@ impl<B: Payload> Store<B> {
     }
 
     /// Where the leaf of `key` is, if it is here; `None` if it does not exist. Otherwise the lookup waits for it.
-    fn leaf_for(
+    pub(crate) fn leaf_for(
         &mut self,
         number: u64,
         key: LeafKey,
@@ -199,30 +214,28 @@ impl<B: Payload> Store<B> {
 
     fn drive_read(&mut self, number: u64, effects: &mut Vec<Effect<B>>) -> Step<B> {
         let lookup = self.lookups.get(number).expect("a lookup under way");
-        let (shard, layer) = (lookup.shard, lookup.layer);
-        let Want::Read(Read { block, count, .. }) = lookup.want else {
+        let shard = lookup.shard;
+        let Want::Read(read) = &lookup.want else {
             unreachable!("called for reads")
         };
-        for piece in pieces(shard, layer, block, count) {
-            let leaf = self.leaf_for(number, piece.key, effects);
-            let Some(Lookup {
-                want: Want::Read(read),
-                ..
-            }) = self.lookups.get_mut(number)
-            else {
-                unreachable!("seen above")
+        let (block, count, only) = (read.block, read.count, read.lineage.only_layer());
+        let (vdi, layer) = only.unwrap_or(read.lineage.newest());
+        for piece in pieces(ShardId { vdi, ..shard }, layer, block, count) {
+            let step = match self.source(number, only.is_some(), &piece) {
+                Source::One(key) => self.read_leaf(number, key, &piece, effects),
+                Source::Nowhere => {
+                    self.read_mut(number).add_absent(&piece);
+                    Ok(())
+                }
+                Source::Several => {
+                    let step = self.resolve(number, &piece, effects);
+                    step.map(|()| self.read_mut(number).add_found(&piece))
+                }
             };
-            match leaf {
-                Ok(None) => (0..piece.count).for_each(|_| read.add(Slot::default())),
-                Ok(Some(at)) => {
-                    let leaf = self.cache.leaf(at);
-                    (0..piece.count).for_each(|at| read.add(leaf.get(piece.slot + at)));
-                }
-                Err(step) => {
-                    // Resolve it all at once later: what is known now may have moved by then.
-                    read.forget();
-                    return step;
-                }
+            if let Err(step) = step {
+                // Resolve it all at once later: what is known now may have moved by then.
+                self.read_mut(number).forget();
+                return step;
             }
         }
         let read = self.read_mut(number);
@@ -242,6 +255,51 @@ impl<B: Payload> Store<B> {
             self.read_span(number, at, effects);
         }
         Step::Wait
+    }
+
+    /// Where the leaf of a piece is to be looked for; `is_one_layer` if there is nothing to choose from.
+    fn source(&mut self, number: u64, is_one_layer: bool, piece: &Piece) -> Source {
+        if is_one_layer {
+            return Source::One(piece.key);
+        }
+        let Some(Lookup {
+            want: Want::Read(read),
+            ..
+        }) = self.lookups.get(number)
+        else {
+            unreachable!("called for reads")
+        };
+        if read.deep.as_ref().is_some_and(|deep| deep.has(piece)) {
+            return Source::Several;
+        }
+        let (no, leaf) = (piece.key.shard.no, piece.key.leaf);
+        source(&self.ledger, &mut self.cache.maps, &read.lineage, no, leaf)
+    }
+
+    /// Adds a piece from the one leaf that can have it.
+    fn read_leaf(
+        &mut self,
+        number: u64,
+        key: LeafKey,
+        piece: &Piece,
+        effects: &mut Vec<Effect<B>>,
+    ) -> Result<(), Step<B>> {
+        let leaf = self.leaf_for(number, key, effects)?;
+        let Some(Lookup {
+            want: Want::Read(read),
+            ..
+        }) = self.lookups.get_mut(number)
+        else {
+            unreachable!("called for reads")
+        };
+        match leaf {
+            None => read.add_absent(piece),
+            Some(at) => {
+                let leaf = self.cache.leaf(at);
+                piece.slots().for_each(|slot| read.add(leaf.get(slot), key));
+            }
+        }
+        Ok(())
     }
 
     fn read_span(&mut self, number: u64, at: usize, effects: &mut Vec<Effect<B>>) {
@@ -272,7 +330,7 @@ impl<B: Payload> Store<B> {
             .lookups
             .get_mut(number)
             .expect("a lookup with a read under way");
-        let (shard, layer) = (lookup.shard, lookup.layer);
+        let shard = lookup.shard;
         let Want::Read(read) = &mut lookup.want else {
             unreachable!("only reads read")
         };
@@ -280,7 +338,7 @@ impl<B: Payload> Store<B> {
         let span = read.spans[at];
         let (known, mut corrupt) = (read.spans.len(), 0);
         for part in span.first_part..span.end_part {
-            let Err(bad) = read.accept(shard, layer, span, part, data) else {
+            let Err(bad) = read.accept(shard, span, part, data) else {
                 continue;
             };
             if span.is_second_try {
@@ -328,8 +386,9 @@ impl<B: Payload> Store<B> {
     fn drive_changed(&mut self, number: u64, effects: &mut Vec<Effect<B>>) -> Step<B> {
         loop {
             let lookup = self.lookups.get_mut(number).expect("a lookup under way");
-            let (shard, layer) = (lookup.shard, lookup.layer);
+            let shard = lookup.shard;
             let Want::Changed {
+                layer,
                 newer_than,
                 next,
                 found,
@@ -337,7 +396,7 @@ impl<B: Payload> Store<B> {
             else {
                 unreachable!("called for changes")
             };
-            let newer_than = *newer_than;
+            let (layer, newer_than) = (*layer, *newer_than);
             let shards = &self.ledger.shards;
             let leaves = shards.get(&shard).and_then(|shard| shard.layers.get(&layer));
             let leaf = leaves.and_then(|leaves| leaves.next(*next));
@@ -369,10 +428,28 @@ impl<B: Payload> Store<B> {
 }
 
 impl<B: Payload> Read<B> {
-    fn add(&mut self, slot: Slot) {
+    /// Blocks that no layer has.
+    fn add_absent(&mut self, piece: &Piece) {
+        (0..piece.count).for_each(|_| self.add(Slot::default(), piece.key));
+    }
+
+    /// Blocks that were found in several layers.
+    fn add_found(&mut self, piece: &Piece) {
+        let deep = self.deep.take().expect("it found them");
+        deep.of_piece(piece)
+            .for_each(|found| self.add(found.slot, found.key));
+        self.deep = Some(deep);
+    }
+
+    fn add(&mut self, slot: Slot, key: LeafKey) {
         let index = self.resolved;
         self.resolved += 1;
-        self.checks.push((slot.seq, slot.sum));
+        self.checks.push(Check {
+            seq: slot.seq,
+            sum: slot.sum,
+            layer: key.layer,
+            vdi: key.shard.vdi,
+        });
         match slot.state {
             State::Absent | State::Zero | State::Trim => match self.parts.last_mut() {
                 Some(Part::Zeros(count)) => *count += 1,
@@ -427,14 +504,7 @@ impl<B: Payload> Read<B> {
     }
 
     /// Takes a part from what its span brought, or says which of its blocks is the first that is bad.
-    fn accept(
-        &mut self,
-        shard: ShardId,
-        layer: LayerId,
-        span: Span,
-        part: usize,
-        data: Option<&B>,
-    ) -> Result<(), u32> {
+    fn accept(&mut self, shard: ShardId, span: Span, part: usize, data: Option<&B>) -> Result<(), u32> {
         let Part::Data {
             address,
             index: first,
@@ -458,14 +528,17 @@ impl<B: Payload> Read<B> {
         let bad = (*first..)
             .zip(data.bytes().chunks_exact(bytes))
             .find(|(index, bytes)| {
-                let (seq, sum) = self.checks[*index as usize];
+                let check = self.checks[*index as usize];
                 let key = SumKey {
-                    shard,
-                    layer,
+                    shard: ShardId {
+                        vdi: check.vdi,
+                        ..shard
+                    },
+                    layer: check.layer,
                     block: BlockNo(self.block + index),
-                    seq: Seq(seq),
+                    seq: Seq(check.seq),
                 };
-                types::bind(key, types::crc32c(bytes)).0 != sum
+                types::bind(key, types::crc32c(bytes)).0 != check.sum
             });
         if let Some((index, _)) = bad {
             return Err(index);

@@ -23,7 +23,7 @@ use crate::cache::{Cache, CacheAt};
 use crate::checkpoint::Checkpoint;
 use crate::clean::{Cleaner, Piece};
 use crate::flush::{Syncs, Witness};
-use crate::leaf::{Leaf, encode_key};
+use crate::leaf::{Leaf, SLOTS, encode_key};
 use crate::ledger::{Ledger, Shard};
 use crate::read::{Lookup, Want};
 use crate::recover::{OpenSegment, Recovered};
@@ -271,18 +271,18 @@ impl<B: Payload> Store<B> {
         let lookup = match request {
             Request::Read {
                 shard,
-                layer,
+                lineage,
                 block,
                 count,
-            } => Lookup::new(id, shard, layer, Want::read(block, count)),
+            } => Lookup::new(id, shard, Want::read(lineage, block, count)),
             Request::ChangedLeaves {
                 shard,
                 layer,
                 newer_than,
                 from,
-            } => Lookup::new(id, shard, layer, Want::changed(newer_than, from)),
+            } => Lookup::new(id, shard, Want::changed(layer, newer_than, from)),
             Request::LeafVersions { shard, layer, leaf } => {
-                Lookup::new(id, shard, layer, Want::Versions(leaf))
+                Lookup::new(id, shard, Want::Versions { layer, leaf })
             }
             append => return self.queue.push_back(Op::new(id, append)),
         };
@@ -485,7 +485,8 @@ impl<B: Payload> Store<B> {
         self.cache.fill(at, leaf);
         self.cache.pin(at);
         let ledger = &mut self.ledger;
-        self.cache.update(at, |leaf| ledger.purge(key.shard, leaf));
+        self.cache
+            .update(at, 0..SLOTS, |leaf| ledger.purge(key.shard, leaf));
         for lookup in self.cache.take_waiters(at) {
             self.drive(lookup, effects);
         }
@@ -495,9 +496,10 @@ impl<B: Payload> Store<B> {
 
     /// After a drop: leaves in memory are emptied at once, the others one after another.
     pub(crate) fn start_purge(&mut self, id: ShardId) {
+        self.cache.maps.forget_shard(id);
         for at in self.cache.select(|key| key.shard == id) {
             let ledger = &mut self.ledger;
-            self.cache.update(at, |leaf| ledger.purge(id, leaf));
+            self.cache.update(at, 0..SLOTS, |leaf| ledger.purge(id, leaf));
         }
         let Some(shard) = self.ledger.shards.get(&id) else {
             return;

@@ -4,7 +4,8 @@ mod support;
 
 use support::{BLOCK, Crash, Geometry, MemDisk, MemKv, World, content, small_settings};
 use types::{
-    BlockNo, DiskId, HeapBlock, LayerId, LeafNo, Payload, PoolId, Seq, ShardId, ShardNo, VdiId, crc32c,
+    BlockNo, DiskId, HeapBlock, LayerId, LeafNo, Lineage, Payload, PoolId, Seq, ShardId, ShardNo, VdiId,
+    crc32c,
 };
 use weft_store::{
     BlockState, ClearKind, Damage, FormatError, FormatParams, Origin, ReadPart, RebuildReason, Reply,
@@ -63,7 +64,7 @@ fn trim(no: u32, block: u32, count: u32, seq: u64) -> Request<HeapBlock> {
 fn read(no: u32, block: u32, count: u32) -> Request<HeapBlock> {
     Request::Read {
         shard: shard(no),
-        layer: LAYER,
+        lineage: Lineage::of_layer(shard(no).vdi, LAYER),
         block: BlockNo(block),
         count,
     }

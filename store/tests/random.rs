@@ -7,7 +7,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use support::{Crash, Geometry, MemKv, Rng, World, content, small_settings};
-use types::{BlockNo, HeapBlock, LayerId, LeafNo, Payload, Seq, ShardId, ShardNo, VdiId, crc32c};
+use types::{BlockNo, HeapBlock, LayerId, LeafNo, Lineage, Payload, Seq, ShardId, ShardNo, VdiId, crc32c};
 use weft_store::{BlockState, ClearKind, Event, Origin, ReadPart, Reply, Request};
 
 const BLOCKS: u32 = 700;
@@ -115,7 +115,7 @@ impl Model {
                 let count = 1 + rng.below(40) as u32;
                 let read = Request::Read {
                     shard: shard(no),
-                    layer: LAYER,
+                    lineage: Lineage::of_layer(shard(no).vdi, LAYER),
                     block: BlockNo(block),
                     count,
                 };
@@ -311,7 +311,7 @@ impl Model {
             for block in (0..BLOCKS).step_by(100) {
                 let ask = Request::Read {
                     shard: shard(no),
-                    layer: LAYER,
+                    lineage: Lineage::of_layer(shard(no).vdi, LAYER),
                     block: BlockNo(block),
                     count: 100,
                 };

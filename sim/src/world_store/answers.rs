@@ -1,9 +1,9 @@
 //! Each answer of the store, held against what the oracle allows.
 
 use store::{ReadPart, Reply, StoreError};
-use types::{HeapBlock, LayerId, Payload, RequestId, Seq, ShardId};
+use types::{HeapBlock, LayerId, Lineage, Payload, RequestId, Seq, ShardId};
 
-use super::pending::Pending;
+use super::pending::{Floor, Pending};
 use super::{LAYERS, Profile, World};
 use crate::content;
 use crate::store_oracle::{ShardModel, address};
@@ -33,16 +33,18 @@ impl World {
                 self.shard_mut(shard).completed = seq.max(self.shards[&shard].completed);
             }
             Pending::Read {
-                shard,
-                layer,
+                lineage,
                 block,
                 count,
-                floor,
+                floors,
+                ..
             } => {
                 let Reply::Read(parts) = reply else {
                     panic!("{id}: a read brought {reply:?}")
                 };
-                self.check_read(id, shard, layer, block, count, floor, &parts);
+                if floors.iter().all(|floor| self.is_still_there(floor)) {
+                    self.check_read(id, &lineage, block, count, &floors, &parts);
+                }
             }
             Pending::Flush { shard, life, target } => self.flushed(id, shard, life, target),
             Pending::Record { shard, record } => {
@@ -129,28 +131,29 @@ impl World {
         self.shards.get_mut(&shard).expect("known to the oracle")
     }
 
-    pub(super) fn check_read(
+    /// Whether a shard is what it was when a read was issued, and not about to go: whoever reads an ancestor's layers
+    /// sees to that. A damaged log may also hold shards that the oracle thinks are gone.
+    fn is_still_there(&self, floor: &Floor) -> bool {
+        let model = self.shards.get(&floor.shard);
+        let drops = |p: &Pending| matches!(p, Pending::Drop { shard } if *shard == floor.shard);
+        model.map(|model| model.life) == floor.life
+            && !self.pending.values().any(drops)
+            && (model.is_some() || !self.lies())
+    }
+
+    fn check_read(
         &self,
         id: RequestId,
-        shard: ShardId,
-        layer: LayerId,
+        lineage: &Lineage,
         block: u32,
         count: u32,
-        floor: Seq,
+        floors: &[Floor],
         parts: &[ReadPart<HeapBlock>],
     ) {
         let mut at = block;
         let mut check = |bytes: Option<&[u8]>| {
-            let version = match bytes {
-                None => Some(0),
-                Some(bytes) => content::block_version(address(shard, layer, at), bytes),
-            };
-            let result = match version {
-                Some(version) => self.shards[&shard].check(layer, at, floor, version),
-                None => Err(format!("layer {layer} block {at} holds what nobody wrote there")),
-            };
-            if let Err(why) = result {
-                panic!("{id} read of shard {shard} lied: {why}");
+            if let Err(why) = self.check_block(lineage, at, floors, bytes) {
+                panic!("{id} read through {lineage} lied: block {at} {why}");
             }
             at += 1;
         };
@@ -166,6 +169,42 @@ impl World {
             "{id}: a read of {count} blocks brought {}",
             at - block
         );
+    }
+
+    /// Layer by layer, the newest first: each may say what its operations left, and only where none of them was complete
+    /// may it leave the word to the next.
+    fn check_block(
+        &self,
+        lineage: &Lineage,
+        block: u32,
+        floors: &[Floor],
+        bytes: Option<&[u8]>,
+    ) -> Result<(), String> {
+        let mut said = Vec::new();
+        for (step, floor) in lineage.steps().iter().zip(floors) {
+            let Some(model) = self.shards.get(&floor.shard) else {
+                continue;
+            };
+            let of_step = |layer: &&LayerId| step.contains(step.vdi, **layer);
+            for layer in LAYERS.iter().rev().filter(of_step) {
+                let (allowed, may_be_untouched) = model.allowed(*layer, block, floor.completed);
+                let got = match bytes {
+                    None => Some(0),
+                    Some(bytes) => content::block_version(address(floor.shard, *layer, block), bytes),
+                };
+                if allowed.iter().any(|(_, value)| Some(value.version()) == got) {
+                    return Ok(());
+                }
+                said.push(format!("{} {layer}: {allowed:?}, not {got:?}", floor.shard));
+                if !may_be_untouched {
+                    return Err(format!("is nothing that was allowed: {said:?}"));
+                }
+            }
+        }
+        match bytes {
+            None => Ok(()),
+            Some(_) => Err(format!("holds what nobody wrote there: {said:?}")),
+        }
     }
 
     pub(super) fn flushed(&mut self, id: RequestId, shard: ShardId, life: u64, target: Seq) {
@@ -189,11 +228,13 @@ impl World {
     pub(super) fn audit(&mut self) {
         self.settle();
         for shard in self.shards.keys().copied().collect::<Vec<_>>() {
-            for layer in LAYERS {
+            let mut lineages = LAYERS.map(|layer| Lineage::of_layer(shard.vdi, layer)).to_vec();
+            lineages.extend([self.lineage(shard), self.lineage(shard)]);
+            for lineage in lineages {
                 let mut block = 0;
                 while block < self.blocks && !self.has_failed {
                     let count = (self.blocks - block).min(self.rng.between(1, 256) as u32);
-                    self.send_read(shard, layer, block, count);
+                    self.send_read(shard, lineage.clone(), block, count);
                     block += count;
                     self.turn();
                 }

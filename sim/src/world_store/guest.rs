@@ -1,13 +1,20 @@
 //! Who uses the store: what is asked, of which shards and blocks, and what people do about a full disk.
 
 use store::{ClearKind, Event, Origin, Request};
-use types::{BlockNo, HeapBlock, LayerId, LeafNo, Payload, RequestId, Seq, ShardId, ShardNo, VdiId};
+use types::{
+    BlockNo, HeapBlock, LayerId, LeafNo, Lineage, LineageStep, Payload, RequestId, Seq, ShardId, ShardNo,
+    VdiId,
+};
 
-use super::pending::Pending;
+use super::pending::{Floor, Pending};
 use super::{LAYERS, PATIENCE, Profile, REQUESTS_MAX, World};
 use crate::content;
 use crate::store_oracle::{ShardModel, Value, address};
 use crate::trace::tell;
+
+const PARENT: VdiId = VdiId(7);
+/// Its shards lie beside those of the parent with the same numbers.
+const CLONE: VdiId = VdiId(8);
 
 impl World {
     pub(super) fn live(&mut self, ops: u64) {
@@ -30,14 +37,54 @@ impl World {
     }
 
     pub(super) fn shard(&mut self) -> ShardId {
+        let at = self.rng.below(u64::from(self.shard_count)) as u32;
         ShardId {
-            vdi: VdiId(7),
-            no: ShardNo(self.rng.below(u64::from(self.shard_count)) as u32),
+            vdi: if at.is_multiple_of(2) { PARENT } else { CLONE },
+            no: ShardNo(at / 2),
         }
     }
 
     pub(super) fn is_quiet(&self, shard: ShardId) -> bool {
-        !self.pending.values().any(|p| p.shard() == Some(shard))
+        !self.pending.values().any(|p| p.touches(shard))
+    }
+
+    /// The head, mostly; others as repair does. Now and then there is a new head.
+    fn layer_to_write(&mut self, shard: ShardId) -> LayerId {
+        let is_snapshotted = self.rng.chance(1, 30);
+        let model = self.shards.get_mut(&shard).expect("known");
+        if is_snapshotted && model.head + 1 < LAYERS.len() {
+            model.head += 1;
+        }
+        let head = model.head as u64;
+        let at = if self.rng.chance(1, 4) {
+            self.rng.below(head + 1)
+        } else {
+            head
+        };
+        LAYERS[at as usize]
+    }
+
+    /// What somebody may see of a shard.
+    pub(super) fn lineage(&mut self, shard: ShardId) -> Lineage {
+        let highest = LAYERS.len() - 1;
+        let head = self.rng.between(0, highest as u64) as usize;
+        let past = self.rng.index(head + 1);
+        let step = |vdi, lowest: usize, highest: usize| LineageStep {
+            vdi,
+            lowest: LAYERS[lowest],
+            highest: LAYERS[highest],
+        };
+        let mut steps = match self.rng.below(4) {
+            0 => return Lineage::of_layer(shard.vdi, LAYERS[head]),
+            1 if past + 1 < head => vec![step(shard.vdi, head, head), step(shard.vdi, 0, past)],
+            2 => vec![step(shard.vdi, past, head)],
+            _ => vec![step(shard.vdi, 0, highest)],
+        };
+        if shard.vdi == CLONE {
+            let of = self.rng.index(highest + 1);
+            steps.push(step(PARENT, 0, of));
+        }
+        Lineage::new(&steps).expect("newest first")
     }
 
     pub(super) fn issue(&mut self) {
@@ -98,7 +145,7 @@ impl World {
     pub(super) fn issue_write(&mut self, shard: ShardId) {
         // At most what the first batch of a segment holds: longer writes are split and can be torn.
         let (first, count) = self.range(62);
-        let layer = self.rng.pick(&LAYERS);
+        let layer = self.layer_to_write(shard);
         let seq = self.next_seq(shard);
         let version = self.next_version;
         self.next_version += 1;
@@ -120,7 +167,7 @@ impl World {
 
     pub(super) fn issue_clear(&mut self, shard: ShardId) {
         let (first, count) = self.range(self.blocks);
-        let layer = self.rng.pick(&LAYERS);
+        let layer = self.layer_to_write(shard);
         let seq = self.next_seq(shard);
         let kind = self.rng.pick(&[ClearKind::Zero, ClearKind::Trim]);
         let model = self.shards.get_mut(&shard).expect("known");
@@ -139,24 +186,36 @@ impl World {
 
     pub(super) fn issue_read(&mut self, shard: ShardId) {
         let (first, count) = self.range(200);
-        let layer = self.rng.pick(&LAYERS);
-        self.send_read(shard, layer, first, count.min(256));
+        let lineage = self.lineage(shard);
+        self.send_read(shard, lineage, first, count.min(256));
     }
 
-    pub(super) fn send_read(&mut self, shard: ShardId, layer: LayerId, block: u32, count: u32) {
+    pub(super) fn send_read(&mut self, shard: ShardId, lineage: Lineage, block: u32, count: u32) {
         let request = Request::Read {
             shard,
-            layer,
+            lineage: lineage.clone(),
             block: BlockNo(block),
             count,
         };
-        let floor = self.shards[&shard].completed;
+        self.summary.reads_of_layers += u64::from(lineage.only_layer().is_none());
+        let floor = |step: &LineageStep| {
+            let shard = ShardId {
+                vdi: step.vdi,
+                ..shard
+            };
+            let model = self.shards.get(&shard);
+            Floor {
+                shard,
+                life: model.map(|model| model.life),
+                completed: model.map_or(Seq(0), |model| model.completed),
+            }
+        };
         let pending = Pending::Read {
             shard,
-            layer,
             block,
             count,
-            floor,
+            floors: lineage.steps().iter().map(floor).collect(),
+            lineage,
         };
         self.send(request, pending);
     }

@@ -1,6 +1,6 @@
 //! Requests under way, with what an answer must be held against.
 
-use types::{LayerId, LeafNo, Seq, ShardId};
+use types::{LayerId, LeafNo, Lineage, Seq, ShardId};
 
 pub(super) enum Pending {
     Write {
@@ -9,10 +9,10 @@ pub(super) enum Pending {
     },
     Read {
         shard: ShardId,
-        layer: LayerId,
+        lineage: Lineage,
         block: u32,
         count: u32,
-        floor: Seq,
+        floors: Vec<Floor>,
     },
     Flush {
         shard: ShardId,
@@ -41,7 +41,24 @@ pub(super) enum Pending {
     },
 }
 
+/// What was completed of a shard when a read was issued.
+#[derive(Clone, Copy)]
+pub(super) struct Floor {
+    pub shard: ShardId,
+    /// Which stay of the shard on the disk, if it was there.
+    pub life: Option<u64>,
+    pub completed: Seq,
+}
+
 impl Pending {
+    /// Whether the answer depends on what this shard holds.
+    pub(super) fn touches(&self, shard: ShardId) -> bool {
+        match self {
+            Pending::Read { floors, .. } => floors.iter().any(|floor| floor.shard == shard),
+            other => other.shard() == Some(shard),
+        }
+    }
+
     pub(super) fn shard(&self) -> Option<ShardId> {
         match self {
             Pending::Write { shard, .. }

@@ -19,6 +19,8 @@ pub struct StoreSummary {
     pub cleaned_blocks: u64,
     /// Checkpoints taken.
     pub checkpoints: u64,
+    /// Reads through more than one layer.
+    pub reads_of_layers: u64,
     /// Times the store said it was full.
     pub fulls: u64,
     /// Index stores deleted or rolled back.
@@ -42,6 +44,7 @@ impl StoreSummary {
             ("damaged logs", self.damaged_logs),
             ("blocks cleaned", self.cleaned_blocks),
             ("checkpoints", self.checkpoints),
+            ("reads of layers", self.reads_of_layers),
             ("times full", self.fulls),
             ("indexes lost", self.indexes_lost),
             ("recoveries broken off", self.broken_recoveries),

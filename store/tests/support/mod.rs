@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, VecDeque};
 use edge::{BlockFile, Completion, DiskError, DiskOp, DiskOutcome, IoId, KvBatch, KvError, KvStore};
 use types::{DiskId, HeapBlock, Instant, Payload, PoolId, RequestId};
 use weft_store::{
-    Effect, Event, FormatParams, IndexRequest, IndexResponse, Recovered, RecoveryReport, Reply, Request,
-    Store, StoreError, StoreSettings, format, recover,
+    Effect, Event, FormatParams, IndexRequest, IndexResponse, LeafKey, Recovered, RecoveryReport, Reply,
+    Request, Store, StoreError, StoreSettings, format, recover,
 };
 
 pub const BLOCK: usize = 4096;
@@ -217,6 +217,8 @@ pub struct World {
     pub next_request: u64,
     /// Disk operations in order, for counting.
     pub submitted: Vec<&'static str>,
+    /// Leaves that the index was asked for, in order.
+    pub loads: Vec<LeafKey>,
 }
 
 pub struct Geometry {
@@ -265,6 +267,7 @@ impl World {
             failures: Vec::new(),
             next_request: 1,
             submitted: Vec::new(),
+            loads: Vec::new(),
         }
     }
 
@@ -286,7 +289,12 @@ impl World {
                     });
                     self.ios.push((id, operation, self.disk.order));
                 }
-                Effect::Index(request) => self.index.push_back(request),
+                Effect::Index(request) => {
+                    if let IndexRequest::Load { key, .. } = &request {
+                        self.loads.push(*key);
+                    }
+                    self.index.push_back(request);
+                }
                 Effect::Failed(error) => self.failures.push(error),
                 Effect::Full(is_full) => self.full.push(is_full),
             }

@@ -1,0 +1,480 @@
+//! Reads through several layers: what each depth costs, and random worlds against a plain model.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use support::{BLOCK, Crash, Geometry, Rng, World, content, small_settings};
+use types::{
+    BlockNo, HeapBlock, LayerId, Lineage, LineageStep, Payload, Seq, ShardId, ShardNo, VdiId, crc32c,
+};
+use weft_store::{ClearKind, Event, Origin, ReadPart, Reply, Request, StoreError};
+
+const SMALL: Geometry = Geometry {
+    segments: 64,
+    segment_bytes: 256 << 10,
+};
+
+fn shard(vdi: u32, no: u32) -> ShardId {
+    ShardId {
+        vdi: VdiId(vdi),
+        no: ShardNo(no),
+    }
+}
+
+fn lineage(steps: &[(u32, u32, u32)]) -> Lineage {
+    let steps = steps.iter().map(|(vdi, lowest, highest)| LineageStep {
+        vdi: VdiId(*vdi),
+        lowest: LayerId(*lowest),
+        highest: LayerId(*highest),
+    });
+    Lineage::new(&steps.collect::<Vec<_>>()).expect("in order")
+}
+
+/// A change of one layer; the content of a write is made of seq and block.
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    shard: ShardId,
+    layer: u32,
+    block: u32,
+    count: u32,
+    seq: u64,
+    is_data: bool,
+    origin: Origin,
+}
+
+impl Change {
+    fn request(self) -> Request<HeapBlock> {
+        let Change {
+            shard, seq, origin, ..
+        } = self;
+        let (layer, block, seq_no) = (LayerId(self.layer), BlockNo(self.block), Seq(seq));
+        if !self.is_data {
+            return Request::Clear {
+                shard,
+                layer,
+                block,
+                count: self.count,
+                seq: seq_no,
+                kind: ClearKind::Zero,
+                origin,
+            };
+        }
+        let blocks = self.block..self.block + self.count;
+        let bytes: Vec<u8> = blocks.flat_map(|block| content(seq, block)).collect();
+        Request::Write {
+            shard,
+            layer,
+            block,
+            seq: seq_no,
+            crcs: bytes.chunks_exact(BLOCK).map(crc32c).collect(),
+            data: HeapBlock::new(&bytes),
+            origin,
+        }
+    }
+
+    fn covers(&self, block: u32) -> bool {
+        (self.block..self.block + self.count).contains(&block)
+    }
+}
+
+fn write(vdi: u32, layer: u32, block: u32, count: u32, seq: u64) -> Change {
+    Change {
+        shard: shard(vdi, 0),
+        layer,
+        block,
+        count,
+        seq,
+        is_data: true,
+        origin: Origin::Live,
+    }
+}
+
+fn read(shard: ShardId, lineage: &Lineage, block: u32, count: u32) -> Request<HeapBlock> {
+    Request::Read {
+        shard,
+        lineage: lineage.clone(),
+        block: BlockNo(block),
+        count,
+    }
+}
+
+fn blocks_of(reply: Reply<HeapBlock>) -> Vec<Option<Vec<u8>>> {
+    let Reply::Read(parts) = reply else {
+        panic!("not a read")
+    };
+    let mut blocks = Vec::new();
+    for part in parts {
+        match part {
+            ReadPart::Zeros(count) => blocks.extend((0..count).map(|_| None)),
+            ReadPart::Data(data) => {
+                let each = data.bytes().chunks_exact(BLOCK);
+                blocks.extend(each.map(|bytes| Some(bytes.to_vec())));
+            }
+        }
+    }
+    blocks
+}
+
+fn assert_reads(world: &mut World, lineage: &Lineage, block: u32, expected: &[Option<u64>]) {
+    let ask = read(shard(1, 0), lineage, block, expected.len() as u32);
+    let blocks = blocks_of(world.call(ask).expect("readable"));
+    assert_eq!(blocks.len(), expected.len());
+    for (block, (bytes, seq)) in (block..).zip(blocks.iter().zip(expected)) {
+        let wanted = seq.map(|seq| content(seq, block));
+        assert!(*bytes == wanted, "block {block} is not what {seq:?} made it");
+    }
+}
+
+fn world(vdis: &[u32], shards: u32) -> World {
+    let mut world = World::new(1, &SMALL, small_settings());
+    for (vdi, no) in vdis.iter().flat_map(|vdi| (0..shards).map(move |no| (*vdi, no))) {
+        put_record(&mut world, shard(vdi, no));
+    }
+    world
+}
+
+fn put_record(world: &mut World, shard: ShardId) {
+    let record = vec![1; 9];
+    world.call(Request::PutRecord { shard, record }).expect("record");
+}
+
+fn change(world: &mut World, change: Change) {
+    world.call(change.request()).expect("changed");
+}
+
+/// Leaves of another shard until no leaf of the first is in memory any more; maps stay.
+fn push_out(world: &mut World, seq: &mut u64) {
+    for leaf in 0..80 {
+        *seq += 1;
+        change(world, write(9, 0, leaf * 256, 1, *seq));
+    }
+}
+
+const DEPTH: u32 = 100;
+
+/// A leaf of which each of a hundred layers has some blocks, every one but the newest overwritten in part by the next.
+fn deep_world() -> (World, Vec<Option<u64>>, u64) {
+    let mut world = world(&[1, 9], 1);
+    let mut expected = vec![None; 256];
+    for layer in 0..DEPTH {
+        let seq = u64::from(layer) + 1;
+        change(&mut world, write(1, layer, layer * 2, 4, seq));
+        expected[layer as usize * 2..layer as usize * 2 + 4].fill(Some(seq));
+    }
+    (world, expected, u64::from(DEPTH))
+}
+
+#[test]
+fn a_leaf_of_a_hundred_layers_is_read_right_and_its_depth_is_paid_once() {
+    let (mut world, expected, mut seq) = deep_world();
+    let all = lineage(&[(1, 0, DEPTH - 1)]);
+    push_out(&mut world, &mut seq);
+    world.loads.clear();
+    assert_reads(&mut world, &all, 0, &expected);
+    assert!(world.loads.len() >= DEPTH as usize, "{} loads", world.loads.len());
+    for layer in [0, 1, 50, DEPTH - 1] {
+        push_out(&mut world, &mut seq);
+        world.loads.clear();
+        let block = layer as usize * 2 + 1;
+        assert_reads(&mut world, &all, block as u32, &expected[block..=block]);
+        let layers: Vec<u32> = world.loads.iter().map(|key| key.layer.0).collect();
+        assert_eq!(
+            layers,
+            [layer],
+            "block {block} is in one layer, and no other leaf is needed"
+        );
+    }
+    // What is absent in all of them needs none.
+    push_out(&mut world, &mut seq);
+    world.loads.clear();
+    assert_reads(&mut world, &all, 210, &expected[210..240]);
+    assert_eq!(world.loads, []);
+}
+
+#[test]
+fn a_write_to_the_head_keeps_the_map() {
+    let (mut world, mut expected, mut seq) = deep_world();
+    let all = lineage(&[(1, 0, DEPTH)]);
+    assert_reads(&mut world, &all, 0, &expected);
+    push_out(&mut world, &mut seq);
+    seq += 1;
+    change(&mut world, write(1, DEPTH, 40, 3, seq));
+    expected[40..43].fill(Some(seq));
+    seq += 1;
+    let zeros = Change {
+        is_data: false,
+        ..write(1, DEPTH, 60, 3, seq)
+    };
+    change(&mut world, zeros);
+    expected[60..63].fill(None);
+    world.loads.clear();
+    assert_reads(&mut world, &all, 40, &expected[40..43]);
+    assert_reads(&mut world, &all, 60, &expected[60..63]);
+    assert_eq!(world.loads, [], "the leaf of the head is in memory");
+    assert_reads(&mut world, &all, 0, &expected);
+}
+
+#[test]
+fn one_layer_of_many_is_read_as_if_it_were_alone() {
+    let mut world = world(&[1, 9], 1);
+    change(&mut world, write(1, 3, 5, 1, 1));
+    change(&mut world, write(1, 7, 256, 1, 2));
+    let before = world.store.stats().cached_bytes;
+    let all = lineage(&[(1, 0, 9)]);
+    assert_reads(&mut world, &all, 4, &[None, Some(1), None]);
+    assert_reads(&mut world, &all, 255, &[None, Some(2)]);
+    assert_reads(&mut world, &lineage(&[(1, 0, 6)]), 255, &[None, None]);
+    assert_eq!(world.store.stats().cached_bytes, before, "no map is made");
+}
+
+#[test]
+fn a_rotten_block_is_never_the_block_below() {
+    let mut world = world(&[1], 1);
+    change(&mut world, write(1, 0, 5, 2, 1));
+    change(&mut world, write(1, 1, 5, 1, 2));
+    let wanted = content(2, 5);
+    let mut buffer = vec![0; BLOCK];
+    let at = (0..world.disk.bytes / BLOCK as u64)
+        .find(|at| world.disk.read(at * BLOCK as u64, &mut buffer).is_ok() && buffer == wanted);
+    world
+        .disk
+        .flip_bit(at.expect("it is somewhere") * BLOCK as u64 + 7);
+    let both = lineage(&[(1, 0, 1)]);
+    for _ in 0..2 {
+        let bad = StoreError::Corrupt {
+            shard: shard(1, 0),
+            block: BlockNo(5),
+        };
+        assert_eq!(world.call(read(shard(1, 0), &both, 4, 3)).err(), Some(bad));
+        assert_reads(&mut world, &both, 6, &[Some(1)]);
+        assert_reads(&mut world, &lineage(&[(1, 0, 0)]), 5, &[Some(1), Some(1)]);
+        // Cleaning finds it, and what it logs instead decides as well.
+        let mut seq = 10;
+        for _ in 0..900 {
+            seq += 1;
+            change(&mut world, write(1, 1, 400, 16, seq));
+        }
+    }
+}
+
+#[test]
+fn layers_that_are_not_on_this_disk_say_nothing() {
+    let mut world = world(&[1], 1);
+    change(&mut world, write(1, 0, 5, 1, 1));
+    assert_reads(
+        &mut world,
+        &lineage(&[(1, 0, 4), (77, 0, 100)]),
+        4,
+        &[None, Some(1), None],
+    );
+    let asks = read(shard(77, 0), &lineage(&[(77, 0, 4), (1, 0, 4)]), 5, 1);
+    assert_eq!(world.call(asks).err(), Some(StoreError::NoShard(shard(77, 0))));
+}
+
+/// Everything that was asked, and what each lineage must show of it.
+struct Model {
+    seed: u64,
+    world: World,
+    rng: Rng,
+    seq: u64,
+    changes: Vec<(Change, u64)>,
+    /// So many of them are answered.
+    answered: usize,
+    /// Reads under way: what was asked, and how many changes were answered then.
+    reads: BTreeMap<u64, (ShardId, Lineage, u32, u32, usize)>,
+}
+
+const HEAD_MAX: u32 = 11;
+const LEAVES: u32 = 3;
+const SHARDS: u64 = 2;
+
+impl Model {
+    fn new(seed: u64) -> Model {
+        let mut world = World::new(seed, &SMALL, small_settings());
+        for (vdi, no) in [(1, 0), (1, 1), (2, 0), (2, 1)] {
+            put_record(&mut world, shard(vdi, no));
+        }
+        Model {
+            seed,
+            world,
+            rng: Rng(seed ^ 0x1a7e5),
+            seq: 0,
+            changes: Vec::new(),
+            answered: 0,
+            reads: BTreeMap::new(),
+        }
+    }
+
+    /// Of VDI 1 the head, a snapshot, the head after a roll-back; of VDI 2, a clone, the same and its parent's.
+    fn lineage(&mut self, head: u32) -> Lineage {
+        let past = self.rng.below(u64::from(head) + 1) as u32;
+        match self.rng.below(5) {
+            0 | 1 => lineage(&[(1, 0, head)]),
+            2 => lineage(&[(1, 0, past)]),
+            3 if past + 1 < head => lineage(&[(1, head, head), (1, 0, past)]),
+            _ => lineage(&[(2, 0, head), (1, 0, past)]),
+        }
+    }
+
+    fn range(&mut self) -> (u32, u32) {
+        let leaf = self.rng.below(u64::from(LEAVES)) as u32;
+        let slot = self.rng.below(30) as u32;
+        let count = [1, 1, 2, 5, 24][self.rng.below(5) as usize];
+        // Around the end of a leaf, so that both sides are hit often.
+        ((leaf * 256 + 240 + slot).saturating_sub(24), count)
+    }
+
+    fn act(&mut self, head: u32) {
+        let no = self.rng.below(SHARDS) as u32;
+        let (block, count) = self.range();
+        if self.rng.chance(45) {
+            return self.ask_read(head, no, block, count);
+        }
+        // Repair writes into layers that are no head any more. What waits for a leaf is passed by others, so nothing but
+        // reads is under way then.
+        let is_repair = self.rng.chance(8);
+        if is_repair {
+            self.world.settle();
+            self.collect();
+            for _ in 0..3 {
+                self.ask_read(head, no, block, count);
+            }
+        }
+        self.seq += 1;
+        let live_from = Seq(u64::MAX);
+        let change = Change {
+            shard: shard(1 + self.rng.below(2) as u32, no),
+            layer: if is_repair {
+                self.rng.below(u64::from(head) + 1) as u32
+            } else {
+                head
+            },
+            block,
+            count,
+            seq: self.seq,
+            is_data: self.rng.chance(75),
+            origin: if is_repair {
+                Origin::Repair { live_from }
+            } else {
+                Origin::Live
+            },
+        };
+        let id = self.world.ask(change.request());
+        self.changes.push((change, id));
+        if is_repair {
+            self.world.settle();
+        }
+    }
+
+    fn ask_read(&mut self, head: u32, no: u32, block: u32, count: u32) {
+        let lineage = self.lineage(head);
+        let asks = shard(lineage.newest().0.0, no);
+        let id = self.world.ask(read(asks, &lineage, block, count));
+        self.reads
+            .insert(id, (asks, lineage, block, count, self.answered));
+    }
+
+    /// What a block holds after so many changes.
+    fn holds(&self, asks: ShardId, lineage: &Lineage, block: u32, changes: usize) -> Option<u64> {
+        let mut newest = None;
+        for (change, _) in &self.changes[..changes] {
+            if change.shard.no != asks.no || !change.covers(block) {
+                continue;
+            }
+            let Some(step) = lineage.step_of(change.shard.vdi, LayerId(change.layer)) else {
+                continue;
+            };
+            let rank = (std::cmp::Reverse(step), change.layer);
+            if newest.is_none_or(|(other, _)| rank >= other) {
+                newest = Some((rank, change));
+            }
+        }
+        newest
+            .filter(|(_, change)| change.is_data)
+            .map(|(_, change)| change.seq)
+    }
+
+    fn collect(&mut self) {
+        while let Some((_, id)) = self.changes.get(self.answered)
+            && let Some(result) = self.world.replies.remove(id)
+        {
+            result.expect("a change succeeds");
+            self.answered += 1;
+        }
+        let is_done = |id: &u64| self.world.replies.contains_key(id);
+        let done: Vec<u64> = self.reads.keys().copied().filter(is_done).collect();
+        for id in done {
+            let (asks, lineage, block, count, from) = self.reads.remove(&id).expect("listed");
+            let reply = self
+                .world
+                .replies
+                .remove(&id)
+                .expect("listed")
+                .expect("a read succeeds");
+            let blocks = blocks_of(reply);
+            assert_eq!(blocks.len(), count as usize);
+            for (block, bytes) in (block..).zip(blocks) {
+                let is_it = |changes| {
+                    let holds: Option<u64> = self.holds(asks, &lineage, block, changes);
+                    bytes == holds.map(|seq| content(seq, block))
+                };
+                assert!(
+                    (from..=self.changes.len()).any(is_it),
+                    "seed {}: block {block} of {asks} through {lineage} is none of what it held",
+                    self.seed
+                );
+            }
+        }
+    }
+
+    fn run(&mut self) {
+        for round in 0..HEAD_MAX {
+            for _ in 0..60 {
+                for _ in 0..self.rng.below(5) {
+                    self.act(round);
+                }
+                self.world.turn_end();
+                for _ in 0..self.rng.below(8) {
+                    if self.world.happen() {
+                        self.world.turn_end();
+                    }
+                }
+                self.collect();
+            }
+            self.world.step(Event::Tick);
+            self.world.settle();
+            self.collect();
+            assert!(self.reads.is_empty() && self.answered == self.changes.len());
+            if self.rng.chance(40) {
+                let is_index_lost = self.rng.chance(50);
+                self.world.crash_and(Crash::Kill, |_, kv| {
+                    if is_index_lost {
+                        kv.0.clear();
+                    }
+                });
+            }
+        }
+    }
+}
+
+#[test]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a test takes its seed from whoever runs it"
+)]
+fn any_lineage_shows_what_its_layers_hold() {
+    let (first, count) = match std::env::var("WEFT_SEED") {
+        Ok(seed) => (seed.parse().expect("WEFT_SEED is a number"), 1),
+        Err(_) => (0, 24),
+    };
+    for seed in first..first + count {
+        let result = std::panic::catch_unwind(|| Model::new(seed).run());
+        if let Err(panic) = result {
+            eprintln!(
+                "seed {seed}: repeat with WEFT_SEED={seed} cargo test -p weft-store --test layers any_lineage"
+            );
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
