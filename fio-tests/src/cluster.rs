@@ -54,6 +54,17 @@ fn start_etcd(folder: &Path, client: SocketAddr, peer: SocketAddr) -> Result<Dae
     Ok(etcd)
 }
 
+/// The core of host `index`. Left alone every daemon's data plane would be on the first core, waiting for the others; real
+/// hosts have cores of their own. The first host, where the guest is, shares its core with nobody.
+fn core_of(index: usize) -> Option<usize> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    match (cores, index) {
+        (1, _) => None,
+        (_, 0) => Some(0),
+        (cores, index) => Some(1 + (index - 1) % (cores - 1)),
+    }
+}
+
 impl Cluster {
     /// Starts `count` hosts with a pool and no disks.
     pub fn start(place: &Place, count: usize) -> Result<Cluster> {
@@ -66,7 +77,7 @@ impl Cluster {
             let config = format!(
                 "[cluster]\nhost = \"{name}\"\nlisten = \"{address}\"\netcd = [\"http://{client}\"]\n"
             );
-            hosts.push(Weft::start(place, &name, Some(&config))?);
+            hosts.push(Weft::start_on(place, &name, Some(&config), core_of(number - 1))?);
         }
         hosts[0].weft(&["pool", "create", "study"])?;
         let rests = hosts.iter().map(|host| host.rest().to_owned()).collect();

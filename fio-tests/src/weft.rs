@@ -33,12 +33,19 @@ pub struct Weft {
     name: String,
     arguments: Vec<String>,
     rest: PathBuf,
+    /// The only core it may use; all if `None`.
+    core: Option<usize>,
     daemon: Option<Daemon>,
 }
 
 impl Weft {
     /// Starts a daemon called `name`, with `config` (TOML) or its defaults, and waits until it listens.
     pub fn start(place: &Place, name: &str, config: Option<&str>) -> Result<Weft> {
+        Weft::start_on(place, name, config, None)
+    }
+
+    /// As [`Weft::start`], on one core.
+    pub fn start_on(place: &Place, name: &str, config: Option<&str>, core: Option<usize>) -> Result<Weft> {
         let state = place.files.join(format!("{name}.state"));
         let mut arguments = vec!["--state".to_owned(), state.display().to_string()];
         if let Some(config) = config {
@@ -51,6 +58,7 @@ impl Weft {
             name: name.to_owned(),
             arguments,
             rest: state.join("blockd.sock"),
+            core,
             daemon: None,
         };
         weft.start_again(&[])?;
@@ -63,8 +71,17 @@ impl Weft {
     pub fn start_again(&mut self, environment: &[(&str, &Path)]) -> Result<()> {
         assert!(self.daemon.is_none(), "it runs");
         let log = self.place.sockets.join(format!("{}.log", self.name));
-        let program = self.place.binaries.join("blockd");
-        let daemon = Daemon::start_with("blockd", &program, &self.arguments, environment, &log)?;
+        let blockd = self.place.binaries.join("blockd");
+        let (program, mut arguments) = match self.core {
+            None => (blockd, Vec::new()),
+            Some(core) => {
+                let blockd = blockd.display().to_string();
+                let arguments = vec!["--cpu-list".to_owned(), core.to_string(), blockd];
+                (PathBuf::from("taskset"), arguments) // becomes the daemon: same process id
+            }
+        };
+        arguments.extend_from_slice(&self.arguments);
+        let daemon = Daemon::start_with("blockd", &program, &arguments, environment, &log)?;
         self.daemon = Some(daemon);
         Ok(())
     }

@@ -541,3 +541,51 @@ fn extends<B: Payload>(draft: &mut Draft<B>, entry: &Entry) -> bool {
     last.count += u32::from(goes_on);
     goes_on
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn clear(shard: u64, birth: u64, block: u32, count: u32) -> Entry {
+        Entry {
+            kind: Kind::Trim,
+            flags: 0,
+            shard,
+            layer: 0,
+            block,
+            count,
+            seq: birth,
+            birth,
+        }
+    }
+
+    /// How often each block of each clear is there.
+    fn blocks(clears: &[Entry]) -> BTreeMap<(u64, u64, u32), u32> {
+        let mut blocks = BTreeMap::new();
+        for entry in clears {
+            for block in entry.block..entry.block + entry.count {
+                *blocks.entry((entry.shard, entry.birth, block)).or_default() += 1;
+            }
+        }
+        blocks
+    }
+
+    proptest! {
+        /// A segment may hold many copies of a clear, in pieces of any size: each block of it is to be moved once, or copies of
+        /// copies fill the disk.
+        #[test]
+        fn a_clear_is_moved_once_however_many_copies_there_are(
+            list in prop::collection::vec((0u64..2, 0u64..3, 0u32..40, 1u32..20), 0..40),
+        ) {
+            let mut clears: Vec<Entry> =
+                list.into_iter().map(|(shard, birth, block, count)| clear(shard, birth, block, count)).collect();
+            let before = blocks(&clears);
+            without_repeats(&mut clears);
+            let after = blocks(&clears);
+            prop_assert!(after.keys().eq(before.keys()), "{before:?} became {after:?}");
+            prop_assert!(after.values().all(|times| *times == 1), "{after:?}");
+        }
+    }
+}

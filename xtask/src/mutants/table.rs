@@ -248,10 +248,14 @@ pub const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "copies of a clear are moved again and again",
-        file: "store/src/recover/room.rs",
-        find: "        without_repeats(&mut clears);\n",
-        put: "",
-        nets: &[FULL_LONG],
+        file: "store/src/moving.rs",
+        find: "(entry.block.max(end), entry.block + entry.count)",
+        put: "(entry.block, entry.block + entry.count)",
+        nets: &[Net::Tests(
+            "weft-store",
+            "--lib",
+            "a_clear_is_moved_once_however_many_copies",
+        )],
     },
     Mutant {
         name: "what cleaning cannot give back counts as space",
@@ -960,5 +964,53 @@ pub const MUTANTS: &[Mutant] = &[
             "--test rest_hostile",
             "every_wrong_body_is_refused",
         )],
+    },
+    // ---- the daemon: real processes ----
+    Mutant {
+        name: "a disk that another pool formatted is formatted again",
+        file: "blockd/src/daemon/disks.rs",
+        find: "held.filter(|_| !request.force)",
+        put: "held.filter(|_| false)",
+        nets: &[Net::Tests(
+            "weft-blockd",
+            "--test moved",
+            "a_disk_is_refused_by_name",
+        )],
+    },
+    Mutant {
+        name: "a copy of a disk in use is taken",
+        file: "blockd/src/daemon/disks.rs",
+        find: "if self.is_up(record.id) {\n                    let message",
+        put: "if self.is_up(record.id) && path == record.path {\n                    let message",
+        nets: &[Net::Tests(
+            "weft-blockd",
+            "--test moved",
+            "a_disk_is_refused_by_name",
+        )],
+    },
+    Mutant {
+        name: "a carried disk is at home where it was",
+        file: "blockd/src/daemon/disks.rs",
+        find: "let record = DiskRecord {\n                    path: path.to_owned(),",
+        put: "let record = DiskRecord {\n                    path: record.path.clone(),",
+        nets: &[Net::Tests(
+            "weft-blockd",
+            "--test moved",
+            "a_disk_goes_on_in_another",
+        )],
+    },
+    Mutant {
+        name: "a name may hold anything",
+        file: "control/src/check.rs",
+        find: "&& text.bytes().all(|b| is_alphanumeric(b) || b\"._-\".contains(&b));",
+        put: ";",
+        nets: &[Net::Tests("weft-blockd", "--test hostile", "wrong_rest_requests")],
+    },
+    Mutant {
+        name: "a read-only export is written",
+        file: "nbd/src/request.rs",
+        find: "if session.info.is_read_only {\n            return Err(refuse(errno::EPERM",
+        put: "if session.info.is_read_only && self.offset > u64::MAX / 2 {\n            return Err(refuse(errno::EPERM",
+        nets: &[Net::Tests("weft-blockd", "--test hostile", "garbage_at_nbd")],
     },
 ];
