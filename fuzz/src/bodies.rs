@@ -1,4 +1,4 @@
-//! What people and programs write: bodies of REST requests, the daemon's configuration, sizes.
+//! What people and programs write: bodies of REST requests, the daemon's configuration, sizes, names of snapshots.
 
 use std::sync::LazyLock;
 
@@ -119,5 +119,28 @@ pub fn size(input: &[u8]) {
             );
         }
         Err(error) => check_text(&error.to_string()),
+    }
+}
+
+/// A state of a VDI by name, such as `web01@before-upgrade`; shown, it is itself again.
+pub fn snapshot_reference(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else {
+        return;
+    };
+    match text.parse::<snapshot::Reference>() {
+        Ok(read) => {
+            let shown = read.to_string();
+            assert_eq!(shown.parse(), Ok(read));
+            // In a path, a URL and a shell's line it is one word.
+            assert!(
+                shown
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"@:._-".contains(&b))
+            );
+        }
+        Err(error) => {
+            check_text(&error.to_string());
+            check_text(error.way_out());
+        }
     }
 }

@@ -47,6 +47,7 @@ pub const TARGETS: &[(&str, Target, usize)] = &[
     // What people write.
     ("config_file", bodies::config_file, 1024),
     ("size", bodies::size, 80),
+    ("snapshot_reference", bodies::snapshot_reference, 200),
 ];
 
 /// Runs one target on one input.
