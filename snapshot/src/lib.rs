@@ -9,6 +9,7 @@
 //!
 //! Nothing here knows of disks, hosts, records or clocks; `docs/decisions/0018-layers.md` says what a layer is.
 
+pub mod diff;
 mod name;
 pub mod tree;
 
