@@ -10,9 +10,7 @@
 //!                                           block 8: 3, nobody  ──▶ changed: it reads as zeros in @b
 //! ```
 
-use types::{BlockNo, LEAF_BLOCKS, LayerId, LeafNo, VdiId};
-
-use crate::tree::Lineage;
+use types::{BlockNo, LEAF_BLOCKS, LayerId, LeafNo, Lineage, VdiId};
 
 /// Blocks of a leaf, one bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,15 +111,9 @@ pub fn resolve(lineage: &Lineage, leaf: &LeafLayers) -> [Holder; LEAF_BLOCKS as 
         .layers
         .iter()
         .filter_map(|of| {
-            let is_in = |step: &crate::tree::LineageStep| {
-                step.vdi == of.vdi && (step.lowest..=step.highest).contains(&of.layer)
-            };
-            assert!(
-                of.data.is_apart_from(&of.zeros),
-                "layer {} has data and zeros",
-                of.layer
-            );
-            Some((lineage.steps().iter().position(is_in)?, of))
+            let is_one = of.data.is_apart_from(&of.zeros);
+            assert!(is_one, "layer {} has data and zeros for a block", of.layer);
+            Some((lineage.step_of(of.vdi, of.layer)?, of))
         })
         .collect();
     // The newest first: earlier steps, in a step the higher number.

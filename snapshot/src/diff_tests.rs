@@ -2,8 +2,9 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use types::LineageStep;
+
 use super::*;
-use crate::tree::LineageStep;
 
 const WEB: VdiId = VdiId(1);
 const BLOCKS: u32 = 3 * LEAF_BLOCKS;

@@ -15,4 +15,4 @@ pub mod retention;
 pub mod tree;
 
 pub use name::{NAME_BYTES_MAX, ParseReferenceError, Point, Reference, SnapshotName, VdiName, WrongName};
-pub use tree::{Lineage, LineageStep, Tree};
+pub use tree::Tree;

@@ -17,7 +17,6 @@
 //! Costs: a node is some 200 bytes. Taking and deleting cost the logarithm of the number of layers, a lineage the number
 //! of nodes below it (10,000 snapshots: see the README).
 
-mod lineage;
 mod nodes;
 mod records;
 mod refusal;
@@ -27,9 +26,8 @@ use std::fmt;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use types::{LayerId, VdiId};
+use types::{LayerId, Lineage, VdiId};
 
-pub use lineage::{Lineage, LineageStep};
 use nodes::{Kind, Layers, Node};
 pub use records::{Damaged, LayerRecord, RunRecord, VdiLayers, VdiRecords};
 pub use refusal::Refusal;

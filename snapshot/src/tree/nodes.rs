@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use types::{LayerId, VdiId};
+use types::{LayerId, LineageStep, VdiId};
 
-use super::{Change, LayerRange, LineageStep, Origin, Refusal, SNAPSHOTS_MAX, Snapshot};
+use super::{Change, LayerRange, Origin, Refusal, SNAPSHOTS_MAX, Snapshot};
 use crate::name::{SnapshotName, VdiName};
 
 /// What a layer that is left is there for.

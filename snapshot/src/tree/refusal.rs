@@ -1,8 +1,8 @@
 //! Why an operation on the tree was not done, and what to do about it.
 
-use types::VdiId;
+use types::{Lineage, VdiId};
 
-use super::{Lineage, SNAPSHOTS_MAX};
+use super::SNAPSHOTS_MAX;
 use crate::name::{SnapshotName, VdiName};
 
 /// Clones that a refusal names; the others are counted.
