@@ -1,4 +1,5 @@
-//! What people and programs write: bodies of REST requests, the daemon's configuration, sizes, names of snapshots.
+//! What people and programs write: bodies of REST requests, the daemon's configuration, sizes,
+//! names of snapshots, schedules.
 
 use std::sync::LazyLock;
 
@@ -7,6 +8,8 @@ use control::{
     Attach, AttachBody, Detach, DetachBody, DiskAdd, DiskAddBody, DiskReplaceBody, PoolCreate,
     PoolCreateBody, ScrubBody, VdiCreate, VdiCreateBody, VdiResizeBody,
 };
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use serde::de::DeserializeOwned;
 use types::ByteSize;
 
@@ -137,6 +140,31 @@ pub fn snapshot_reference(input: &[u8]) {
                     .bytes()
                     .all(|b| b.is_ascii_alphanumeric() || b"@:._-".contains(&b))
             );
+        }
+        Err(error) => {
+            check_text(&error.to_string());
+            check_text(error.way_out());
+        }
+    }
+}
+
+/// A cron expression; it has a next time, and is due then and not again.
+pub fn snapshot_schedule(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else {
+        return;
+    };
+    match text.parse::<snapshot::schedule::Schedule>() {
+        Ok(schedule) => {
+            assert_eq!(schedule.to_string().parse(), Ok(schedule.clone()));
+            let (start, zone) = (
+                Timestamp::from_second(1_792_000_000).expect("2026"),
+                TimeZone::UTC,
+            );
+            let next = schedule
+                .next_after(start, &zone)
+                .expect("what is read comes again");
+            assert_eq!(schedule.due(start, next, &zone), Some(next));
+            assert_eq!(schedule.due(next, next, &zone), None);
         }
         Err(error) => {
             check_text(&error.to_string());

@@ -48,6 +48,7 @@ pub const TARGETS: &[(&str, Target, usize)] = &[
     ("config_file", bodies::config_file, 1024),
     ("size", bodies::size, 80),
     ("snapshot_reference", bodies::snapshot_reference, 200),
+    ("snapshot_schedule", bodies::snapshot_schedule, 140),
 ];
 
 /// Runs one target on one input.

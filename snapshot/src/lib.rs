@@ -12,6 +12,7 @@
 pub mod diff;
 mod name;
 pub mod retention;
+pub mod schedule;
 pub mod tree;
 
 pub use name::{NAME_BYTES_MAX, ParseReferenceError, Point, Reference, SnapshotName, VdiName, WrongName};
