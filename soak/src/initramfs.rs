@@ -1,4 +1,5 @@
-//! The guest's initramfs: a stock Debian one, with fio, the libraries it wants and an `/init` of ours laid over it.
+//! The guest's initramfs: a stock Debian one, with programs of this machine, the libraries they want and an `/init` of
+//! ours laid over it.
 //!
 //! The kernel unpacks archives that follow each other, later files over earlier ones. A whole Debian would take minutes
 //! to boot in emulation; this takes seconds.
@@ -9,20 +10,25 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 
-/// Writes `base` and our additions to `target`.
-pub fn make(base: &Path, init: &str, target: &Path) -> Result<()> {
+/// Writes `base` and our additions to `target`. `files` are this machine's, by their paths; those that are programs bring
+/// their libraries along.
+pub fn make(base: &Path, init: &str, files: &[&Path], target: &Path) -> Result<()> {
     let mut bytes = std::fs::read(base).with_context(|| base.display().to_string())?;
     bytes.resize(bytes.len().next_multiple_of(4), 0);
     let mut archive = Archive::default();
     archive.add("init", PROGRAM, init.as_bytes());
-    let fio = which_fio()?;
+    let mut all: BTreeSet<PathBuf> = BTreeSet::new();
+    for file in files {
+        all.insert(file.to_path_buf());
+        all.extend(libraries(file)?);
+    }
     let mut folders = BTreeSet::new();
-    for file in std::iter::once(fio.clone()).chain(libraries(&fio)?) {
+    for file in all {
         let content = std::fs::read(&file).with_context(|| file.display().to_string())?;
         let name = place(&file)?;
         for folder in Path::new(&name)
@@ -56,12 +62,7 @@ fn place(file: &Path) -> Result<String> {
     })
 }
 
-fn which_fio() -> Result<PathBuf> {
-    let fio = PathBuf::from("/usr/bin/fio");
-    ensure!(fio.exists(), "fio is not installed (Debian package fio)");
-    Ok(fio)
-}
-
+/// None of what is no program.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).output().context("ldd")?;
     let text = String::from_utf8(output.stdout).context("output of ldd")?;

@@ -1,11 +1,13 @@
-//! A guest that others wrote: a stock Debian kernel in QEMU (TCG: no help of the hardware needed), with four processors,
-//! so four queues, and fio verifying in it. Its serial line is read as it comes.
+//! A guest that others wrote: a stock Debian kernel in QEMU (TCG: no help of the hardware needed). What runs in it says
+//! `WEFT word rest` on its serial line, which is read as it comes, and is told what to do by lines there.
+//!
+//! `blockd/tests/cluster_faults` has this file too.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,9 +17,13 @@ const SILENCE: Duration = Duration::from_secs(400);
 
 const LOOK: Duration = Duration::from_millis(20);
 
+/// Its last word, after which it powers off.
+pub const DONE: &str = "done";
+
 /// What the kernel says when a disk fails or hangs, in any words.
 const COMPLAINTS: &[&str] = &[
     "I/O error",
+    "EXT4-fs error",
     "blk_update_request",
     "critical target error",
     "critical medium error",
@@ -27,101 +33,118 @@ const COMPLAINTS: &[&str] = &[
     "Oops",
 ];
 
+/// What a guest is booted with.
+pub struct Boot<'a> {
+    pub kernel: &'a Path,
+    pub initramfs: &'a Path,
+    /// More for the kernel's command line.
+    pub words: &'a str,
+    pub processors: usize,
+    pub memory_mib: u32,
+    /// The vhost-user sockets of its disks, each with as many queues as there are processors.
+    pub disks: &'a [&'a Path],
+    /// What it may say, beside [`DONE`]; any other word means that something is wrong.
+    pub vocabulary: &'static [&'static str],
+    /// Where logs go.
+    pub home: &'a Path,
+}
+
 /// What the guest has said so far.
 #[derive(Default)]
 struct Said {
-    rounds: AtomicU32,
-    disk_bytes: AtomicU64,
-    is_up: AtomicU32,
-    is_done: AtomicU32,
-    wrong: Mutex<Vec<String>>,
+    /// How often each word was said, and what came after it the last time.
+    words: BTreeMap<String, (u64, String)>,
+    wrong: Vec<String>,
 }
 
 /// A running guest; ended when dropped.
 pub struct Machine {
     qemu: Child,
     serial: ChildStdin,
-    said: Arc<Said>,
+    said: Arc<Mutex<Said>>,
+}
+
+fn lock(said: &Mutex<Said>) -> MutexGuard<'_, Said> {
+    said.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Machine {
-    /// Boots `kernel` with the disk behind `socket`; logs go to `home`.
-    pub fn start(
-        kernel: &Path,
-        initramfs: &Path,
-        socket: &Path,
-        queues: usize,
-        home: &Path,
-    ) -> Result<Machine> {
-        let mut qemu = Command::new("setpriv") // becomes the program: same process id
+    pub fn start(boot: &Boot<'_>) -> Result<Machine> {
+        let (processors, mib) = (boot.processors, boot.memory_mib);
+        let mut command = Command::new("setpriv"); // becomes the program: same process id
+        command
             .args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"])
-            .args([
-                "-M",
-                "q35,accel=tcg",
-                "-cpu",
-                "max",
-                "-m",
-                "640",
-                "-nographic",
-                "-no-reboot",
-            ])
-            .args(["-smp", &queues.to_string(), "-nodefaults", "-serial", "stdio"])
-            .args(["-object", "memory-backend-memfd,id=mem,size=640M,share=on"])
+            .args(["-M", "q35,accel=tcg", "-cpu", "max", "-m", &mib.to_string()])
+            .args(["-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio"])
+            .args(["-smp", &processors.to_string()])
+            .arg("-object")
+            .arg(format!("memory-backend-memfd,id=mem,size={mib}M,share=on"))
             .args(["-numa", "node,memdev=mem"])
             .arg("-kernel")
-            .arg(kernel)
+            .arg(boot.kernel)
             .arg("-initrd")
-            .arg(initramfs)
-            .args(["-append", "console=ttyS0 loglevel=4 mitigations=off panic=-1"])
-            .arg("-chardev")
+            .arg(boot.initramfs)
+            .arg("-append")
             .arg(format!(
-                "socket,id=weft,path={},{}",
-                socket.display(),
-                reconnect_option()?
-            ))
-            .arg("-device")
-            .arg(format!("vhost-user-blk-pci,chardev=weft,num-queues={queues}"))
+                "console=ttyS0 loglevel=4 mitigations=off panic=-1 {}",
+                boot.words
+            ));
+        let reconnect = reconnect_option()?;
+        for (number, disk) in boot.disks.iter().enumerate() {
+            command
+                .arg("-chardev")
+                .arg(format!(
+                    "socket,id=weft{number},path={},{reconnect}",
+                    disk.display()
+                ))
+                .arg("-device")
+                .arg(format!(
+                    "vhost-user-blk-pci,chardev=weft{number},num-queues={processors}"
+                ));
+        }
+        let mut qemu = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(home.join("qemu.log"))?)
+            .stderr(std::fs::File::create(boot.home.join("qemu.log"))?)
             .spawn()
             .context("cannot start qemu-system-x86_64")?;
         let serial = qemu.stdin.take().expect("piped");
         let lines = BufReader::new(qemu.stdout.take().expect("piped"));
-        let mut log = std::fs::File::create(home.join("guest.log"))?;
-        let said = Arc::new(Said::default());
+        let mut log = std::fs::File::create(boot.home.join("guest.log"))?;
+        let said = Arc::new(Mutex::new(Said::default()));
         let listener = Arc::clone(&said);
+        let vocabulary = boot.vocabulary;
         std::thread::spawn(move || {
             for line in lines.split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line).trim_end().to_owned();
                 let _ = writeln!(log, "{line}");
-                listener.hear(&line);
+                lock(&listener).hear(&line, vocabulary);
             }
         });
         Ok(Machine { qemu, serial, said })
     }
 
-    /// Rounds of fio that ended well.
-    pub fn rounds(&self) -> u32 {
-        self.said.rounds.load(Ordering::SeqCst)
+    /// How often it has said the word.
+    pub fn count(&self, word: &str) -> u64 {
+        lock(&self.said).words.get(word).map_or(0, |(count, _)| *count)
     }
 
-    /// The size of the disk as its kernel saw it at the last round's end.
-    pub fn disk_bytes(&self) -> u64 {
-        self.said.disk_bytes.load(Ordering::SeqCst)
-    }
-
-    pub fn is_up(&self) -> bool {
-        self.said.is_up.load(Ordering::SeqCst) != 0
+    /// What it said after the word, the last time.
+    pub fn last(&self, word: &str) -> String {
+        let said = lock(&self.said);
+        said.words
+            .get(word)
+            .map_or_else(String::new, |(_, rest)| rest.clone())
     }
 
     /// Fails if the guest or QEMU said that something is wrong.
     pub fn check(&mut self) -> Result<()> {
-        let wrong = self.said.wrong.lock().unwrap_or_else(PoisonError::into_inner);
-        ensure!(wrong.is_empty(), "the guest says:\n  {}", wrong.join("\n  "));
-        drop(wrong);
+        let said = lock(&self.said);
+        let (is_right, is_done) = (said.wrong.is_empty(), said.words.contains_key(DONE));
+        ensure!(is_right, "the guest says:\n  {}", said.wrong.join("\n  "));
+        drop(said);
         if let Some(status) = self.qemu.try_wait()?
-            && self.said.is_done.load(Ordering::SeqCst) == 0
+            && !is_done
         {
             bail!("QEMU ended by itself ({status})");
         }
@@ -142,12 +165,17 @@ impl Machine {
         self.check()
     }
 
-    /// Lets fio end its round, powers off, and waits for that.
+    /// A line on its serial line.
+    pub fn tell(&mut self, line: &str) -> Result<()> {
+        self.serial
+            .write_all(format!("{line}\n").as_bytes())
+            .context("the guest's serial line")
+    }
+
+    /// Lets it end what it is at and power off, and waits for that.
     pub fn stop(mut self) -> Result<()> {
-        self.serial.write_all(b"stop\n")?;
-        self.until("it is done", |machine| {
-            machine.said.is_done.load(Ordering::SeqCst) != 0
-        })?;
+        self.tell("stop")?;
+        self.until("it is done", |machine| machine.count(DONE) > 0)?;
         let start = Instant::now();
         loop {
             match self.qemu.try_wait()? {
@@ -161,34 +189,20 @@ impl Machine {
 }
 
 impl Said {
-    fn hear(&self, line: &str) {
-        let wrong = |text: &str| {
-            self.wrong
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(text.to_owned());
-        };
-        let Some((_, word)) = line.split_once("WEFT ") else {
+    fn hear(&mut self, line: &str, vocabulary: &[&str]) {
+        let Some((_, said)) = line.split_once("WEFT ") else {
             if COMPLAINTS.iter().any(|complaint| line.contains(complaint)) {
-                wrong(line);
+                self.wrong.push(line.to_owned());
             }
             return;
         };
-        if let Some(rest) = word.strip_prefix("ok ") {
-            let sectors = rest
-                .split_once(' ')
-                .and_then(|(_, sectors)| sectors.parse::<u64>().ok());
-            self.disk_bytes
-                .store(512 * sectors.unwrap_or(0), Ordering::SeqCst);
-            self.rounds.fetch_add(1, Ordering::SeqCst);
-        } else if let Some(what) = word.strip_prefix("up ") {
-            println!("guest: {what}");
-            self.is_up.store(1, Ordering::SeqCst);
-        } else if word.starts_with("done ") {
-            self.is_done.store(1, Ordering::SeqCst);
-        } else {
-            wrong(word);
+        let (word, rest) = said.split_once(' ').unwrap_or((said, ""));
+        if word != DONE && !vocabulary.contains(&word) {
+            self.wrong.push(said.to_owned());
+            return;
         }
+        let entry = self.words.entry(word.to_owned()).or_default();
+        *entry = (entry.0 + 1, rest.to_owned());
     }
 }
 

@@ -10,13 +10,15 @@ use sim::Rng;
 
 use crate::daemon::Daemon;
 use crate::hurt::{self, LoopDisk};
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::{MIB, initramfs};
 
 const POOL_DISK_BYTES: u64 = 1 << 30;
 const VDI_BYTES: u64 = 64 * MIB;
 const GROWN_BYTES: u64 = 96 * MIB;
 const QUEUES: usize = 4;
+/// What the guest says after each round, with the disk's size in sectors.
+const ROUND: &str = "ok";
 
 /// Where the guest's kernel and the initramfs to build on are.
 pub struct Boot<'a> {
@@ -29,7 +31,8 @@ pub fn run(binary: &Path, home: &Path, boot: &Boot<'_>, kills: u32, seed: u64) -
     let start = Instant::now();
     let mut rng = Rng::new(seed);
     let initramfs = home.join("initramfs");
-    initramfs::make(boot.initramfs, include_str!("machine-init.sh"), &initramfs)?;
+    let init = include_str!("machine-init.sh");
+    initramfs::make(boot.initramfs, init, &[Path::new("/usr/bin/fio")], &initramfs)?;
     let mut daemon = Daemon::start(binary, home, &[])?;
     daemon.make_pool(2, POOL_DISK_BYTES)?;
     let failing = LoopDisk::new(&daemon.path("disk3.img"), POOL_DISK_BYTES)?;
@@ -37,8 +40,18 @@ pub fn run(binary: &Path, home: &Path, boot: &Boot<'_>, kills: u32, seed: u64) -
     let body = json!({"name": "guest", "bytes": VDI_BYTES, "replicas": 3});
     daemon.ask("POST", "/v1/vdis", &body)?;
     let socket = daemon.attach_vhost_user("guest", QUEUES)?;
-    let mut machine = Machine::start(boot.kernel, &initramfs, &socket, QUEUES, home)?;
-    machine.until("it is up", Machine::is_up)?;
+    let mut machine = Machine::start(&machine::Boot {
+        kernel: boot.kernel,
+        initramfs: &initramfs,
+        words: "",
+        processors: QUEUES,
+        memory_mib: 640,
+        disks: &[&socket],
+        vocabulary: &["up", ROUND],
+        home,
+    })?;
+    machine.until("it is up", |machine| machine.count("up") > 0)?;
+    println!("guest: {}", machine.last("up"));
     println!("booted after {} s", start.elapsed().as_secs());
 
     let kills_began = Instant::now();
@@ -55,7 +68,7 @@ pub fn run(binary: &Path, home: &Path, boot: &Boot<'_>, kills: u32, seed: u64) -
             .with_context(|| format!("after kill {kill} of {kills}"))?;
         println!(
             "kill {kill:>3} of {kills}: after {requests} requests of that life, round {}; requests again after {} ms, {cores} data-plane threads",
-            machine.rounds() + 1,
+            rounds(&machine) + 1,
             killed.elapsed().as_millis()
         );
     }
@@ -65,7 +78,7 @@ pub fn run(binary: &Path, home: &Path, boot: &Boot<'_>, kills: u32, seed: u64) -
     println!("the disk grows to {} MiB", GROWN_BYTES / MIB);
     daemon.ask("POST", "/v1/vdis/guest/resize", &json!({"bytes": GROWN_BYTES}))?;
     machine.until("it sees the larger disk", |machine| {
-        machine.disk_bytes() == GROWN_BYTES
+        disk_bytes(machine) == GROWN_BYTES
     })?;
 
     println!("noise over one of three disks");
@@ -79,7 +92,7 @@ pub fn run(binary: &Path, home: &Path, boot: &Boot<'_>, kills: u32, seed: u64) -
     daemon.until("the VDI is degraded", |daemon| {
         Ok(daemon.get("/v1/vdis/guest")?["health"] == "degraded")
     })?;
-    let rounds = machine.rounds();
+    let rounds = rounds(&machine);
     machine.stop()?;
     daemon.stop()?;
     ensure!(rounds > 0, "no round of fio ended");
@@ -108,7 +121,21 @@ fn wait_for_requests(daemon: &mut Daemon, machine: &mut Machine, requests: u64) 
     }
 }
 
-fn more_rounds(machine: &mut Machine, count: u32) -> Result<()> {
-    let wanted = machine.rounds() + count;
-    machine.until("more rounds of fio", |machine| machine.rounds() >= wanted)
+fn more_rounds(machine: &mut Machine, count: u64) -> Result<()> {
+    let wanted = rounds(machine) + count;
+    machine.until("more rounds of fio", |machine| rounds(machine) >= wanted)
+}
+
+/// Rounds of fio that ended well.
+fn rounds(machine: &Machine) -> u64 {
+    machine.count(ROUND)
+}
+
+/// The size of the disk as its kernel saw it at the last round's end.
+fn disk_bytes(machine: &Machine) -> u64 {
+    let said = machine.last(ROUND);
+    let sectors = said
+        .split_once(' ')
+        .and_then(|(_, sectors)| sectors.parse::<u64>().ok());
+    512 * sectors.unwrap_or(0)
 }
