@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 
 use etcd::{Servers, until};
 use serde_json::{Value, json};
-use support::{Daemon, GIB, MIB, copy, fill, verify};
+use support::{Daemon, GIB, MIB, NbdClient, copy, fill, verify};
 
 /// A daemon with the file of its settings, which may change between two lives.
 struct Host {
@@ -402,6 +402,45 @@ fn a_daemon_starts_beside_a_damaged_record() {
     host.daemon.start_again();
     verify(&host.daemon, "one", 0, 16, 1);
     verify(&host.daemon, "two", 0, 16, 3);
+}
+
+/// All hosts are stopped, one after the other. The last has nobody left who could answer its VDI's flush, and does not
+/// wait for that; what was completed is there when they are back.
+#[test]
+fn the_last_host_stops_without_the_others() {
+    let servers = Servers::start(1);
+    let mut hosts = ["alpha", "beta", "gamma"].map(|name| start(&servers, name, "", ""));
+    hosts[0].daemon.post("/v1/pool", &json!({"name": "test"}));
+    hosts.iter().for_each(|host| drop(host.daemon.add_disk(1)));
+    until_disks(&hosts[0].daemon, 3);
+    hosts[0].daemon.create_vdi("web", GIB, 3);
+    let door = hosts[0].daemon.attach_nbd("web");
+    let mut guest = NbdClient::connect(&door).expect("a door");
+    guest.write(0, &[1; 4096]).expect("written");
+    guest.flush().expect("flushed");
+    guest.write(4096, &[2; 4096]).expect("written, and not flushed");
+    drop(guest);
+    for number in [1, 2, 0] {
+        hosts[number].daemon.stop();
+    }
+    let said = hosts[0].daemon.log();
+    assert!(
+        said.contains("not flushed at the stop: too few replicas can be reached"),
+        "{said}"
+    );
+    assert!(
+        !said.contains("no answer in"),
+        "it waited as for a slow disk: {said}"
+    );
+    // Who could be reached was waited for.
+    for host in &hosts[1..] {
+        let said = host.daemon.log();
+        assert!(!said.contains("not flushed"), "{said}");
+    }
+    hosts.iter_mut().for_each(|host| host.daemon.start_again());
+    let mut guest = NbdClient::connect(&door).expect("a door");
+    assert_eq!(guest.read(0, 4096).expect("read"), [1; 4096]);
+    assert_eq!(guest.read(4096, 4096).expect("read"), [2; 4096]);
 }
 
 /// Puts a value, both in base64; returns what was there.

@@ -302,6 +302,8 @@ pub struct VdiStatus {
     pub shards_whole: u32,
     /// Shards that cannot complete writes, or reads, now.
     pub shards_waiting: u32,
+    /// Shards that can complete writes, and have a flush under way.
+    pub shards_flushing: u32,
     /// Per disk: shards placed there, and how many of those are in sync.
     pub disks: Vec<(DiskId, u32, u32)>,
     /// Leaves still to compare in running resyncs.

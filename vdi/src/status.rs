@@ -22,6 +22,8 @@ impl<B: Payload> Vdi<B> {
                 Some(writer) => {
                     let writer = writer.status();
                     status.shards_waiting += u32::from(writer.is_waiting || writer.reads_wait);
+                    let is_flushing = !writer.is_waiting && !shard.flushes.is_empty();
+                    status.shards_flushing += u32::from(is_flushing);
                     status.resync_leaves_left += writer.resync_leaves_left;
                     writer.replicas
                 }

@@ -232,8 +232,15 @@ impl Daemon {
 
     pub(super) async fn close_all_doors(&self) {
         let doors = std::mem::take(&mut *self.doors.lock().await);
+        // Side by side: each waits a while for requests that nobody can answer any more.
+        let mut closing = tokio::task::JoinSet::new();
         for door in doors.into_values() {
-            close(door).await;
+            closing.spawn(close(door));
+        }
+        while let Some(closed) = closing.join_next().await {
+            if let Err(error) = closed {
+                tracing::error!(%error, "a door did not close well");
+            }
         }
     }
 

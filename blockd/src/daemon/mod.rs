@@ -23,6 +23,7 @@ mod removal;
 mod replacing;
 mod reports;
 mod service;
+mod stopping;
 mod vdis;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -141,27 +142,6 @@ impl Daemon {
         daemon.replace_what_is_gone();
         tokio::spawn(Arc::clone(&daemon).keep_telling_disks());
         Ok(daemon)
-    }
-
-    /// Closes the doors and makes everything durable: what SIGTERM asks for.
-    pub async fn drain(&self) {
-        self.close_all_doors().await;
-        if let Err(error) = self.tell_disks() {
-            tracing::warn!(%error, "the disks may not know the latest of the pool");
-        }
-        self.flush_all().await;
-        for plane in &self.planes {
-            plane.send(Command::Stop);
-        }
-        // RocksDB must be closed, by its index threads, before the process may exit.
-        let threads = std::mem::take(&mut *self.threads.lock().expect("threads"));
-        tokio::task::block_in_place(|| {
-            for thread in threads {
-                if thread.join().is_err() {
-                    tracing::error!("a data-plane thread ended badly");
-                }
-            }
-        });
     }
 
     fn run_reports(self: &Arc<Daemon>, inbox: UnboundedReceiver<Report>) {

@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use control::{ApiError, ApiResult, ControlStore, Name, Placed, Severity, VdiCreate, VdiRecord, VdiWriter};
 use jiff::Timestamp;
 use replication::ShardRecord;
-use tokio::sync::oneshot;
 use types::{ByteSize, LayerId, VdiId};
-use vdi::{Event, Op, VdiSpec};
+use vdi::{Event, VdiSpec};
 
 use super::disks::no_pool;
 use super::{Daemon, ask};
@@ -217,36 +216,5 @@ impl Daemon {
         self.events.forget(vdi);
         self.events.add(Severity::Info, format!("VDI {vdi} is deleted"));
         self.finish_removals().await
-    }
-
-    /// Flushes every VDI, for a clean stop.
-    pub(super) async fn flush_all(&self) {
-        let Ok(records) = self.records(ControlStore::vdis) else {
-            return;
-        };
-        let mut answers = Vec::new();
-        let written = self.written.lock().expect("written").clone();
-        let is_open = |record: &&VdiRecord| !record.deleting && written.contains_key(&record.id);
-        for record in records.iter().filter(is_open) {
-            let (reply, answer) = oneshot::channel();
-            self.home(record.id).send(Command::Request {
-                vdi: record.id,
-                op: Op::Flush,
-                reply,
-            });
-            answers.push(answer);
-        }
-        // A VDI without quorum never answers; the stop must not wait for a disk that is not there.
-        let all = async {
-            for answer in answers {
-                let _ = answer.await;
-            }
-        };
-        if tokio::time::timeout(std::time::Duration::from_secs(20), all)
-            .await
-            .is_err()
-        {
-            tracing::warn!("stopped with flushes unfinished: some VDI has no quorum or no space");
-        }
     }
 }
