@@ -35,9 +35,7 @@ pub fn kills(client: Option<Client>, kills: u32, seed: Option<u64>) -> Result<()
     {
         let mut command = weft_soak(&target)?;
         if client == Client::Guest {
-            packages::install(packages::DEMO)?;
-            packages::install_qemu_system()?;
-            let image = demo::image::debian(&demo::cache_directory())?;
+            let image = demo::image::ready()?;
             command.arg("guest").arg("--kernel").arg(&image.kernel);
             command.arg("--initramfs").arg(&image.initrd);
         } else {

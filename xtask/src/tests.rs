@@ -1,7 +1,10 @@
 //! `cargo xtask test` and `cargo xtask lint`.
 
+use std::process::Command;
+
 use anyhow::Result;
 
+use crate::demo;
 use crate::fuzz;
 use crate::layers;
 use crate::mutants::{self, Choice};
@@ -20,7 +23,12 @@ const SOAK_MINUTES: f64 = 5.0;
 pub fn test(long_hours: Option<f64>) -> Result<()> {
     packages::install(packages::BUILD_AND_TEST)?;
     lint()?;
-    run(&mut cargo(&["test", "--workspace", "--locked", "--quiet"]))?;
+    run(with_guest(&mut cargo(&[
+        "test",
+        "--workspace",
+        "--locked",
+        "--quiet",
+    ]))?)?;
     request_cost()?;
     let is_long = long_hours.is_some();
     search()?;
@@ -54,7 +62,14 @@ pub fn faults(names: &[String], seed: Option<u64>) -> Result<()> {
     if let Some(seed) = seed {
         command.env("WEFT_SEED", seed.to_string());
     }
-    run(command.args(["--", "a_cluster_survives"]))
+    run(with_guest(&mut command)?.args(["--", "a_cluster_survives"]))
+}
+
+/// What the guest in QEMU of `cluster_faults` boots from goes into the environment.
+fn with_guest(command: &mut Command) -> Result<&mut Command> {
+    let image = demo::image::ready()?;
+    command.env("WEFT_GUEST_KERNEL", image.kernel);
+    Ok(command.env("WEFT_GUEST_INITRAMFS", image.initrd))
 }
 
 /// Formatting, clippy, layers, licences.

@@ -201,14 +201,25 @@ impl Host {
         self.path(&format!("{vdi}.nbd"))
     }
 
+    /// Where a guest in QEMU does.
+    pub fn vhost_door(&self, vdi: &str) -> PathBuf {
+        self.path(&format!("{vdi}.vhost"))
+    }
+
     /// Attaches the VDI here; the status and the answer.
     pub fn attach(&self, vdi: &str) -> Result<(u16, Value)> {
         let target = format!("nbd:unix:{}", self.door(vdi).display());
-        self.call(
-            "POST",
-            &format!("/v1/vdis/{vdi}/attach"),
-            Some(&json!({"target": target})),
-        )
+        self.attach_to(vdi, &json!({"target": target}))
+    }
+
+    /// The same for a guest in QEMU with one processor.
+    pub fn attach_vhost(&self, vdi: &str) -> Result<(u16, Value)> {
+        let target = format!("vhost-user:{}", self.vhost_door(vdi).display());
+        self.attach_to(vdi, &json!({"target": target, "queues": 1}))
+    }
+
+    fn attach_to(&self, vdi: &str, body: &Value) -> Result<(u16, Value)> {
+        self.call("POST", &format!("/v1/vdis/{vdi}/attach"), Some(body))
     }
 }
 

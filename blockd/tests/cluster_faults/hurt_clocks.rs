@@ -41,7 +41,7 @@ pub fn set_back(world: &mut World, host: usize) -> Result<()> {
     world.until_whole()?;
     std::fs::write(&offset, "-1d\n")?;
     let today = today()?;
-    let name = world.vdis[0].name.clone();
+    let name = world.vdis[0].placed.name.clone();
     world.until("the daemon's clock is a day behind", |world| {
         // Whoever is asked to scrub says when it began.
         let answer = world.hosts[host].ask("POST", "/v1/scrub", &json!({}))?;

@@ -75,25 +75,30 @@ pub fn continue_all(world: &mut World, _: usize) -> Result<()> {
 // A VDI changes hands while its old writer is dead, asleep, or alive behind a cut. Variants are VDIs.
 
 fn take_over_by_next(world: &mut World, number: usize) -> Result<()> {
-    let old = world.vdis[number].writer;
+    let old = world.vdis[number].placed.writer;
     world.take_over(number, (old + 1) % HOSTS)
 }
 
 pub fn kill_writer_and_take_over(world: &mut World, number: usize) -> Result<()> {
-    let writer = world.vdis[number].writer;
+    let writer = world.vdis[number].placed.writer;
     world.hosts[writer].kill()?;
     take_over_by_next(world, number)
 }
 
 pub fn stop_writer_and_take_over(world: &mut World, number: usize) -> Result<()> {
-    let writer = world.vdis[number].writer;
+    let writer = world.vdis[number].placed.writer;
     world.hosts[writer].signal(Signal::Stop)?;
     take_over_by_next(world, number)
 }
 
 pub fn cut_off_writer_and_take_over(world: &mut World, number: usize) -> Result<()> {
-    cut_off(world, world.vdis[number].writer)?;
+    cut_off(world, world.vdis[number].placed.writer)?;
     take_over_by_next(world, number)
+}
+
+/// The host of the guest in QEMU dies, and the guest with it.
+pub fn kill_with_debian(world: &mut World, _: usize) -> Result<()> {
+    world.kill_debian_with_its_host()
 }
 
 /// The old writer's guest, which was never told that it should go, is hung up on and comes to the new one.

@@ -151,9 +151,9 @@ pub fn recover_records(world: &mut World, _: usize) -> Result<()> {
         host.start(&world.network)?;
     }
     for number in 0..world.vdis.len() {
-        world.attach(number, world.vdis[number].writer)?;
+        world.attach(number, world.vdis[number].placed.writer)?;
     }
-    Ok(())
+    world.attach_debian()
 }
 
 fn text(path: &std::path::Path) -> String {

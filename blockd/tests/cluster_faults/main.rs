@@ -10,6 +10,9 @@
 //! register, whoever writes it). While a fault lasts, every guest that can be served must be; after it, everything is
 //! whole again by itself, every guest reads its whole disk, and a scrub finds all replicas equal.
 //!
+//! Beside them is a guest that others wrote: Debian's kernel in QEMU, with files and fio (`debian.rs`). Emulation takes its
+//! time, so where no faults are named it has its disks through the first few of them only.
+//!
 //! The namespaces are in one of the test's own, with its processes: whatever becomes of the test, nothing of it is
 //! left. Where namespaces are not permitted the hosts are on addresses of loopback, and what needs more is left out,
 //! and said.
@@ -19,6 +22,7 @@
 
 #[path = "../../../soak/src/client.rs"]
 mod client;
+mod debian;
 mod etcd;
 mod host;
 mod hurt_clocks;
@@ -27,9 +31,13 @@ mod hurt_disks;
 mod hurt_etcd;
 mod hurt_links;
 mod hurt_names;
+#[path = "../../../soak/src/initramfs.rs"]
+mod initramfs;
 #[allow(dead_code)] // What the soak does with resizes is not done here.
 #[path = "../../../soak/src/load.rs"]
 mod load;
+#[path = "../../../soak/src/machine.rs"]
+mod machine;
 #[path = "../../../soak/src/nbd.rs"]
 mod nbd;
 mod network;
@@ -49,6 +57,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, bail, ensure};
 use sim::Rng;
 
+use debian::Boot;
 use table::{FAULTS, Fault};
 use world::World;
 
@@ -57,6 +66,12 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Between two looks at something that must come.
 const RETRY: Duration = Duration::from_millis(20);
+
+/// The wish of who names no faults: one variant of each.
+const SHORT: &str = "short";
+
+/// Then the guest in QEMU is there for so many of them.
+const DEBIANS_FAULTS: usize = 3;
 
 /// Set in the process that is inside of the namespaces: which kind of network it has.
 const INSIDE: &str = "WEFT_FAULTS_INSIDE";
@@ -133,7 +148,7 @@ fn enter() -> Result<()> {
 /// It is built for this, so only where it is needed; the network inside is none that could bring crates.
 fn weft_if_needed() -> std::path::PathBuf {
     let is_needed = match wish().as_str() {
-        "all" | "short" => true,
+        "all" | SHORT => true,
         names => names.contains("etcd-wiped"),
     };
     if is_needed {
@@ -144,7 +159,7 @@ fn weft_if_needed() -> std::path::PathBuf {
 }
 
 fn wish() -> String {
-    std::env::var("WEFT_FAULTS").unwrap_or_else(|_| "short".to_owned())
+    std::env::var("WEFT_FAULTS").unwrap_or_else(|_| SHORT.to_owned())
 }
 
 fn is_permitted(way: &[&str], private: &[&str]) -> bool {
@@ -175,11 +190,15 @@ fn run(has_namespaces: bool) -> Result<()> {
     let mut rng = Rng::new(seed);
     let chosen = choose(&wish(), &mut rng)?;
     println_through(&format!("{} faults, seed {seed}", chosen.len()));
-    let mut world = World::start(has_namespaces, rng)?;
+    let boot = Boot::find();
+    let mut world = World::start(has_namespaces, rng, boot.as_ref().ok())?;
     println_through(&format!("three hosts after {} s", began.elapsed().as_secs()));
     let mut left_out = Vec::new();
-    for (fault, variant) in chosen {
-        if fault.needs_namespaces && !has_namespaces {
+    for (number, (fault, variant)) in chosen.into_iter().enumerate() {
+        if number == DEBIANS_FAULTS && wish() == SHORT {
+            world.dismiss_debian()?;
+        }
+        if (fault.needs_namespaces && !has_namespaces) || (fault.needs_debian && world.debian.is_none()) {
             left_out.push(fault.name);
             continue;
         }
@@ -202,8 +221,13 @@ fn run(has_namespaces: bool) -> Result<()> {
     println_through(&format!("{summary} in {} s", began.elapsed().as_secs()));
     if !left_out.is_empty() {
         println_through(&format!(
-            "!!! LEFT OUT without namespaces: {}",
+            "!!! LEFT OUT for want of namespaces or of a guest in QEMU: {}",
             left_out.join(", ")
+        ));
+    }
+    if let Err(reason) = boot {
+        println_through(&format!(
+            "!!! LEFT OUT: the guest in QEMU, and fio in it: {reason}"
         ));
     }
     Ok(())
@@ -219,9 +243,12 @@ fn choose(wish: &str, rng: &mut Rng) -> Result<Vec<Chosen>> {
             }
             rng.shuffle(&mut chosen);
         }
-        "short" => {
-            chosen.extend(FAULTS.iter().map(|fault| (fault, rng.index(fault.variants))));
+        SHORT => {
+            let quick = FAULTS.iter().filter(|fault| !fault.needs_debian);
+            chosen.extend(quick.map(|fault| (fault, rng.index(fault.variants))));
             rng.shuffle(&mut chosen);
+            // While the guest in QEMU is there: its daemon dies as well, wherever it is.
+            chosen.sort_by_key(|(fault, _)| fault.name != "kill-all");
         }
         names => {
             for name in names.split(',') {

@@ -18,6 +18,8 @@ pub struct Fault {
     /// How many hosts, pairs or kinds there are to do it to.
     pub variants: usize,
     pub needs_namespaces: bool,
+    /// The guest in QEMU has to be there.
+    pub needs_debian: bool,
     pub strike: Act,
     pub mend: Act,
 }
@@ -27,6 +29,7 @@ const fn process(name: &'static str, variants: usize, strike: Act, mend: Act) ->
         name,
         variants,
         needs_namespaces: false,
+        needs_debian: false,
         strike,
         mend,
     }
@@ -75,6 +78,15 @@ pub const FAULTS: &[Fault] = &[
         daemons::cut_off_writer_and_take_over,
         daemons::reach_old_writer,
     ),
+    Fault {
+        needs_debian: true,
+        ..process(
+            "host-dies-with-guest",
+            1,
+            daemons::kill_with_debian,
+            daemons::start_all,
+        )
+    },
     process("etcd-leader-killed", 1, etcd::kill_leader, etcd::start),
     process("etcd-leader-stopped", 1, etcd::stop_leader, etcd::go_on),
     process("etcd-majority-killed", 3, etcd::kill_majority, etcd::start),

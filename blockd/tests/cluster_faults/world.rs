@@ -1,6 +1,6 @@
 //! Three hosts, etcd and guests, and what must be so of them: while a fault lasts, and after it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -10,6 +10,7 @@ use sim::Rng;
 use tempfile::TempDir;
 
 use crate::client::Client;
+use crate::debian::{Boot, Debian};
 use crate::etcd::{Member, members};
 use crate::host::Host;
 use crate::load::{Disk, Load};
@@ -25,15 +26,21 @@ const DISK_BYTES: u64 = 1 << 30;
 /// Answers by which a guest shows that it is served: more than it has requests under way, so writes are among them.
 const SERVED: u64 = 40;
 
-/// A virtual disk and its guests.
-pub struct Vdi {
+/// A virtual disk, and where it is.
+#[derive(Clone, Debug)]
+pub struct Placed {
     pub name: String,
     pub replicas: usize,
-    shards: usize,
+    pub shards: usize,
     /// The host at which it is attached.
     pub writer: usize,
     /// The hosts that have its replicas.
     pub holders: Vec<usize>,
+}
+
+/// A virtual disk and its guests.
+pub struct Vdi {
+    pub placed: Placed,
     disk: Arc<Disk>,
     /// Where the first load connects next.
     door: Arc<Mutex<PathBuf>>,
@@ -48,6 +55,8 @@ pub struct World {
     pub etcd: Vec<Member>,
     pub hosts: Vec<Host>,
     pub vdis: Vec<Vdi>,
+    /// A guest that others wrote, with disks of its own.
+    pub debian: Option<Debian>,
     pub rng: Rng,
     /// The host whose disk is full.
     pub full: Option<usize>,
@@ -56,11 +65,12 @@ pub struct World {
     gate: Arc<Gate>,
     faults: u32,
     blocks_compared: u64,
-    _home: TempDir,
+    home: TempDir,
 }
 
 impl World {
-    pub fn start(has_namespaces: bool, rng: Rng) -> Result<World> {
+    /// With a guest in QEMU if there is anything to boot it with.
+    pub fn start(has_namespaces: bool, rng: Rng, boot: Option<&Boot>) -> Result<World> {
         let network = Network::start(has_namespaces)?;
         // Beside the build: /tmp may be memory.
         let home = tempfile::Builder::new()
@@ -82,15 +92,19 @@ impl World {
             etcd,
             hosts,
             vdis: Vec::new(),
+            debian: None,
             rng,
             full: None,
             kept: Vec::new(),
             gate: Arc::default(),
             faults: 0,
             blocks_compared: 0,
-            _home: home,
+            home,
         };
-        if let Err(error) = world.make_vdis().and_then(|()| world.heals()) {
+        let made = world
+            .make_vdis()
+            .and_then(|()| boot.map_or(Ok(()), |boot| world.boot_debian(boot)));
+        if let Err(error) = made.and_then(|()| world.heals()) {
             bail!("before any fault: {error:#}\n{}", world.last_words());
         }
         Ok(world)
@@ -106,24 +120,16 @@ impl World {
         // One shard where there are two replicas: all of it on the same two hosts.
         for (number, replicas, shards) in [(0, 3, 2), (1, 2, 1), (2, 3, 2)] {
             let name = format!("vdi{number}");
+            let placed = self.make_vdi(&name, number, VDI_BYTES, replicas, shards)?;
             let host = &self.hosts[number];
-            let shard_bytes = VDI_BYTES / shards as u64;
-            let body =
-                json!({"name": name, "bytes": VDI_BYTES, "shard_bytes": shard_bytes, "replicas": replicas});
-            host.ask("POST", "/v1/vdis", &body)?;
             let (code, answer) = host.attach(&name)?;
             ensure!(code == 200, "attach {name}: {code} {answer}");
             let disk = Disk::new(number as u32 + 1, &name, VDI_BYTES, 512);
             let door = Arc::new(Mutex::new(host.door(&name)));
             let seed = self.rng.draw();
             let load = start_load(&disk, seed, Arc::clone(&door), &self.gate);
-            let holders = self.holders(number, &name)?;
             self.vdis.push(Vdi {
-                name,
-                replicas,
-                shards,
-                writer: number,
-                holders,
+                placed,
                 disk,
                 door,
                 loads: vec![load],
@@ -131,6 +137,37 @@ impl World {
             });
         }
         Ok(())
+    }
+
+    /// A VDI to be written at host `writer`; it is not attached yet.
+    pub fn make_vdi(
+        &self,
+        name: &str,
+        writer: usize,
+        bytes: u64,
+        replicas: usize,
+        shards: usize,
+    ) -> Result<Placed> {
+        let shard_bytes = bytes / shards as u64;
+        let body = json!({"name": name, "bytes": bytes, "shard_bytes": shard_bytes, "replicas": replicas});
+        self.hosts[writer].ask("POST", "/v1/vdis", &body)?;
+        Ok(Placed {
+            name: name.to_owned(),
+            replicas,
+            shards,
+            writer,
+            holders: self.holders(writer, name)?,
+        })
+    }
+
+    /// All VDIs, our guests' and those of the one in QEMU.
+    fn placed(&self) -> impl Iterator<Item = &Placed> {
+        let ours = self.vdis.iter().map(|vdi| &vdi.placed);
+        ours.chain(self.debian.iter().flat_map(Debian::disks))
+    }
+
+    pub fn home(&self) -> &Path {
+        self.home.path()
     }
 
     /// The hosts with replicas of the VDI, as host `asked` sees it.
@@ -172,6 +209,9 @@ impl World {
         for load in self.vdis.iter_mut().flat_map(|vdi| &mut vdi.loads) {
             load.check()?;
         }
+        if let Some(debian) = &mut self.debian {
+            debian.check()?;
+        }
         self.hosts.iter_mut().try_for_each(Host::check)
     }
 
@@ -202,7 +242,7 @@ impl World {
     }
 
     /// Whether a VDI's guest must be served as things are: promise 5, with what docs/cluster.md says of etcd.
-    fn must_go_on(&self, vdi: &Vdi) -> bool {
+    pub fn must_go_on(&self, vdi: &Placed) -> bool {
         let is_there = |holder: &&usize| self.is_linked(vdi.writer, **holder) && self.full != Some(**holder);
         let there = vdi.holders.iter().filter(is_there).count();
         self.hosts[vdi.writer].is_up()
@@ -218,12 +258,12 @@ impl World {
         self.faults += 1;
         let mut expected = Vec::new();
         for vdi in &self.vdis {
-            let must = self.must_go_on(vdi);
+            let must = self.must_go_on(&vdi.placed);
             // Of several loads the last is at the writer.
             let load = vdi.loads.last().expect("a load");
             vdi.loads.iter().for_each(|load| load.allow_waiting(true));
             if must {
-                expected.push((vdi.name.clone(), load.answers() + SERVED));
+                expected.push((vdi.placed.name.clone(), load.answers() + SERVED));
             }
         }
         for (name, answers) in expected {
@@ -232,17 +272,18 @@ impl World {
                 Ok(vdi.loads.last().expect("a load").answers() >= answers)
             })?;
         }
-        Ok(())
+        self.debian_goes_on()
     }
 
     pub fn vdi(&self, name: &str) -> &Vdi {
         self.vdis
             .iter()
-            .find(|vdi| vdi.name == name)
+            .find(|vdi| vdi.placed.name == name)
             .expect("a VDI of the test")
     }
 
-    /// Everything is whole by itself, guests read everything and find it right, replicas are equal.
+    /// Everything is whole by itself, guests read everything and find it right, replicas are equal, and so on for the
+    /// guest in QEMU: its file system is clean, no synced file is lost, and fio verifies all that it wrote.
     pub fn heals(&mut self) -> Result<()> {
         self.until("every host sees every host alive", |world| {
             for host in &world.hosts {
@@ -256,17 +297,20 @@ impl World {
         })?;
         self.until("every disk is in use", |world| world.disks_are_active())?;
         self.until_whole()?;
+        self.hold_debian()?;
         self.until_all_swept()?;
         self.end_second_loads()?;
+        self.until_debian_is_held()?;
         self.gate.shut(true);
         let compared = self.compare_replicas();
         self.gate.shut(false);
-        compared
+        compared?;
+        self.let_debian_go()
     }
 
     pub fn until_whole(&mut self) -> Result<()> {
         self.until("every VDI is whole", |world| {
-            for vdi in &world.vdis {
+            for vdi in world.placed() {
                 let shown = world.hosts[vdi.writer].get(&format!("/v1/vdis/{}", vdi.name))?;
                 let disks = shown["disks"].as_array().context("its disks")?;
                 let in_sync = disks.iter().filter(|disk| disk["in_sync"] == vdi.shards).count();
@@ -311,16 +355,17 @@ impl World {
     fn compare_replicas(&mut self) -> Result<()> {
         self.until("nothing is under way", |world| Ok(world.gate.under_way() == 0))?;
         let start = Instant::now();
-        for number in 0..self.vdis.len() {
+        let vdis: Vec<Placed> = self.placed().cloned().collect();
+        for vdi in &vdis {
             let blocks = loop {
                 self.until_whole()?;
-                let done = self.scrub(number)?;
+                let done = self.scrub(vdi)?;
                 ensure!(
                     done["repaired"] == 0 && done["unreadable"] == 0 && done["shards"] == done["shards_done"],
                     "replicas differ: {done}"
                 );
                 let blocks = done["blocks"].as_u64().context("blocks")?;
-                if blocks > 0 && blocks % self.vdis[number].replicas as u64 == 0 {
+                if blocks > 0 && blocks % vdi.replicas as u64 == 0 {
                     break blocks;
                 }
                 // A link may end seconds after its fault was mended: what was lost is sent again ever more seldom,
@@ -336,17 +381,15 @@ impl World {
     }
 
     /// What a scrub of the VDI says at its end.
-    fn scrub(&mut self, number: usize) -> Result<Value> {
-        let writer = self.vdis[number].writer;
-        let name = self.vdis[number].name.clone();
-        self.hosts[writer].ask("POST", "/v1/scrub", &json!({"vdi": name}))?;
+    fn scrub(&mut self, vdi: &Placed) -> Result<Value> {
+        self.hosts[vdi.writer].ask("POST", "/v1/scrub", &json!({"vdi": vdi.name}))?;
         let mut done = Value::Null;
         self.until("the scrub ends", |world| {
-            let scrubs = world.hosts[writer].get("/v1/scrub")?;
+            let scrubs = world.hosts[vdi.writer].get("/v1/scrub")?;
             let scrubs = scrubs["scrubs"].as_array().context("a list")?;
             done = scrubs
                 .iter()
-                .find(|scrub| scrub["vdi"] == *name)
+                .find(|scrub| scrub["vdi"] == *vdi.name)
                 .context("a scrub")?
                 .clone();
             Ok(done["ended"].is_string())
@@ -359,9 +402,9 @@ impl World {
         self.attach(number, to)?;
         let seed = self.rng.draw();
         let vdi = &mut self.vdis[number];
-        vdi.writer = to;
+        vdi.placed.writer = to;
         vdi.connections_before = vdi.loads[0].connections();
-        *vdi.door.lock().expect("door") = self.hosts[to].door(&vdi.name);
+        *vdi.door.lock().expect("door") = self.hosts[to].door(&vdi.placed.name);
         let load = start_load(&vdi.disk, seed, Arc::clone(&vdi.door), &self.gate);
         vdi.loads.push(load);
         Ok(())
@@ -369,9 +412,19 @@ impl World {
 
     /// Attaches the VDI at host `to`, as soon as that is possible.
     pub fn attach(&mut self, number: usize, to: usize) -> Result<()> {
-        let name = self.vdis[number].name.clone();
+        let name = self.vdis[number].placed.name.clone();
+        self.until_attached(&name, to, Host::attach)
+    }
+
+    /// Attaches the VDI at host `to` by `attach`, as soon as that is possible.
+    pub fn until_attached(
+        &mut self,
+        name: &str,
+        to: usize,
+        attach: fn(&Host, &str) -> Result<(u16, Value)>,
+    ) -> Result<()> {
         self.until(&format!("{name} is attached at host {to}"), |world| {
-            let (code, answer) = world.hosts[to].attach(&name)?;
+            let (code, answer) = attach(&world.hosts[to], name)?;
             ensure!(
                 code == 200 || code == 409 || code == 503,
                 "attach {name}: {code} {answer}"
@@ -389,6 +442,7 @@ impl World {
     }
 
     pub fn end(&mut self) -> Result<String> {
+        self.dismiss_debian()?;
         let (mut answers, mut sectors) = (0, 0);
         for load in self.vdis.iter_mut().flat_map(|vdi| &mut vdi.loads) {
             load.stop()?;
@@ -397,6 +451,11 @@ impl World {
         }
         for host in &mut self.hosts {
             host.stop()?;
+            ensure!(
+                !host.log().contains("not flushed at the stop: no answer"),
+                "host {} waited at its stop for what could not come",
+                host.number
+            );
         }
         Ok(format!(
             "{} faults; guests got {answers} answers and verified {} MiB, {} MiB of replicas were compared",
@@ -417,7 +476,7 @@ impl World {
                 host.last_words()
             ));
         }
-        for vdi in &self.vdis {
+        for vdi in self.placed() {
             let shown = self.hosts.iter().filter(|host| host.is_up()).find_map(|host| {
                 let (_, shown) = host.call("GET", &format!("/v1/vdis/{}", vdi.name), None).ok()?;
                 Some(shown)
@@ -427,6 +486,7 @@ impl World {
                 vdi.name, vdi.writer
             ));
         }
+        text.push_str(&self.debian.as_ref().map_or_else(String::new, Debian::last_words));
         text
     }
 }

@@ -5,9 +5,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::home::cache_directory;
 use super::process::Process;
 use super::undo;
 use super::until;
+use crate::packages;
 use crate::run::{output, run};
 
 /// A Debian system ready to be booted.
@@ -26,6 +28,13 @@ pub struct Image {
 const VERSION: u32 = 4;
 
 const BYTES: u64 = 1 << 30;
+
+/// Returns the cached image, made first if need be, after all that making and booting it needs is installed.
+pub fn ready() -> Result<Image> {
+    packages::install(packages::DEMO)?;
+    packages::install_qemu_system()?;
+    debian(&cache_directory())
+}
 
 /// Returns the cached image, made first if need be.
 pub fn debian(cache: &Path) -> Result<Image> {

@@ -25,7 +25,6 @@ use crate::packages;
 use crate::run::{cargo, run};
 use guest::Guest;
 use home::Home;
-pub use home::cache_directory;
 use hosts::Hosts;
 use image::Image;
 use network::{HOSTS, Network};
@@ -47,8 +46,6 @@ struct Demo {
 /// Runs the demo; with `keep`, it waits for Ctrl-C before the guest shuts down and says what can be tried meanwhile.
 pub fn demo(keep: bool, on_loopback: bool) -> Result<()> {
     packages::install(packages::BUILD_AND_TEST)?;
-    packages::install(packages::DEMO)?;
-    packages::install_qemu_system()?;
     undo::on_signals()?;
     run(&mut cargo(&[
         "build",
@@ -59,7 +56,7 @@ pub fn demo(keep: bool, on_loopback: bool) -> Result<()> {
         "-p",
         "weft-cli",
     ]))?;
-    let image = image::debian(&cache_directory())?;
+    let image = image::ready()?;
     let home = Home::make()?;
     let report = story(&image, &home, keep, on_loopback).context("the demo failed")?;
     home.is_no_longer_needed();
