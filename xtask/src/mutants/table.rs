@@ -978,17 +978,6 @@ pub const MUTANTS: &[Mutant] = &[
         )],
     },
     Mutant {
-        name: "a copy of a disk in use is taken",
-        file: "blockd/src/daemon/disks.rs",
-        find: "if self.is_up(record.id) {\n                    let message",
-        put: "if self.is_up(record.id) && path == record.path {\n                    let message",
-        nets: &[Net::Tests(
-            "weft-blockd",
-            "--test moved",
-            "a_disk_is_refused_by_name",
-        )],
-    },
-    Mutant {
         name: "a carried disk is at home where it was",
         file: "blockd/src/daemon/disks.rs",
         find: "let record = DiskRecord {\n                    path: path.to_owned(),",
