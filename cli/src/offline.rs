@@ -75,7 +75,7 @@ pub fn inspect(args: &InspectArgs, json: bool) -> Outcome<()> {
     output::print(&output::fields(&[
         ("disk", superblock.disk.to_string()),
         ("pool", superblock.pool.to_string()),
-        ("format", store::FORMAT_VERSION.to_string()),
+        ("format", superblock.version.to_string()),
         ("device", size(file.bytes())),
         ("used by Weft", size(capacity)),
         (
@@ -95,7 +95,7 @@ fn as_json(superblock: &Superblock) -> Value {
     json!({
         "disk": superblock.disk,
         "pool": superblock.pool,
-        "format": store::FORMAT_VERSION,
+        "format": superblock.version,
         "capacity_bytes": superblock.capacity,
         "segment_bytes": superblock.segment_bytes,
         "first_segment": superblock.first_segment,

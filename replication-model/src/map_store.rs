@@ -128,7 +128,10 @@ impl MapStore {
             }
             change => {
                 apply(&mut self.shards, &change);
-                let is_sync = !matches!(change, Request::Write { .. } | Request::Clear { .. });
+                let is_sync = !matches!(
+                    change,
+                    Request::Write { .. } | Request::Clear { .. } | Request::Void { .. }
+                );
                 if let Some(stable) = &mut self.stable {
                     if is_sync {
                         stable.shards = self.shards.clone();
@@ -218,6 +221,18 @@ fn apply(shards: &mut Shards, request: &Request<Value>) {
                 put(held, no, Block { version, value: None }, *origin);
             }
             advance(held, *seq, *origin);
+        }
+        Request::Void {
+            shard,
+            block,
+            count,
+            live_from,
+            ..
+        } => {
+            let held = shards.get_mut(shard).expect("a shard is made by its record");
+            let voided = block.0..block.0 + count;
+            held.blocks
+                .retain(|no, block| !voided.contains(no) || block.version.seq >= *live_from);
         }
         Request::PutRecord { shard, record } => shards.entry(*shard).or_default().record.clone_from(record),
         Request::SetEnd { shard, end } => {

@@ -69,6 +69,21 @@ pub enum Request<B> {
         /// Stream or repair.
         origin: Origin,
     },
+    /// Makes a range what it was before anything was written to it in this layer: what the layers below hold shows
+    /// again. For repair, where a disk holds what the others never had; zeros in its place would hide the layers
+    /// below. Replaces a block unless its present seq is `live_from` or later. Does not advance the shard's end.
+    Void {
+        /// Whose.
+        shard: ShardId,
+        /// In which layer.
+        layer: LayerId,
+        /// First block.
+        block: BlockNo,
+        /// How many; at most the shard.
+        count: u32,
+        /// First seq of the stream that runs beside the repair.
+        live_from: Seq,
+    },
     /// Reads at most 256 blocks; each is checked against its sum before the reply. A block holds what the newest layer
     /// of the lineage that has it says: a cleared one hides what is below, and a corrupt one is an error.
     Read {
@@ -134,7 +149,7 @@ pub enum Request<B> {
 /// What the index knows of one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BlockState {
-    /// Never written in this layer.
+    /// Never written in this layer, or made void.
     Absent,
     /// Zeros or discarded.
     Clear(ClearKind),

@@ -111,6 +111,23 @@ impl<B: Payload> Op<B> {
                 origin,
                 taken: 0,
             }),
+            Request::Void {
+                shard,
+                layer,
+                block,
+                count,
+                live_from,
+            } => OpKind::Blocks(Blocks {
+                shard,
+                layer,
+                block: block.0,
+                count,
+                seq: 0,
+                kind: Kind::Void,
+                data: None,
+                origin: Origin::Repair { live_from },
+                taken: 0,
+            }),
             Request::Flush { shard } => OpKind::Flush { shard },
             Request::PutRecord { shard, record } => {
                 assert!(record.len() <= RECORD_BYTES_MAX, "record of {} B", record.len());
@@ -691,7 +708,12 @@ impl<B: Payload> Store<B> {
                 let index = blocks.taken;
                 let slot = BlockNo(blocks.block + index).slot();
                 let present = self.effective(piece.key, at, slot, draft);
-                if present.state != State::Absent && present.seq >= live_from.0 {
+                let is_kept = match present.state.is_there() {
+                    true => present.seq >= live_from.0,
+                    // Nothing takes the place of nothing.
+                    false => blocks.kind == Kind::Void,
+                };
+                if is_kept {
                     blocks.taken += 1;
                     continue;
                 }
@@ -789,10 +811,10 @@ impl<B: Payload> Store<B> {
                 && (entry.block..entry.block + entry.count).contains(&block);
             if covers {
                 present = Slot {
-                    state: if entry.kind == Kind::Data {
-                        State::Data
-                    } else {
-                        State::Zero
+                    state: match entry.kind {
+                        Kind::Data => State::Data,
+                        Kind::Void => State::Void,
+                        _ => State::Zero,
                     },
                     is_no_end: !entry.advances_end(),
                     seq: entry.seq,

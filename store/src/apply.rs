@@ -58,7 +58,9 @@ impl<B: Payload> Store<B> {
         while let Some(entry) = flight.entries.get(flight.progress.entry).copied() {
             let is_done = match entry.kind {
                 Kind::Data => self.apply_data(&entry, flight),
-                Kind::Zero | Kind::Trim | Kind::Lost => self.apply_clear(&entry, flight, effects),
+                Kind::Zero | Kind::Trim | Kind::Lost | Kind::Void => {
+                    self.apply_clear(&entry, flight, effects)
+                }
                 _ => true,
             };
             if !is_done {

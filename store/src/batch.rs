@@ -44,6 +44,8 @@ pub(crate) enum Kind {
     Open = 8,
     /// Checkpoint `seq` is durable in the index; segments older than generation `shard` are free.
     Checkpoint = 9,
+    /// Blocks that are not there in this layer (any more): what layers below hold shows.
+    Void = 10,
 }
 
 impl Kind {
@@ -58,13 +60,17 @@ impl Kind {
             7 => Kind::SetEnd,
             8 => Kind::Open,
             9 => Kind::Checkpoint,
+            10 => Kind::Void,
             _ => return None,
         })
     }
 
     /// Whether the entry changes blocks of the index.
     pub(crate) fn is_blocks(self) -> bool {
-        matches!(self, Kind::Data | Kind::Zero | Kind::Trim | Kind::Lost)
+        matches!(
+            self,
+            Kind::Data | Kind::Zero | Kind::Trim | Kind::Lost | Kind::Void
+        )
     }
 
     /// Whether cleaning must look at the entry even when its segment holds no live data. Fences and checkpoints

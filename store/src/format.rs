@@ -5,8 +5,8 @@ use types::{BLOCK_BYTES, DiskId, PoolId};
 
 use crate::scan::{SegmentFound, find_segment};
 use crate::superblock::{
-    FIRST_SEGMENT_OFFSET, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MIN,
-    Superblock,
+    FIRST_SEGMENT_OFFSET, FORMAT_VERSION, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
+    SEGMENTS_MIN, Superblock,
 };
 
 /// The smallest segment in which the longest write fits whole, with room to spare.
@@ -95,6 +95,7 @@ pub fn format(
         });
     }
     let superblock = Superblock {
+        version: FORMAT_VERSION,
         disk: params.disk,
         pool: params.pool,
         capacity: have / BLOCK_BYTES * BLOCK_BYTES,

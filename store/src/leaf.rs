@@ -34,9 +34,16 @@ pub(crate) enum State {
     Trim,
     /// Its data was found corrupt.
     Lost,
+    /// Not there in this layer: as good as never written, and remembered so that older entries stay void.
+    Void,
 }
 
 impl State {
+    /// Whether a layer with this of a block hides what is below.
+    pub(crate) fn is_there(self) -> bool {
+        !matches!(self, State::Absent | State::Void)
+    }
+
     fn from_u8(value: u8) -> Option<State> {
         Some(match value {
             0 => State::Absent,
@@ -44,6 +51,7 @@ impl State {
             2 => State::Zero,
             3 => State::Trim,
             4 => State::Lost,
+            5 => State::Void,
             _ => return None,
         })
     }
@@ -100,6 +108,11 @@ impl Leaf {
     pub(crate) fn state(&self, slot: usize) -> State {
         let tag = (self.places[slot] >> ADDRESS_BITS) as u8;
         State::from_u8(tag & !NO_END).expect("only states are stored")
+    }
+
+    /// Whether the layer says anything of a block.
+    pub(crate) fn has(&self, slot: usize) -> bool {
+        self.state(slot).is_there()
     }
 
     pub(crate) fn get(&self, slot: usize) -> Slot {
@@ -310,7 +323,7 @@ mod tests {
 
     fn slots() -> impl Strategy<Value = Vec<(usize, Slot)>> {
         let slot = (
-            0u8..5,
+            0u8..6,
             any::<bool>(),
             0u64..1 << 47,
             0u64..4,

@@ -306,7 +306,7 @@ impl Ledger {
         }
         let id = entry.shard_id();
         match entry.kind {
-            Kind::Data | Kind::Zero | Kind::Trim | Kind::Lost => {
+            Kind::Data | Kind::Zero | Kind::Trim | Kind::Lost | Kind::Void => {
                 let shard = self.shard(id);
                 if entry.birth > shard.drop_birth {
                     shard.is_known = true;
@@ -405,6 +405,7 @@ fn state_of(kind: Kind) -> State {
         Kind::Zero => State::Zero,
         Kind::Trim => State::Trim,
         Kind::Lost => State::Lost,
+        Kind::Void => State::Void,
         other => panic!("{other:?} has no blocks"),
     }
 }

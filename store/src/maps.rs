@@ -16,7 +16,7 @@ use types::{InFlight, LayerId, LeafNo, Lineage, ShardId, ShardNo};
 
 use crate::LeafKey;
 use crate::cache::FastMap;
-use crate::leaf::{Leaf, SLOTS, State};
+use crate::leaf::{Leaf, SLOTS};
 use crate::ledger::Ledger;
 
 /// Of a block that no layer has.
@@ -255,7 +255,7 @@ impl Maps {
         let is_good = self.change(number, |map| {
             map.seen = Some(rank);
             let is_good =
-                leaf.is_none_or(|leaf| (0..SLOTS).all(|slot| !is_there(leaf, slot) || map.set(rank, slot)));
+                leaf.is_none_or(|leaf| (0..SLOTS).all(|slot| !leaf.has(slot) || map.set(rank, slot)));
             map.is_complete |= map.undecided == 0;
             is_good
         });
@@ -281,7 +281,7 @@ impl Maps {
             };
             let rank = Rank::new(step, key.layer);
             let is_good = self.change(number, |map| {
-                slots.clone().all(|slot| match is_there(leaf, slot) {
+                slots.clone().all(|slot| match leaf.has(slot) {
                     true => map.set(rank, slot),
                     false => map.clear(rank, slot),
                 })
@@ -363,10 +363,6 @@ fn places(lineage: &Lineage, no: ShardNo, leaf: LeafNo) -> impl Iterator<Item = 
     vdis.map(move |vdi| (ShardId { vdi, no }, leaf))
 }
 
-fn is_there(leaf: &Leaf, slot: usize) -> bool {
-    leaf.state(slot) != State::Absent
-}
-
 /// Where a leaf is to be looked for.
 pub(crate) enum Source {
     Nowhere,
@@ -416,7 +412,7 @@ pub(crate) fn source(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::leaf::Slot;
+    use crate::leaf::{Slot, State};
     use crate::segment::Geometry;
     use types::{LineageStep, VdiId};
 

@@ -1,7 +1,7 @@
 //! What cleaning logs again: data window by window, then clears, then what is said of shards.
 //!
 //! What is not data is kept as follows. Clears: as long as they are current, like data, because they also hide
-//! what layers below hold. Drops: until their segment is the oldest, because older ones may hold what they made
+//! what layers below hold; and voids, which hide what the log still says of their own layer. Drops: until their segment is the oldest, because older ones may hold what they made
 //! void. Records and ends: as long as they are the shard's last word. Data that fails its checksum becomes
 //! [`Kind::Lost`]: readers go on being told, and the segment can be used again.
 
@@ -128,7 +128,7 @@ impl<B: Payload> Store<B> {
                 Kind::SetEnd if entry.birth == shard.end_birth => drop(moving.ends.insert(id)),
                 Kind::Record | Kind::SetEnd => {}
                 Kind::Data => moving.add_data(entry, position + 1 + first_sum as u32),
-                Kind::Zero | Kind::Trim | Kind::Lost => moving.clears.push(*entry),
+                Kind::Zero | Kind::Trim | Kind::Lost | Kind::Void => moving.clears.push(*entry),
             }
             if entry.kind.is_blocks() && entry.advances_end() && entry.seq >= shard.end_submitted {
                 moving.ends.insert(id);

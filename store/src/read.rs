@@ -451,7 +451,7 @@ impl<B: Payload> Read<B> {
             vdi: key.shard.vdi,
         });
         match slot.state {
-            State::Absent | State::Zero | State::Trim => match self.parts.last_mut() {
+            State::Absent | State::Void | State::Zero | State::Trim => match self.parts.last_mut() {
                 Some(Part::Zeros(count)) => *count += 1,
                 _ => self.parts.push(Part::Zeros(1)),
             },
@@ -586,7 +586,7 @@ impl<B: Payload> Read<B> {
 
 fn version(slot: Slot) -> BlockVersion {
     let state = match slot.state {
-        State::Absent => {
+        State::Absent | State::Void => {
             return BlockVersion {
                 seq: Seq(0),
                 state: BlockState::Absent,
@@ -611,6 +611,7 @@ pub(crate) fn kind_of(state: State) -> Kind {
         State::Zero => Kind::Zero,
         State::Trim => Kind::Trim,
         State::Lost => Kind::Lost,
+        State::Void => Kind::Void,
         State::Absent => panic!("nothing to log of an absent block"),
     }
 }

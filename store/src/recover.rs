@@ -24,7 +24,7 @@ use crate::ledger::{Ledger, Shard};
 use crate::meta::{LIFE_BITS, META_KEY, Meta, OPENS_MAX, checkpoint_batch};
 use crate::scan::{Found, SegmentFound, SegmentScan, find_segment, is_whole};
 use crate::segment::{Geometry, ROW_SEGMENTS, SegmentHeader, Stage, secret};
-use crate::superblock::{Superblock, SuperblockError, read_superblock};
+use crate::superblock::{FORMAT_VERSION, Superblock, SuperblockError, read_superblock};
 
 /// Leaves kept in memory while replaying; more are written to the index in between. About 120 MiB.
 const LEAVES_MAX: usize = 16 << 10;
@@ -197,6 +197,7 @@ fn open(
     known_opens: u64,
 ) -> Result<(Recovered, RecoveryReport), RecoverError> {
     let mut superblock = read_superblock(disk)?;
+    superblock.version = FORMAT_VERSION;
     superblock.generation += 1;
     superblock.open_count += 1;
     // What may be an older copy is not counted as opened before its doubt is written as well: opened and killed often
@@ -770,7 +771,7 @@ impl<'a> Replay<'a> {
                     (Kind::Record, Some(shard)) => entry.birth == shard.record_birth,
                     (Kind::SetEnd, Some(shard)) => entry.birth == shard.end_birth,
                     (Kind::Drop, Some(shard)) => entry.birth == shard.drop_birth,
-                    (Kind::Zero | Kind::Trim | Kind::Lost, Some(_)) => {
+                    (Kind::Zero | Kind::Trim | Kind::Lost | Kind::Void, Some(_)) => {
                         if self.is_in_a_leaf(entry, generation)? {
                             return Ok(false);
                         }

@@ -168,7 +168,7 @@ impl<B: Payload> Store<B> {
         let geometry = self.ledger.segments.geometry;
         for index in decided {
             let slot = self.cache.leaf(at).get(piece.slot + index);
-            assert!(slot.state != State::Absent, "the map says that it is there");
+            assert!(slot.state.is_there(), "the map says that it is there");
             let deep = self.deep(number);
             let found = &mut deep.found[piece.range()][index];
             if found.is_some() {

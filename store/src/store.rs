@@ -250,6 +250,7 @@ impl<B: Payload> Store<B> {
             }
             Request::Write { shard, .. }
             | Request::Clear { shard, .. }
+            | Request::Void { shard, .. }
             | Request::Read { shard, .. }
             | Request::SetEnd { shard, .. }
             | Request::ChangedLeaves { shard, .. }

@@ -19,13 +19,16 @@ pub const SEGMENT_BYTES_MAX: u64 = 256 << 20;
 pub const SEGMENTS_MIN: u64 = 8;
 
 const MAGIC: u64 = 0x3142_5053_5446_4557; // "WEFTSPB1"
-/// Version of the format of a disk; see `docs/format.md`.
-pub const FORMAT_VERSION: u16 = 1;
+/// Version of the format of a disk that this program writes; see `docs/format.md`. It reads every earlier one, and a disk
+/// that it opens has this one from then on.
+pub const FORMAT_VERSION: u16 = 2;
 const CRC_AT: usize = 12;
 
 /// What a disk says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Superblock {
+    /// Of the format, from 1 to [`FORMAT_VERSION`].
+    pub version: u16,
     /// Random, never changes.
     pub disk: DiskId,
     /// The pool it was given to.
@@ -100,7 +103,7 @@ impl Superblock {
         let mut block = AlignedBlock::zeroed();
         let mut out = Writer::new(&mut block.0);
         out.u64(MAGIC);
-        out.u16(FORMAT_VERSION);
+        out.u16(self.version);
         out.u16(0);
         out.u32(0); // crc, below
         out.u128(self.disk.0);
@@ -135,7 +138,7 @@ impl Superblock {
         if crc != crc_without(bytes, CRC_AT) {
             return Some(Copy::Bad("checksum"));
         }
-        if version != FORMAT_VERSION {
+        if !(1..=FORMAT_VERSION).contains(&version) {
             return Some(Copy::Newer(version));
         }
         let disk = DiskId(fields.u128()?);
@@ -146,6 +149,7 @@ impl Superblock {
         let segments = fields.u32()?;
         fields.u32()?;
         let superblock = Superblock {
+            version,
             disk,
             pool,
             capacity,
@@ -274,6 +278,7 @@ mod tests {
 
     pub(crate) fn example() -> Superblock {
         Superblock {
+            version: FORMAT_VERSION,
             disk: DiskId(7),
             pool: PoolId(8),
             capacity: 5 << 40,
@@ -300,6 +305,18 @@ mod tests {
                 "bit {bit}"
             );
             block.0[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+
+    #[test]
+    fn earlier_versions_are_read_and_later_ones_have_a_name() {
+        for version in 0..5 {
+            let superblock = Superblock { version, ..example() };
+            let wanted = match version {
+                1 | 2 => Copy::Good(superblock),
+                other => Copy::Newer(other),
+            };
+            assert_eq!(Superblock::decode(&superblock.encode().0), wanted);
         }
     }
 

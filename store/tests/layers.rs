@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use support::{BLOCK, Crash, Geometry, Rng, World, content, small_settings};
 use types::{
-    BlockNo, HeapBlock, LayerId, Lineage, LineageStep, Payload, Seq, ShardId, ShardNo, VdiId, crc32c,
+    BlockNo, HeapBlock, LayerId, LeafNo, Lineage, LineageStep, Payload, Seq, ShardId, ShardNo, VdiId, crc32c,
 };
-use weft_store::{ClearKind, Event, Origin, ReadPart, Reply, Request, StoreError};
+use weft_store::{BlockState, ClearKind, Event, Origin, ReadPart, Reply, Request, StoreError};
 
 const SMALL: Geometry = Geometry {
     segments: 64,
@@ -39,8 +39,16 @@ struct Change {
     block: u32,
     count: u32,
     seq: u64,
-    is_data: bool,
+    what: What,
     origin: Origin,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Data,
+    Zeros,
+    /// Nothing: as if the layer had never been written there.
+    Void,
 }
 
 impl Change {
@@ -49,7 +57,16 @@ impl Change {
             shard, seq, origin, ..
         } = self;
         let (layer, block, seq_no) = (LayerId(self.layer), BlockNo(self.block), Seq(seq));
-        if !self.is_data {
+        if let (What::Void, Origin::Repair { live_from }) = (self.what, origin) {
+            return Request::Void {
+                shard,
+                layer,
+                block,
+                count: self.count,
+                live_from,
+            };
+        }
+        if self.what != What::Data {
             return Request::Clear {
                 shard,
                 layer,
@@ -85,7 +102,7 @@ fn write(vdi: u32, layer: u32, block: u32, count: u32, seq: u64) -> Change {
         block,
         count,
         seq,
-        is_data: true,
+        what: What::Data,
         origin: Origin::Live,
     }
 }
@@ -151,6 +168,26 @@ fn push_out(world: &mut World, seq: &mut u64) {
     }
 }
 
+/// Fills the disk and overwrites a part of each segment, in rounds: how many blocks cleaning moved.
+fn churn(world: &mut World, round: u64, writes: u64) -> u64 {
+    let before = world.store.stats().cleaned_blocks;
+    let mut rng = Rng(round);
+    for number in (round - 1) * writes..round * writes {
+        let (block, count) = match number < 150 {
+            true => (number as u32 * 16, 16),
+            false => (rng.below(150 * 16 - 8) as u32, 6),
+        };
+        change(world, write(9, 0, block, count, 1000 + number));
+    }
+    world.store.stats().cleaned_blocks - before
+}
+
+/// The same until cleaning has been everywhere.
+fn clean_everything(world: &mut World, round: u64) {
+    let cleaned = churn(world, round, 900);
+    assert!(cleaned > 200, "{cleaned} blocks cleaned");
+}
+
 const DEPTH: u32 = 100;
 
 /// A leaf of which each of a hundred layers has some blocks, every one but the newest overwritten in part by the next.
@@ -203,7 +240,7 @@ fn a_write_to_the_head_keeps_the_map() {
     expected[40..43].fill(Some(seq));
     seq += 1;
     let zeros = Change {
-        is_data: false,
+        what: What::Zeros,
         ..write(1, DEPTH, 60, 3, seq)
     };
     change(&mut world, zeros);
@@ -230,7 +267,7 @@ fn one_layer_of_many_is_read_as_if_it_were_alone() {
 
 #[test]
 fn a_rotten_block_is_never_the_block_below() {
-    let mut world = world(&[1], 1);
+    let mut world = world(&[1, 9], 1);
     change(&mut world, write(1, 0, 5, 2, 1));
     change(&mut world, write(1, 1, 5, 1, 2));
     let wanted = content(2, 5);
@@ -241,7 +278,7 @@ fn a_rotten_block_is_never_the_block_below() {
         .disk
         .flip_bit(at.expect("it is somewhere") * BLOCK as u64 + 7);
     let both = lineage(&[(1, 0, 1)]);
-    for _ in 0..2 {
+    for round in 1..3 {
         let bad = StoreError::Corrupt {
             shard: shard(1, 0),
             block: BlockNo(5),
@@ -250,11 +287,7 @@ fn a_rotten_block_is_never_the_block_below() {
         assert_reads(&mut world, &both, 6, &[Some(1)]);
         assert_reads(&mut world, &lineage(&[(1, 0, 0)]), 5, &[Some(1), Some(1)]);
         // Cleaning finds it, and what it logs instead decides as well.
-        let mut seq = 10;
-        for _ in 0..900 {
-            seq += 1;
-            change(&mut world, write(1, 1, 400, 16, seq));
-        }
+        clean_everything(&mut world, round);
     }
 }
 
@@ -270,6 +303,93 @@ fn layers_that_are_not_on_this_disk_say_nothing() {
     );
     let asks = read(shard(77, 0), &lineage(&[(77, 0, 4), (1, 0, 4)]), 5, 1);
     assert_eq!(world.call(asks).err(), Some(StoreError::NoShard(shard(77, 0))));
+}
+
+fn void(layer: u32, block: u32, count: u32, live_from: u64) -> Change {
+    Change {
+        what: What::Void,
+        origin: Origin::Repair {
+            live_from: Seq(live_from),
+        },
+        ..write(1, layer, block, count, 0)
+    }
+}
+
+fn states(world: &mut World, layer: u32) -> Vec<BlockState> {
+    let ask = Request::LeafVersions {
+        shard: shard(1, 0),
+        layer: LayerId(layer),
+        leaf: LeafNo(0),
+    };
+    let Ok(Reply::Versions(versions)) = world.call(ask) else {
+        panic!("versions")
+    };
+    versions.into_iter().map(|version| version.state).collect()
+}
+
+/// A dead writer's tail in the newer layer, which its other replicas do not have: what the older layer holds shows again,
+/// and what the log still says of the tail never counts again.
+#[test]
+fn what_is_void_shows_the_layer_below_and_stays_void() {
+    let mut world = world(&[1, 9], 1);
+    change(&mut world, write(1, 0, 10, 6, 1));
+    change(&mut world, write(1, 1, 12, 6, 2));
+    // The tail's segment stays as it is, full of what lives; cleaning takes the one with the voids.
+    change(&mut world, write(9, 0, 3000, 42, 1));
+    for filler in 0..3 {
+        change(&mut world, write(9, 0, filler * 16, 16, 2));
+    }
+    let both = lineage(&[(1, 0, 1)]);
+    let before = world.store.stats().live_blocks;
+    assert_reads(
+        &mut world,
+        &both,
+        11,
+        &[Some(1), Some(2), Some(2), Some(2), Some(2), Some(2)],
+    );
+    change(&mut world, void(1, 12, 2, 3));
+    change(&mut world, void(1, 17, 5, 3));
+    // The stream that runs beside it is not replaced.
+    change(&mut world, void(1, 15, 1, 2));
+    assert_eq!(world.store.stats().live_blocks, before - 3);
+    let shown = [
+        Some(1),
+        Some(1),
+        Some(1),
+        Some(1),
+        Some(2),
+        Some(2),
+        Some(2),
+        None,
+    ];
+    let check = |world: &mut World| {
+        assert_reads(world, &both, 10, &shown);
+        let states = states(world, 1);
+        assert!(states[12..14].iter().all(|state| *state == BlockState::Absent));
+        assert!(matches!(states[14], BlockState::Data(_)) && states[17] == BlockState::Absent);
+        let shards = world.store.shards();
+        let known = shards.iter().find(|known| known.shard == shard(1, 0));
+        assert_eq!(
+            known.map(|known| known.end),
+            Some(Seq(2)),
+            "the end is what it was"
+        );
+    };
+    check(&mut world);
+    let mut cleaned = 0;
+    for life in 1..40 {
+        world.crash_and(Crash::Kill, |_, kv| {
+            if life % 2 == 0 {
+                kv.0.clear();
+            }
+        });
+        check(&mut world);
+        cleaned += churn(&mut world, life, 60);
+        check(&mut world);
+    }
+    assert!(cleaned > 1000, "{cleaned} blocks cleaned");
+    change(&mut world, write(1, 1, 12, 1, 3));
+    assert_reads(&mut world, &both, 12, &[Some(3), Some(1)]);
 }
 
 /// Everything that was asked, and what each lineage must show of it.
@@ -353,7 +473,11 @@ impl Model {
             block,
             count,
             seq: self.seq,
-            is_data: self.rng.chance(75),
+            what: match self.rng.below(8) {
+                0 | 1 => What::Zeros,
+                2 | 3 if is_repair => What::Void,
+                _ => What::Data,
+            },
             origin: if is_repair {
                 Origin::Repair { live_from }
             } else {
@@ -377,7 +501,7 @@ impl Model {
 
     /// What a block holds after so many changes.
     fn holds(&self, asks: ShardId, lineage: &Lineage, block: u32, changes: usize) -> Option<u64> {
-        let mut newest = None;
+        let mut layers = BTreeMap::new();
         for (change, _) in &self.changes[..changes] {
             if change.shard.no != asks.no || !change.covers(block) {
                 continue;
@@ -386,13 +510,13 @@ impl Model {
                 continue;
             };
             let rank = (std::cmp::Reverse(step), change.layer);
-            if newest.is_none_or(|(other, _)| rank >= other) {
-                newest = Some((rank, change));
-            }
+            match change.what {
+                What::Void => layers.remove(&rank),
+                _ => layers.insert(rank, change),
+            };
         }
-        newest
-            .filter(|(_, change)| change.is_data)
-            .map(|(_, change)| change.seq)
+        let (_, newest) = layers.pop_last()?;
+        (newest.what == What::Data).then_some(newest.seq)
     }
 
     fn collect(&mut self) {

@@ -178,7 +178,7 @@ impl MapStore {
                 self.since.clear();
                 Ok(Reply::Done)
             }
-            Request::Write { .. } | Request::Clear { .. } => {
+            Request::Write { .. } | Request::Clear { .. } | Request::Void { .. } => {
                 self.since.push(request.clone());
                 apply(&mut self.shards, request);
                 Ok(Reply::Done)
@@ -270,6 +270,18 @@ fn apply(shards: &mut Shards, request: &Request<HeapBlock>) {
                 put(held, no, new, *origin);
             }
             advance(held, *seq, *origin);
+        }
+        Request::Void {
+            shard,
+            block,
+            count,
+            live_from,
+            ..
+        } => {
+            let held = shards.get_mut(shard).expect("a shard is made by its record");
+            let voided = block.0..block.0 + count;
+            held.blocks
+                .retain(|no, block| !voided.contains(no) || block.version.seq >= *live_from);
         }
         Request::PutRecord { shard, record } => shards.entry(*shard).or_default().record = record.clone(),
         Request::SetEnd { shard, end } => {
