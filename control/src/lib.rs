@@ -36,4 +36,4 @@ pub use records::{
     ParseTargetError, PoolRecord, VdiRecord, VdiWriter, shard_count,
 };
 pub use service::Service;
-pub use store::{Claim, ControlStore, Placed, PlacedShard, RecordError};
+pub use store::{Claim, ControlStore, Placed, PlacedShard, RecordError, SNAPSHOTS_AT_ONCE};

@@ -25,7 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("vhost-blk", &["types", "vdi"]),
     ("nbd", &["types"]),
-    ("control", &["types", "edge", "replication"]),
+    ("control", &["types", "edge", "replication", "snapshot"]),
     (
         "blockd",
         &[

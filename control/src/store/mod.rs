@@ -9,10 +9,12 @@ mod disks;
 mod hosts;
 mod recovered;
 mod shards;
+mod snapshots;
 mod vdis;
 mod whereabouts;
 
 pub use shards::Claim;
+pub use snapshots::SNAPSHOTS_AT_ONCE;
 pub use vdis::Placed;
 pub use whereabouts::PlacedShard;
 
@@ -130,6 +132,9 @@ pub enum RecordError {
         /// Seconds until its lease ends if it is not heard again.
         left_s: u64,
     },
+    /// The layers and snapshots that there are do not allow it.
+    #[error(transparent)]
+    Layers(#[from] snapshot::tree::Refusal),
     /// All numbers are used up.
     #[error("all 2^32 VDI ids are used up")]
     IdsExhausted,
@@ -140,6 +145,10 @@ impl From<RecordError> for ApiError {
         let message = error.to_string();
         match error {
             RecordError::Missing(_) => ApiError::not_found(message, ""),
+            RecordError::Layers(refusal @ snapshot::tree::Refusal::NoSnapshot { .. }) => {
+                ApiError::not_found(message, refusal.way_out())
+            }
+            RecordError::Layers(refusal) => ApiError::conflict(message, refusal.way_out()),
             RecordError::NameTaken(_) => {
                 ApiError::conflict(message, "choose another name, or see `weft vdi list`")
             }
@@ -349,5 +358,7 @@ pub(crate) fn decode<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T> 
     serde_json::from_value(value.record).map_err(damaged)
 }
 
+#[cfg(test)]
+mod snapshot_tests;
 #[cfg(test)]
 mod tests;

@@ -12,19 +12,19 @@ use crate::{AttachTarget, Attachment, DiskRecord, DiskState, MemoryKv, PoolRecor
 
 const GIB: u64 = 1 << 30;
 
-fn store() -> ControlStore {
+pub(super) fn store() -> ControlStore {
     ControlStore::new(Box::new(MemoryKv::default()))
 }
 
 /// Placed by what the disks are now, in a pool of one host.
-fn placed(store: &ControlStore) -> Placed {
+pub(super) fn placed(store: &ControlStore) -> Placed {
     Placed {
         placement: store.placement().unwrap(),
         writer: None,
     }
 }
 
-fn vdi(id: u32, name: &str, shards: u64) -> VdiRecord {
+pub(super) fn vdi(id: u32, name: &str, shards: u64) -> VdiRecord {
     VdiRecord {
         id: VdiId(id),
         revision: 1,
@@ -40,7 +40,7 @@ fn vdi(id: u32, name: &str, shards: u64) -> VdiRecord {
     }
 }
 
-fn shards(vdi: u32, range: std::ops::Range<u32>) -> Vec<ShardRecord> {
+pub(super) fn shards(vdi: u32, range: std::ops::Range<u32>) -> Vec<ShardRecord> {
     let shard = |no| ShardId {
         vdi: VdiId(vdi),
         no: ShardNo(no),
@@ -337,7 +337,7 @@ fn the_documented_values_are_read() {
         .map(|rest| rest.split_once("\n```").expect("the example ends").0)
         .map(|example| example.split_once('\n').expect("a key, then the value"))
         .collect();
-    assert_eq!(examples.len(), 17);
+    assert_eq!(examples.len(), 19);
     let (notes, examples): (Vec<_>, Vec<_>) = examples
         .into_iter()
         .partition(|(key, _)| key.starts_with("// note "));
@@ -376,6 +376,12 @@ fn the_documented_values_are_read() {
         store.writer(web.id).unwrap().unwrap().incarnation,
         Incarnation(17)
     );
+    let layers = store.layers(web.id).unwrap();
+    assert_eq!(
+        layers.head(web.id).unwrap().lineage.to_string(),
+        "1:2..=2, 1:0..=0"
+    );
+    assert!(layers.snapshots(web.id).unwrap().next().unwrap().1.protected);
     assert_eq!(store.placement().unwrap(), 3);
     assert_eq!(store.rebalances_asked().unwrap(), 1);
     let host = store.hosts().unwrap().remove(0);

@@ -5,6 +5,7 @@ use types::{HostId, Incarnation, ShardId, ShardNo, VdiId};
 
 use super::disks::PLACEMENT;
 use super::shards::{fit_in_one, shard_key, shards_prefix};
+use super::snapshots::{layers_key, snapshots_prefix};
 use super::{ControlStore, Held, RecordError, Result, encode, put};
 use crate::backend::{BackendError, Commit, Compare, Transaction};
 use crate::{VdiRecord, VdiWriter};
@@ -339,7 +340,7 @@ impl ControlStore {
         self.swap_vdi(vdi, change)
     }
 
-    /// Forgets a VDI that was being deleted, with its shards' records.
+    /// Forgets a VDI that was being deleted, with the records of its shards and snapshots.
     ///
     /// # Errors
     /// The backend's.
@@ -353,8 +354,8 @@ impl ControlStore {
         assert!(vdi.deleting, "VDI {id} is forgotten but not being deleted");
         // No comparison: what is being deleted stays so, and its id comes never again.
         let mut change = Transaction {
-            deletes: vec![vdi_key(id), writer_key(id), since_key(id)],
-            delete_prefixes: vec![shards_prefix(id)],
+            deletes: vec![vdi_key(id), writer_key(id), since_key(id), layers_key(id)],
+            delete_prefixes: vec![shards_prefix(id), snapshots_prefix(id)],
             ..Transaction::default()
         };
         put(&mut change, &gone_key(id), &true);

@@ -465,6 +465,18 @@ impl Tree {
             .filter_map(|(layer, node)| Some((*layer, node.snapshot()?))))
     }
 
+    /// Layers that wait for their names, or to be given up: what a writer that died between the halves of a snapshot
+    /// left to the next one.
+    ///
+    /// # Errors
+    /// No such VDI.
+    pub fn sealed(&self, vdi: VdiId) -> Result<impl Iterator<Item = LayerId>> {
+        let nodes = self.layers(vdi)?.nodes.iter();
+        Ok(nodes
+            .filter(|(_, node)| node.kind == Kind::Sealed)
+            .map(|(layer, _)| *layer))
+    }
+
     /// The layer of a snapshot.
     ///
     /// # Errors

@@ -45,6 +45,9 @@ pub struct LayerRecord {
     /// Absent: it is no snapshot's (any more), but others need it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Snapshot>,
+    /// Between the halves of a snapshot: it waits for its name, or to be given up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sealed: bool,
     /// What was merged into it and is not settled; absent: nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub merged: Vec<RunRecord>,
@@ -86,7 +89,7 @@ pub struct Damaged {
 }
 
 impl Tree {
-    /// The records of a VDI. A layer between the halves of a snapshot is written as one without a name.
+    /// The records of a VDI.
     ///
     /// # Errors
     /// No such VDI.
@@ -104,6 +107,7 @@ impl Tree {
             layer: *layer,
             below: node.below,
             snapshot: node.snapshot().cloned(),
+            sealed: node.kind == Kind::Sealed,
             merged: layers.merged(*layer),
         });
         Ok(VdiRecords {
@@ -115,8 +119,8 @@ impl Tree {
         })
     }
 
-    /// A tree of these VDIs, among which must be all parents of clones. What a daemon that died left in the middle is
-    /// finished: layers that nobody needs are merged or dropped, which the caller has to write down and tell.
+    /// A tree of these VDIs, among which must be all parents of clones. Layers that nobody needs (no operation leaves
+    /// such) are merged or dropped, which the caller has to write down and tell.
     ///
     /// # Errors
     /// When the records do not fit together.
@@ -215,7 +219,9 @@ fn read(records: VdiRecords) -> std::result::Result<Layers, String> {
         }
         let is_base = other.layer.0 == 0 && layers.origin.is_some();
         let kind = match other.snapshot {
-            Some(_) if is_base => return Err("layer 0 of a clone is no snapshot's".to_owned()),
+            Some(_) if is_base || other.sealed => {
+                return Err(format!("layer {} is no snapshot's", other.layer));
+            }
             Some(snapshot) => {
                 let name = snapshot.name.clone();
                 if layers.names.insert(name.clone(), other.layer).is_some() {
@@ -224,6 +230,7 @@ fn read(records: VdiRecords) -> std::result::Result<Layers, String> {
                 Kind::Named(snapshot)
             }
             None if is_base => Kind::Base,
+            None if other.sealed => Kind::Sealed,
             None => Kind::Bare,
         };
         layers.read_node(other.layer, other.below, kind, &other.merged)?;

@@ -269,16 +269,19 @@ fn roll_backs_for_ever_stay_within_the_limit_once_settled() {
 }
 
 #[test]
-fn a_snapshot_that_never_got_its_name_is_finished_at_the_next_start() {
+fn a_snapshot_that_never_got_its_name_is_left_to_the_next_writer() {
     let mut tree = web(&["a"]);
     tree.raise(WEB).unwrap();
-    let (again, outcome) = Tree::load([tree.save(WEB).unwrap()]).unwrap();
+    let (mut again, outcome) = Tree::load([tree.save(WEB).unwrap()]).unwrap();
+    assert_eq!((&again, outcome), (&tree, Outcome::default()));
+    assert_eq!(again.sealed(WEB).unwrap().collect::<Vec<_>>(), [LayerId(1)]);
+    assert_eq!(said(&again.give_up(WEB, LayerId(1)).unwrap()), [one("1 to 2", 2)]);
+    // Records that say neither are as after that.
+    let mut records = tree.save(WEB).unwrap();
+    records.layers[1].sealed = false;
+    let (loaded, outcome) = Tree::load([records]).unwrap();
     assert_eq!(said(&outcome), [one("1 to 2", 2)]);
-    assert_eq!(again.head(WEB).unwrap().layer, LayerId(2));
-    assert_eq!(
-        Tree::load([again.save(WEB).unwrap()]),
-        Ok((again, Outcome::default()))
-    );
+    assert_eq!(loaded, again);
 }
 
 #[test]
@@ -329,6 +332,7 @@ fn records_that_cannot_be_are_refused() {
     check("layers 0 to 1 cannot have become one, or be gone", &|r| {
         r.whole.revision = 0;
     });
+    check("layer 2 is no snapshot's", &|r| r.layers[1].sealed = true);
     check("two snapshots are called 'b'", &|r| {
         r.layers[1].snapshot = r.layers[0].snapshot.clone();
     });

@@ -195,6 +195,7 @@ impl World {
         if choice.is_multiple_of(5) {
             let sealed = self.tree.head(vdi).unwrap().layer;
             self.tree.raise(vdi).unwrap();
+            self.check_records();
             if choice.is_multiple_of(2) {
                 let outcome = self.tree.give_up(vdi, sealed).unwrap();
                 return self.tell(outcome);
@@ -273,7 +274,7 @@ impl World {
         }
     }
 
-    /// What was written down is what there is; but no daemon stops between two steps here, so nothing is Sealed.
+    /// What was written down is what there is.
     fn check_records(&self) {
         let saved: Vec<VdiRecords> = self
             .heads
