@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
+use crate::debian::PROCESSORS;
 use crate::network::Network;
 use crate::{PATIENCE, RETRY, rest};
 
@@ -212,10 +213,10 @@ impl Host {
         self.attach_to(vdi, &json!({"target": target}))
     }
 
-    /// The same for a guest in QEMU with one processor.
+    /// The same for the guest in QEMU.
     pub fn attach_vhost(&self, vdi: &str) -> Result<(u16, Value)> {
         let target = format!("vhost-user:{}", self.vhost_door(vdi).display());
-        self.attach_to(vdi, &json!({"target": target, "queues": 1}))
+        self.attach_to(vdi, &json!({"target": target, "queues": PROCESSORS}))
     }
 
     fn attach_to(&self, vdi: &str, body: &Value) -> Result<(u16, Value)> {

@@ -476,11 +476,19 @@ impl World {
                 host.last_words()
             ));
         }
+        // Who does not answer is not asked again: that may take all of our patience.
+        let mut asked: Vec<&Host> = self.hosts.iter().filter(|host| host.is_up()).collect();
         for vdi in self.placed() {
-            let shown = self.hosts.iter().filter(|host| host.is_up()).find_map(|host| {
-                let (_, shown) = host.call("GET", &format!("/v1/vdis/{}", vdi.name), None).ok()?;
-                Some(shown)
-            });
+            let mut shown = None;
+            while let (None, Some(host)) = (&shown, asked.last()) {
+                match host.call("GET", &format!("/v1/vdis/{}", vdi.name), None) {
+                    Ok((_, answer)) => shown = Some(answer),
+                    Err(error) => {
+                        text.push_str(&format!("--- host {} does not answer: {error:#}\n", host.number));
+                        asked.pop();
+                    }
+                }
+            }
             text.push_str(&format!(
                 "--- {}, written at host {}: {shown:?}\n",
                 vdi.name, vdi.writer
