@@ -78,6 +78,9 @@ pub(crate) struct Shard {
     pub(crate) end_submitted: u64,
     /// Birth of the last word on `end` that was not a write of the stream.
     pub(crate) end_birth: u64,
+    /// Birth and seq of the youngest write of the stream that was seen. Not kept: what a checkpoint knows of, no drop
+    /// comes after.
+    pub(crate) tip: (u64, u64),
     pub(crate) record: Vec<u8>,
     pub(crate) record_birth: u64,
     /// Everything older is gone.
@@ -312,6 +315,7 @@ impl Ledger {
                     shard.is_known = true;
                     if entry.advances_end() && entry.birth > shard.end_birth {
                         shard.end = shard.end.max(entry.seq);
+                        shard.tip = shard.tip.max((entry.birth, entry.seq));
                     }
                 }
             }
@@ -351,7 +355,10 @@ impl Ledger {
             shard.record.clear();
         }
         if shard.end_birth < birth {
-            shard.end = 0;
+            // A stream's seqs grow with its births, so the youngest write of the shard's new life makes its end. Those
+            // of its old one may have higher seqs.
+            let (tip, seq) = shard.tip;
+            shard.end = if tip > birth { seq } else { 0 };
             shard.end_birth = birth;
         }
         shard.is_known = shard.record_birth > birth;
@@ -436,6 +443,36 @@ mod tests {
         assert!(set.is_empty());
     }
 
+    /// Cleaning moved the drop of a shard behind what its new life said, and a rebuild finds the move alone.
+    #[test]
+    fn a_drop_that_comes_late_leaves_the_end_of_the_new_life() {
+        let mut ledger = Ledger::new(Geometry {
+            first_block: 256,
+            segment_blocks: 64,
+            segments: 8,
+        });
+        let entry = |kind, seq, birth| Entry {
+            kind,
+            flags: 0,
+            shard: 7,
+            layer: 0,
+            block: 0,
+            count: 1,
+            seq,
+            birth,
+        };
+        let id = ShardId::from_u64(7);
+        for (seq, birth) in [(900, 10), (901, 11), (1, 30), (2, 31)] {
+            ledger.apply_entry(&entry(Kind::Zero, seq, birth), &[], 0);
+        }
+        ledger.apply_entry(&entry(Kind::Drop, 0, 20), &[], 0);
+        assert_eq!(ledger.shards[&id].end, 2);
+        ledger.apply_entry(&entry(Kind::Zero, 3, 32), &[], 0);
+        assert_eq!(ledger.shards[&id].end, 3);
+        ledger.apply_entry(&entry(Kind::Drop, 0, 40), &[], 0);
+        assert_eq!(ledger.shards[&id].end, 0);
+    }
+
     proptest! {
         #[test]
         fn shards_round_trip(
@@ -449,6 +486,7 @@ mod tests {
                 will_be_known: false,
                 drops_coming: 0,
                 end_submitted: 0,
+                tip: (0, 0),
                 is_purging: bits[1],
                 end: numbers[0],
                 end_birth: numbers[1],
