@@ -28,8 +28,8 @@ const FILES: [&str; 6] = [
 ];
 
 /// Two at least, each with a queue. For a single one QEMU's emulation takes an instruction with a lock prefix for a plain one,
-/// and that is what Linux has for a barrier between "here is a request" and "is a kick wanted?": seldom, but for good, a
-/// kick is lost and the disk hangs.
+/// and that is what Linux has for a barrier between "here is a request" and "is a kick wanted?". A kick would then be lost
+/// seldom, but for good: the likely reason of a guest that hung once, its daemon with no request under way. Not proven.
 pub const PROCESSORS: usize = 2;
 
 const MIB: u64 = 1 << 20;

@@ -38,7 +38,8 @@ impl Guest {
     /// Boots `image`'s kernel with the VDI behind `socket` as its only disk; `qemu` is the command to begin with. The
     /// guest's load first looks for what it had completed up to `round` in an earlier life.
     pub fn start(mut qemu: Command, image: &Image, socket: &Path, home: &Path, round: u32) -> Result<Guest> {
-        qemu.args(["-M", "q35,accel=tcg", "-cpu", "max", "-smp", "1", "-m", "512"])
+        // Two processors: with one, QEMU's emulation takes an instruction with a lock prefix, Linux's barrier, for a plain one.
+        qemu.args(["-M", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", "512"])
             .args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"])
             .args(["-object", "memory-backend-memfd,id=mem,size=512M,share=on"])
             .args(["-numa", "node,memdev=mem"])
@@ -56,7 +57,7 @@ impl Guest {
                 socket.display(),
                 reconnect_option()?
             ))
-            .args(["-device", "vhost-user-blk-pci,chardev=weft"])
+            .args(["-device", "vhost-user-blk-pci,chardev=weft,num-queues=1"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(home.join("qemu.log"))?);
