@@ -26,7 +26,7 @@ pub enum DiskCommand {
         after_help = "Examples:\n  weft disk replace 3f2a /dev/sdd\n  weft disk replace /dev/sdb /dev/sdd"
     )]
     Replace {
-        /// The disk that leaves: its id, the beginning of it, or its path
+        /// The disk that leaves: its id, the beginning of it (4 characters or more), or its path
         disk: String,
         #[command(flatten)]
         with: NewDisk,
@@ -34,7 +34,7 @@ pub enum DiskCommand {
     /// Move a disk's replicas to the other disks and let it go
     #[command(after_help = "Examples:\n  weft disk remove /dev/sdb\n  weft disk remove 3f2a --force --yes")]
     Remove {
-        /// Its id, the beginning of it, or its path
+        /// Its id, the beginning of it (4 characters or more), or its path
         disk: String,
         /// Let it go at once although replicas are on it
         #[arg(long)]
@@ -49,7 +49,7 @@ pub enum DiskCommand {
         weft disk leftovers 3f2a --drop --yes"
     )]
     Leftovers {
-        /// Its id, the beginning of it, or its path
+        /// Its id, the beginning of it (4 characters or more), or its path
         disk: String,
         /// Drop them; says what is lost and asks first
         #[arg(long)]
@@ -272,17 +272,23 @@ async fn find(client: &Client, given: &str) -> Outcome<DiskInfo> {
     pick(disks, given)
 }
 
+/// A shorter beginning names a disk by chance: `weft disk remove 0` is more likely a mistake.
+const ID_BEGINNING_MIN: usize = 4;
+
+/// Whether `given` is an id, or enough of its beginning to be meant.
+pub fn begins(id: &str, given: &str) -> bool {
+    given.len() >= ID_BEGINNING_MIN && id.starts_with(&given.to_ascii_lowercase())
+}
+
 /// An id, the beginning of exactly one, or a path, relative to where the caller is.
 fn pick(disks: Vec<DiskInfo>, given: &str) -> Outcome<DiskInfo> {
     // The daemon keeps paths with their links resolved; a disk that has gone cannot be resolved any more.
     let absolute = std::fs::canonicalize(given)
         .or_else(|_| std::path::absolute(given))
         .unwrap_or_else(|_| given.into());
-    let begins =
-        |d: &DiskInfo| !given.is_empty() && d.id.to_string().starts_with(&given.to_ascii_lowercase());
     let matches: Vec<DiskInfo> = disks
         .into_iter()
-        .filter(|d| std::path::Path::new(&d.path) == absolute || begins(d))
+        .filter(|d| std::path::Path::new(&d.path) == absolute || begins(&d.id.to_string(), given))
         .collect();
     let count = matches.len();
     let mut matches = matches.into_iter();
@@ -294,7 +300,9 @@ fn pick(disks: Vec<DiskInfo>, given: &str) -> Outcome<DiskInfo> {
         )),
         (None, _) => Err(Failure::not_found(
             format!("there is no disk '{given}' in the pool"),
-            "`weft disk list` shows ids and paths",
+            format!(
+                "`weft disk list` shows paths, and ids, of which {ID_BEGINNING_MIN} characters are enough"
+            ),
         )),
     }
 }
@@ -370,13 +378,19 @@ mod tests {
 
     #[test]
     fn a_disk_is_named_by_id_its_beginning_or_its_path() {
-        let disks = || vec![disk(0xab << 120, "/dev/sdb"), disk(0xac << 120, "/srv/a.img")];
+        let disks = || {
+            vec![
+                disk(0xabcdab << 104, "/dev/sdb"),
+                disk(0xabcdac << 104, "/srv/a.img"),
+            ]
+        };
         for (given, wanted) in [
-            ("ab", Ok("/dev/sdb")),
-            ("AC0", Ok("/srv/a.img")),
-            ("ab000000-0000-0000-0000-000000000000", Ok("/dev/sdb")),
+            ("abcdab", Ok("/dev/sdb")),
+            ("ABCDAC0", Ok("/srv/a.img")),
+            ("abcdab00-0000-0000-0000-000000000000", Ok("/dev/sdb")),
             ("/srv/a.img", Ok("/srv/a.img")),
-            ("a", Err(Exit::Usage)),
+            ("abcd", Err(Exit::Usage)),
+            ("abc", Err(Exit::NotFound)),
             ("b", Err(Exit::NotFound)),
             ("/dev/sdc", Err(Exit::NotFound)),
             ("", Err(Exit::NotFound)),

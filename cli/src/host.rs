@@ -16,19 +16,19 @@ pub enum HostCommand {
     /// Show one host
     #[command(after_help = "Example:\n  weft host show host1")]
     Show {
-        /// Its name, or the beginning of its id
+        /// Its name, or the beginning of its id (4 characters or more)
         host: String,
     },
     /// Move everything off a host's disks and let the disks go; the host stays
     #[command(after_help = "Example:\n  weft host drain host3")]
     Drain {
-        /// Its name, or the beginning of its id
+        /// Its name, or the beginning of its id (4 characters or more)
         host: String,
     },
     /// Forget a host that is gone for good; its replicas are made anew on the other hosts
     #[command(after_help = "Examples:\n  weft host remove host3\n  weft host remove host3 --force --yes")]
     Remove {
-        /// Its name, or the beginning of its id
+        /// Its name, or the beginning of its id (4 characters or more)
         host: String,
         /// Although a disk of it has the only good copy of something, which is lost then
         #[arg(long)]
@@ -104,7 +104,7 @@ fn find(hosts: &[HostInfo], wanted: &str) -> Outcome<usize> {
     if let Some(index) = hosts.iter().position(is_named) {
         return Ok(index);
     }
-    let begins = |host: &HostInfo| !wanted.is_empty() && host.id.to_string().starts_with(wanted);
+    let begins = |host: &HostInfo| crate::disk::begins(&host.id.to_string(), wanted);
     let found: Vec<usize> = (0..hosts.len()).filter(|index| begins(&hosts[*index])).collect();
     match found[..] {
         [index] => Ok(index),
