@@ -118,8 +118,8 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a read does not check its blocks",
         file: "store/src/read.rs",
-        find: "types::bind(key, types::crc32c(bytes)).0 != sum",
-        put: "types::bind(key, types::crc32c(bytes)).0 != sum && seq == u64::MAX",
+        find: "types::bind(key, types::crc32c(bytes)).0 != check.sum",
+        put: "types::bind(key, types::crc32c(bytes)).0 != check.sum && check.seq == u64::MAX",
         nets: &[STORE],
     },
     Mutant {
@@ -220,8 +220,8 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a repair beats the running stream",
         file: "store/src/append.rs",
-        find: "if present.state != State::Absent && present.seq >= live_from.0 {",
-        put: "if present.state != State::Absent && live_from.0 == 0 {",
+        find: "true => present.seq >= live_from.0,",
+        put: "true => live_from.0 == 0,",
         nets: &[Net::Tests(
             "weft-store",
             "--test behaviour",
