@@ -23,7 +23,7 @@ fn host_with(endpoints: &[String], name: &str, more: &str, of_cluster: &str) -> 
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("bound");
     drop(listener);
-    let config = tempfile::NamedTempFile::new().expect("a file");
+    let config = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a file");
     let (_, path) = config.keep().expect("kept until the daemon's folder goes");
     let etcd: Vec<String> = endpoints.iter().map(|url| format!("'{url}'")).collect();
     let text = format!(

@@ -39,7 +39,7 @@ fn settings(servers: &Servers, name: &str, address: &str, more: &str, last: &str
 
 fn start(servers: &Servers, name: &str, more: &str, last: &str) -> Host {
     let address = free_address();
-    let config = tempfile::NamedTempFile::new().expect("a file");
+    let config = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a file");
     let (_, config) = config.keep().expect("kept for later lives");
     std::fs::write(&config, settings(servers, name, &address, more, last)).expect("write");
     let daemon = Daemon::start(&["--config", config.to_str().expect("UTF-8")]);

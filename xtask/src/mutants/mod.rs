@@ -204,6 +204,8 @@ impl Scratch {
             .env("CARGO_TARGET_DIR", &self.target)
             // Nobody looks at where it panicked, and it is built a hundred times.
             .env("CARGO_PROFILE_DEV_DEBUG", "0")
+            // Each mutant touches one crate: also where CI keeps no incremental state, it pays here.
+            .env("CARGO_INCREMENTAL", "1")
             .env_remove("CARGO_MANIFEST_DIR")
             .stdin(Stdio::null());
         command
