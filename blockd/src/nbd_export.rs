@@ -93,6 +93,7 @@ impl Export for VdiExport {
             .ask(Op::Read {
                 offset,
                 length: u64::from(length),
+                of: None,
             })
             .await?
         {
@@ -143,6 +144,7 @@ impl Export for VdiExport {
             .ask(Op::Extents {
                 offset,
                 length: u64::from(length),
+                of: None,
             })
             .await?
         {

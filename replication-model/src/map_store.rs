@@ -11,13 +11,14 @@ use store::{
     BlockState, BlockVersion, Effect, Event, Origin, ReadPart, Reply, Request, ShardSummary, StoreError,
     StoreStats,
 };
-use types::{BlockSum, Instant, LEAF_BLOCKS, LayerId, LeafNo, Seq, ShardId, SumKey};
+use types::{BlockSum, Instant, LEAF_BLOCKS, LayerId, LeafNo, Lineage, Seq, ShardId, SumKey};
 
 use crate::value::Value;
 
 #[derive(Clone, Debug, Default, Hash)]
 struct Shard {
-    blocks: BTreeMap<u32, Block>,
+    /// By layer and number.
+    blocks: BTreeMap<(LayerId, u32), Block>,
     end: Seq,
     record: Vec<u8>,
 }
@@ -80,13 +81,13 @@ impl MapStore {
         }
     }
 
-    /// Content by block, the zeros left out; `None` where it does not match its sum.
+    /// What each layer holds by block: a value, or zeros (`Some(None)`); `None` where it does not match its sum.
     #[must_use]
-    pub fn content(&self, shard: ShardId) -> BTreeMap<u32, Option<Value>> {
+    pub fn content(&self, shard: ShardId) -> BTreeMap<(LayerId, u32), Option<Option<Value>>> {
         let blocks = self.shards.get(&shard).map(|held| &held.blocks);
-        let blocks = blocks.into_iter().flatten().filter_map(|(no, block)| {
-            let value = block.value?;
-            Some((*no, is_good(shard, *no, block).then_some(value)))
+        let blocks = blocks.into_iter().flatten().map(|(place, block)| {
+            let is_good = block.value.is_none() || is_good(shard, *place, block);
+            (*place, is_good.then_some(block.value))
         });
         blocks.collect()
     }
@@ -94,26 +95,28 @@ impl MapStore {
     fn answer(&mut self, request: Request<Value>) -> Result<Reply<Value>, StoreError> {
         match request {
             Request::Read {
-                shard, block, count, ..
-            } => self.read(shard, block.0, count),
+                shard,
+                lineage,
+                block,
+                count,
+            } => self.read(shard, &lineage, block.0, count),
             Request::ChangedLeaves {
                 shard,
                 newer_than,
                 from,
-                ..
             } => {
-                let mut leaves: Vec<LeafNo> = self
+                let mut leaves: Vec<(LayerId, LeafNo)> = self
                     .held(shard)?
                     .blocks
                     .iter()
                     .filter(|(_, block)| block.version.seq > newer_than)
-                    .map(|(no, _)| LeafNo(no / LEAF_BLOCKS))
+                    .map(|((layer, no), _)| (*layer, LeafNo(no / LEAF_BLOCKS)))
                     .filter(|leaf| *leaf >= from)
                     .collect();
                 leaves.dedup();
                 Ok(Reply::Leaves(leaves))
             }
-            Request::LeafVersions { shard, leaf, .. } => {
+            Request::LeafVersions { shard, lineage, leaf } => {
                 let held = self.held(shard)?;
                 let absent = BlockVersion {
                     seq: Seq(0),
@@ -121,8 +124,11 @@ impl MapStore {
                 };
                 let mut versions = vec![absent; LEAF_BLOCKS as usize];
                 let first = leaf.first_block().0;
-                for (no, block) in held.blocks.range(first..first + LEAF_BLOCKS) {
-                    versions[(no - first) as usize] = block.version;
+                for layer in layers_of(&lineage) {
+                    let (from, end) = ((layer, first), (layer, first + LEAF_BLOCKS));
+                    for ((_, no), block) in held.blocks.range(from..end) {
+                        versions[(no - first) as usize] = block.version;
+                    }
                 }
                 Ok(Reply::Versions(versions))
             }
@@ -149,19 +155,30 @@ impl MapStore {
         self.shards.get(&shard).ok_or(StoreError::NoShard(shard))
     }
 
-    fn read(&self, shard: ShardId, first: u32, count: u32) -> Result<Reply<Value>, StoreError> {
+    fn read(
+        &self,
+        shard: ShardId,
+        lineage: &Lineage,
+        first: u32,
+        count: u32,
+    ) -> Result<Reply<Value>, StoreError> {
         let held = self.held(shard)?;
-        let part = |no: u32| match held.blocks.get(&no) {
-            Some(
+        let find = |no: u32| {
+            let said = |layer| held.blocks.get(&(layer, no)).map(|block| (layer, block));
+            layers_of(lineage).filter_map(said).last()
+        };
+        let part = |no: u32| match find(no) {
+            Some((
+                layer,
                 block @ Block {
                     value: Some(value), ..
                 },
-            ) => {
-                if is_good(shard, no, block) {
+            )) => {
+                if is_good(shard, (layer, no), block) {
                     Ok(ReadPart::Data(*value))
                 } else {
                     let block = types::BlockNo(no);
-                    Err(StoreError::Corrupt { shard, block })
+                    Err(StoreError::Corrupt { shard, layer, block })
                 }
             }
             _ => Ok(ReadPart::Zeros(1)),
@@ -171,68 +188,75 @@ impl MapStore {
     }
 }
 
-fn sum(shard: ShardId, no: u32, seq: Seq, crc: u32) -> BlockSum {
+/// Every layer of a lineage, the oldest first.
+fn layers_of(lineage: &Lineage) -> impl Iterator<Item = LayerId> {
+    let steps = lineage.steps().iter().rev();
+    steps.flat_map(|step| (step.lowest.0..=step.highest.0).map(LayerId))
+}
+
+fn sum(shard: ShardId, (layer, no): (LayerId, u32), seq: Seq, crc: u32) -> BlockSum {
     let key = SumKey {
         shard,
-        layer: LayerId(0),
+        layer,
         block: types::BlockNo(no),
         seq,
     };
     types::bind(key, crc)
 }
 
-fn is_good(shard: ShardId, no: u32, block: &Block) -> bool {
+fn is_good(shard: ShardId, place: (LayerId, u32), block: &Block) -> bool {
     let crc = block.value.expect("asked of data").crc();
-    block.version.state == BlockState::Data(sum(shard, no, block.version.seq, crc))
+    block.version.state == BlockState::Data(sum(shard, place, block.version.seq, crc))
 }
 
 fn apply(shards: &mut Shards, request: &Request<Value>) {
     match request {
         Request::Write {
             shard,
+            layer,
             block,
             seq,
             data,
             crcs,
             origin,
-            ..
         } => {
             assert_eq!(crcs.len(), 1, "a value is one block");
             let held = shards.get_mut(shard).expect("a shard is made by its record");
-            let state = BlockState::Data(sum(*shard, block.0, *seq, crcs[0]));
+            let state = BlockState::Data(sum(*shard, (*layer, block.0), *seq, crcs[0]));
             let version = BlockVersion { seq: *seq, state };
             let value = Some(*data);
-            put(held, block.0, Block { version, value }, *origin);
+            put(held, (*layer, block.0), Block { version, value }, *origin);
             advance(held, *seq, *origin);
         }
         Request::Clear {
             shard,
+            layer,
             block,
             count,
             seq,
             kind,
             origin,
-            ..
         } => {
             let held = shards.get_mut(shard).expect("a shard is made by its record");
             let state = BlockState::Clear(*kind);
             let version = BlockVersion { seq: *seq, state };
             for no in block.0..block.0 + count {
-                put(held, no, Block { version, value: None }, *origin);
+                put(held, (*layer, no), Block { version, value: None }, *origin);
             }
             advance(held, *seq, *origin);
         }
         Request::Void {
             shard,
+            layer,
             block,
             count,
             live_from,
-            ..
         } => {
             let held = shards.get_mut(shard).expect("a shard is made by its record");
             let voided = block.0..block.0 + count;
-            held.blocks
-                .retain(|no, block| !voided.contains(no) || block.version.seq >= *live_from);
+            held.blocks.retain(|(of, no), block| {
+                of != layer || !voided.contains(no) || block.version.seq >= *live_from
+            });
         }
         Request::PutRecord { shard, record } => shards.entry(*shard).or_default().record.clone_from(record),
         Request::SetEnd { shard, end } => {
@@ -248,16 +272,16 @@ fn apply(shards: &mut Shards, request: &Request<Value>) {
     }
 }
 
-fn put(held: &mut Shard, no: u32, new: Block, origin: Origin) {
+fn put(held: &mut Shard, place: (LayerId, u32), new: Block, origin: Origin) {
     let is_kept = match origin {
         Origin::Live => false,
         Origin::Repair { live_from } => {
-            let present = held.blocks.get(&no).map(|block| block.version.seq);
+            let present = held.blocks.get(&place).map(|block| block.version.seq);
             present.is_some_and(|seq| seq >= live_from)
         }
     };
     if !is_kept {
-        held.blocks.insert(no, new);
+        held.blocks.insert(place, new);
     }
 }
 

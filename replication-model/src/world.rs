@@ -17,7 +17,9 @@ use replication::{
     WriterPhase,
 };
 use store::ReadPart;
-use types::{BlockNo, DiskId, Incarnation, Instant, LayerId, RequestId, ShardId, ShardNo, Token, VdiId};
+use types::{
+    BlockNo, DiskId, Incarnation, Instant, LayerId, Lineage, RequestId, ShardId, ShardNo, Token, VdiId,
+};
 
 use crate::map_store::MapStore;
 use crate::oracle::{Floors, Oracle, VALUES_PER_LIFE};
@@ -257,7 +259,8 @@ impl State {
         let up: Vec<DiskId> = (0..self.disks.len()).filter(is_reached).map(id_of).collect();
         let sharing = self.control.sharing;
         let incarnation = incarnation_of(life);
-        let writer = Writer::new(record, SHARD_BLOCKS, LayerId(0), incarnation, &up, sharing);
+        let head = Lineage::of_layer(record.shard.vdi, LayerId(0));
+        let writer = Writer::new(record, SHARD_BLOCKS, head, incarnation, &up, sharing);
         self.lives.push(Sealed::new(Life {
             writer: Some(Box::new(writer)),
             asked: 0,
@@ -424,6 +427,7 @@ impl State {
                 let op = ShardOp::Read {
                     block: BlockNo(block),
                     count: 1,
+                    of: None,
                 };
                 (Pending::Read(block, self.oracle.floors(usize::MAX)), op)
             }
@@ -650,6 +654,7 @@ impl State {
         let op = ShardOp::Read {
             block: BlockNo(block),
             count: 1,
+            of: None,
         };
         self.tell(life, WriterEvent::Request(RequestId(no as u64), op));
     }

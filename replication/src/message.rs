@@ -4,7 +4,7 @@
 //! ends are told and the writer fences anew. A replica therefore always holds a prefix of the stream.
 
 use store::{BlockVersion, ClearKind, ReadParts, StoreError};
-use types::{BlockCrcs, BlockNo, DiskId, LayerId, LeafNo, RequestId, Seq, ShardId, Token};
+use types::{BlockCrcs, BlockNo, DiskId, LayerId, LeafNo, Lineage, RequestId, Seq, ShardId, Token};
 
 /// From the writer of a shard to one of its replicas.
 #[derive(Clone, Debug, Hash)]
@@ -58,8 +58,8 @@ pub enum ReplicaRequest<B> {
     Flush,
     /// Read verified content, at most 256 blocks.
     Read {
-        /// Which layer.
-        layer: LayerId,
+        /// What the reader sees; its newest layer is of the shard's VDI. See [`store::Request::Read`].
+        lineage: Lineage,
         /// First block.
         block: BlockNo,
         /// How many.
@@ -78,6 +78,18 @@ pub enum ReplicaRequest<B> {
         /// Do not touch a block whose present seq is this or later.
         live_from: Seq,
     },
+    /// The layer holds nothing of these blocks on another replica: what the layers below it hold is to show again. See
+    /// [`store::Request::Void`].
+    Void {
+        /// Which layer.
+        layer: LayerId,
+        /// First block.
+        block: BlockNo,
+        /// How many, at least one.
+        count: u32,
+        /// Do not touch a block whose present seq is this or later.
+        live_from: Seq,
+    },
     /// After catching up: everything up to `end` is here, durably; the shard's end becomes `end`. From here on
     /// the stream goes on at seqs above it.
     SetEnd {
@@ -89,19 +101,17 @@ pub enum ReplicaRequest<B> {
         /// The last seq up to which this replica's content is known to be right.
         since: Seq,
     },
-    /// Which leaves hold something newer than `newer_than`? See [`store::Request::ChangedLeaves`].
+    /// Which leaves, of all layers, hold something newer than `newer_than`? See [`store::Request::ChangedLeaves`].
     ChangedLeaves {
-        /// Which layer.
-        layer: LayerId,
         /// Only above this.
         newer_than: Seq,
-        /// From this leaf on.
-        from: LeafNo,
+        /// From this layer on, and of it from this leaf on.
+        from: (LayerId, LeafNo),
     },
-    /// The versions of a leaf's blocks.
+    /// The versions of a leaf's blocks. See [`store::Request::LeafVersions`].
     LeafVersions {
-        /// Which layer.
-        layer: LayerId,
+        /// As for a read. A single layer tells what that layer itself says, as comparing replicas wants it.
+        lineage: Lineage,
         /// Which leaf.
         leaf: LeafNo,
     },
@@ -150,7 +160,7 @@ pub enum ReplicaReply<B> {
     /// Content; the parts add up to the blocks asked for.
     Read(ReadParts<B>),
     /// See [`store::Reply::Leaves`].
-    Leaves(Vec<LeafNo>),
+    Leaves(Vec<(LayerId, LeafNo)>),
     /// See [`store::Reply::Versions`].
     Versions(Vec<BlockVersion>),
 }

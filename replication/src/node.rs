@@ -19,7 +19,7 @@ use store::{
     Effect as StoreEffect, Event as StoreEvent, IndexRequest, IndexResponse, Origin, Reply, Request,
     ShardSummary, StoreError, StoreStats,
 };
-use types::{DiskId, InFlight, Instant, Lineage, Payload, RequestId, Seq, ShardId, Token};
+use types::{DiskId, InFlight, Instant, Payload, RequestId, Seq, ShardId, Token};
 
 use crate::ShardRecord;
 use crate::message::{FromReplica, Refusal, RepairContent, ReplicaReply, ReplicaRequest, ToReplica};
@@ -443,6 +443,21 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
                 };
                 (request, PendingKind::Change)
             }
+            ReplicaRequest::Void {
+                layer,
+                block,
+                count,
+                live_from,
+            } => (
+                Request::Void {
+                    shard,
+                    layer,
+                    block,
+                    count,
+                    live_from,
+                },
+                PendingKind::Change,
+            ),
             ReplicaRequest::SetEnd { end } => {
                 let promise = self.known(shard);
                 promise.end = end;
@@ -456,30 +471,32 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
                 (promise.put(shard), PendingKind::Change)
             }
             ReplicaRequest::Flush => (Request::Flush { shard }, PendingKind::Plain),
-            ReplicaRequest::Read { layer, block, count } => (
-                Request::Read {
+            ReplicaRequest::Read {
+                lineage,
+                block,
+                count,
+            } => {
+                assert_eq!(lineage.newest().0, shard.vdi, "a lineage of another VDI");
+                let read = Request::Read {
                     shard,
-                    lineage: Lineage::of_layer(shard.vdi, layer),
+                    lineage,
                     block,
                     count,
-                },
-                PendingKind::Plain,
-            ),
-            ReplicaRequest::ChangedLeaves {
-                layer,
-                newer_than,
-                from,
-            } => (
+                };
+                (read, PendingKind::Plain)
+            }
+            ReplicaRequest::ChangedLeaves { newer_than, from } => (
                 Request::ChangedLeaves {
                     shard,
-                    layer,
                     newer_than,
                     from,
                 },
                 PendingKind::Plain,
             ),
-            ReplicaRequest::LeafVersions { layer, leaf } => {
-                (Request::LeafVersions { shard, layer, leaf }, PendingKind::Plain)
+            ReplicaRequest::LeafVersions { lineage, leaf } => {
+                assert_eq!(lineage.newest().0, shard.vdi, "a lineage of another VDI");
+                let versions = Request::LeafVersions { shard, lineage, leaf };
+                (versions, PendingKind::Plain)
             }
             ReplicaRequest::Drop => (Request::DropShard { shard }, PendingKind::Drop),
         }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use smallvec::smallvec;
 use store::ReadPart;
 use types::{
-    BlockNo, DiskId, HeapBlock, Incarnation, Instant, LayerId, RequestId, Seq, ShardId, ShardNo, Token, VdiId,
+    BlockNo, DiskId, HeapBlock, Incarnation, Instant, LayerId, Lineage, RequestId, Seq, ShardId, ShardNo,
+    Token, VdiId,
 };
 use weft_replication::{
     FromReplica, LEASE, ReplicaReply, ReplicaRequest, ShardOp, ShardRecord, Sharing, TAKE_OVER_WAIT,
@@ -38,7 +39,14 @@ impl Bench {
             since: Incarnation(since),
         };
         let mut bench = Bench {
-            writer: Writer::new(record, 1024, LayerId(1), OURS, &disks, sharing),
+            writer: Writer::new(
+                record,
+                1024,
+                Lineage::of_layer(SHARD.vdi, LayerId(1)),
+                OURS,
+                &disks,
+                sharing,
+            ),
             now: Instant(5_000_000_000),
             asked: Vec::new(),
             answered: 0,
@@ -120,10 +128,10 @@ impl Bench {
     /// Of the first leaf, so that the first disk is asked.
     fn read(&mut self) {
         self.next += 1;
-        let (block, count) = (BlockNo(0), 1);
+        let (block, count, of) = (BlockNo(0), 1, None);
         self.step(WriterEvent::Request(
             RequestId(self.next),
-            ShardOp::Read { block, count },
+            ShardOp::Read { block, count, of },
         ));
     }
 

@@ -1,8 +1,9 @@
-//! A shard of the largest size with something in every leaf: what is asked for ends where the shard does.
+//! A shard of the largest size with something in every leaf of two layers, and between them layers that hold nothing: what is asked for ends where the shard does.
 
+use store::LISTED_MAX;
 use types::{
-    DiskId, HeapBlock, Incarnation, Instant, LEAF_BLOCKS, LayerId, LeafNo, RequestId, SHARD_BLOCKS_MAX, Seq,
-    ShardId, ShardNo, Token, VdiId,
+    DiskId, HeapBlock, Incarnation, Instant, LEAF_BLOCKS, LayerId, LeafNo, Lineage, LineageStep, RequestId,
+    SHARD_BLOCKS_MAX, Seq, ShardId, ShardNo, Token, VdiId,
 };
 use weft_replication::{
     FromReplica, ReplicaReply, ReplicaRequest, ShardRecord, Sharing, Writer, WriterEffect, WriterEvent,
@@ -13,12 +14,13 @@ const SHARD: ShardId = ShardId {
     no: ShardNo(0),
 };
 const LEAVES: u32 = SHARD_BLOCKS_MAX / LEAF_BLOCKS;
+const HEAD: LayerId = LayerId(10_000);
 
 struct Bench {
     writer: Writer<HeapBlock>,
     asked: Vec<(DiskId, Token, RequestId, ReplicaRequest<HeapBlock>)>,
     /// First leaf of each listing asked for.
-    listings: Vec<u32>,
+    listings: Vec<(LayerId, LeafNo)>,
 }
 
 impl Bench {
@@ -26,11 +28,16 @@ impl Bench {
     fn new(ends: [u64; 2]) -> Bench {
         let mut record = ShardRecord::new(SHARD, vec![DiskId(1), DiskId(2)]);
         record.was_written = true;
+        let every_layer = LineageStep {
+            vdi: SHARD.vdi,
+            lowest: LayerId(0),
+            highest: HEAD,
+        };
         let mut bench = Bench {
             writer: Writer::new(
                 record,
                 SHARD_BLOCKS_MAX,
-                LayerId(1),
+                Lineage::new(&[every_layer]).expect("a range"),
                 Incarnation(7),
                 &[DiskId(1), DiskId(2)],
                 Sharing::Alone,
@@ -79,9 +86,8 @@ impl Bench {
             let (disk, token, id, request) = self.asked.remove(at);
             let reply = match request {
                 ReplicaRequest::ChangedLeaves { from, .. } => {
-                    self.listings.push(from.0);
-                    let page = from.0..(from.0 + 1024).min(LEAVES);
-                    ReplicaReply::Leaves(page.map(LeafNo).collect())
+                    self.listings.push(from);
+                    ReplicaReply::Leaves(leaves().filter(|leaf| *leaf >= from).take(LISTED_MAX).collect())
                 }
                 _ => ReplicaReply::Done,
             };
@@ -90,9 +96,18 @@ impl Bench {
     }
 
     fn expect_listings(&self, count: usize) {
-        let pages: Vec<u32> = (0..LEAVES).step_by(1024).collect();
+        let first: Vec<u32> = (0..LEAVES).step_by(LISTED_MAX).collect();
+        let pages = |layer: LayerId| first.iter().map(move |leaf| (layer, LeafNo(*leaf)));
+        let mut pages: Vec<_> = pages(LayerId(0)).chain(pages(HEAD)).collect();
+        // Where the head's first page begins is not known before it is there.
+        pages[first.len()].0 = LayerId(1);
         assert_eq!(self.listings, pages.repeat(count));
     }
+}
+
+fn leaves() -> impl Iterator<Item = (LayerId, LeafNo)> {
+    let of = |layer| (0..LEAVES).map(move |leaf| (layer, LeafNo(leaf)));
+    of(LayerId(0)).chain(of(HEAD))
 }
 
 fn is_of_a_leaf(request: &ReplicaRequest<HeapBlock>) -> bool {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use types::{
-    DiskId, HeapBlock, Incarnation, Instant, LayerId, RequestId, Seq, ShardId, ShardNo, Token, VdiId,
+    DiskId, HeapBlock, Incarnation, Instant, LayerId, Lineage, RequestId, Seq, ShardId, ShardNo, Token, VdiId,
 };
 use weft_replication::{
     FromReplica, ReplicaReply, ReplicaRequest, ShardRecord, Sharing, Writer, WriterEffect, WriterEvent,
@@ -28,7 +28,14 @@ impl Bench {
         record.was_written = true;
         let up: Vec<DiskId> = up.iter().copied().map(DiskId).collect();
         let mut bench = Bench {
-            writer: Writer::new(record, 256, LayerId(1), Incarnation(7), &up, Sharing::Alone),
+            writer: Writer::new(
+                record,
+                256,
+                Lineage::of_layer(SHARD.vdi, LayerId(1)),
+                Incarnation(7),
+                &up,
+                Sharing::Alone,
+            ),
             now: Instant::default(),
             asked: Vec::new(),
         };

@@ -1,7 +1,7 @@
 //! Two writers ask the control store for the same change: only the one who made it goes on.
 
 use types::{
-    DiskId, HeapBlock, Incarnation, Instant, LayerId, RequestId, Seq, ShardId, ShardNo, Token, VdiId,
+    DiskId, HeapBlock, Incarnation, Instant, LayerId, Lineage, RequestId, Seq, ShardId, ShardNo, Token, VdiId,
 };
 use weft_replication::{
     FromReplica, ReplicaReply, ReplicaRequest, ShardRecord, Sharing, ToReplica, Writer, WriterEffect,
@@ -19,7 +19,7 @@ fn asks_for_a_change(incarnation: u64) -> (Writer<HeapBlock>, ShardRecord) {
     let mut writer = Writer::new(
         record,
         256,
-        LayerId(0),
+        Lineage::of_layer(SHARD.vdi, LayerId(0)),
         Incarnation(incarnation),
         &[DiskId(1)],
         Sharing::Alone,

@@ -6,7 +6,8 @@ use edge::DiskError;
 use smallvec::smallvec;
 use store::{ReadPart, StoreError};
 use types::{
-    BlockNo, DiskId, HeapBlock, Incarnation, Instant, LayerId, RequestId, Seq, ShardId, ShardNo, Token, VdiId,
+    BlockNo, DiskId, HeapBlock, Incarnation, Instant, LayerId, Lineage, RequestId, Seq, ShardId, ShardNo,
+    Token, VdiId,
 };
 use weft_replication::{
     FromReplica, Refusal, ReplicaReply, ReplicaRequest, ShardError, ShardOp, ShardRecord, Sharing, Writer,
@@ -41,7 +42,14 @@ impl Bench {
         record.was_written = true;
         let up: Vec<DiskId> = (1..=disks).map(DiskId).collect();
         let mut bench = Bench {
-            writer: Writer::new(record, 1024, LayerId(1), Incarnation(7), &up, Sharing::Alone),
+            writer: Writer::new(
+                record,
+                1024,
+                Lineage::of_layer(SHARD.vdi, LayerId(1)),
+                Incarnation(7),
+                &up,
+                Sharing::Alone,
+            ),
             now: Instant::default(),
             asked: Vec::new(),
             replies: Vec::new(),
@@ -116,6 +124,7 @@ impl Bench {
         let op = ShardOp::Read {
             block: BlockNo(block),
             count: 1,
+            of: None,
         };
         self.step(WriterEvent::Request(GUEST, op));
     }
@@ -131,7 +140,11 @@ impl Bench {
         let ReplicaRequest::Read { block, .. } = request else {
             panic!("not a read: {request:?}");
         };
-        let corrupt = StoreError::Corrupt { shard: SHARD, block };
+        let corrupt = StoreError::Corrupt {
+            shard: SHARD,
+            layer: LayerId(1),
+            block,
+        };
         self.answer(disk, token, id, Err(Refusal::Store(corrupt)));
     }
 

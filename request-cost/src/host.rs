@@ -9,7 +9,9 @@ use edge::uring::{Buf, Pool, PoolConfig};
 use edge::{Completion, DiskOp, IoId};
 use replication::{DiskNode, FromReplica, NodeEffect, NodeEvent, ShardRecord, ToReplica};
 use store::{FormatParams, IndexRequest, IndexResponse, Store, StoreSettings};
-use types::{BLOCK_BYTES, DiskId, Incarnation, Instant, LayerId, PoolId, RequestId, ShardId, ShardNo, VdiId};
+use types::{
+    BLOCK_BYTES, DiskId, Incarnation, Instant, LayerId, Lineage, PoolId, RequestId, ShardId, ShardNo, VdiId,
+};
 use vdi::{Effect, Event, Op, Outcome, Vdi, VdiSpec};
 
 use crate::memory::{MemoryDisk, MemoryIndex};
@@ -68,7 +70,7 @@ impl Host {
             bytes: VDI_BLOCKS * BLOCK_BYTES,
             sector_bytes: 512,
             shard_bytes: VDI_BLOCKS * BLOCK_BYTES,
-            head: LayerId(1),
+            lineage: Lineage::of_layer(VdiId(1), LayerId(1)),
             sharing: replication::Sharing::Alone,
         };
         let record = ShardRecord::new(shard, ids.clone());
@@ -104,7 +106,8 @@ impl Host {
                 self.write(block, self.contents[choice as usize].clone());
             } else {
                 let (offset, length) = (block * BLOCK_BYTES, BLOCK_BYTES);
-                self.request(Op::Read { offset, length });
+                let of = None;
+                self.request(Op::Read { offset, length, of });
             }
             if (request + 1) % depth == 0 {
                 self.turn();

@@ -153,7 +153,11 @@ impl Guest {
             0..=39 => self.write(),
             40..=69 => {
                 let (offset, length) = self.range(512 << 10);
-                Op::Read { offset, length }
+                Op::Read {
+                    offset,
+                    length,
+                    of: None,
+                }
             }
             70..=79 => Op::Flush,
             80..=86 => {
@@ -167,7 +171,11 @@ impl Guest {
             }
             _ => {
                 let (offset, length) = self.range(self.bytes);
-                Op::Extents { offset, length }
+                Op::Extents {
+                    offset,
+                    length,
+                    of: None,
+                }
             }
         };
         self.register(op)
@@ -175,7 +183,8 @@ impl Guest {
 
     /// A read of a given range, checked like any other.
     pub fn ask_read(&mut self, offset: u64, length: u64) -> (RequestId, Op<HeapBlock>) {
-        self.register(Op::Read { offset, length })
+        let of = None;
+        self.register(Op::Read { offset, length, of })
     }
 
     /// A write of one sector.
@@ -296,10 +305,10 @@ impl Guest {
         };
         tell(|| format!("  guest {id}: done"));
         match (&op, outcome) {
-            (Op::Read { offset, length }, Outcome::Read(parts)) => {
+            (Op::Read { offset, length, .. }, Outcome::Read(parts)) => {
                 self.check_read(id, *offset, *length, &parts, issued, has_quorum);
             }
-            (Op::Extents { offset, length }, Outcome::Extents(extents)) => {
+            (Op::Extents { offset, length, .. }, Outcome::Extents(extents)) => {
                 self.check_extents(id, *offset, *length, &extents, issued);
             }
             (Op::Flush, Outcome::Done) => {
@@ -429,11 +438,11 @@ pub(crate) fn effects_of(op: &Op<HeapBlock>) -> Vec<(std::ops::Range<u64>, u64, 
 
 pub(crate) fn in_words(op: &Op<HeapBlock>) -> String {
     match op {
-        Op::Read { offset, length } => format!("read {length} B at {offset}"),
+        Op::Read { offset, length, .. } => format!("read {length} B at {offset}"),
         Op::Write { offset, data, fua } => format!("write {} B at {offset}, fua {fua}", data.length()),
         Op::Flush => "flush".into(),
         Op::Discard { offset, length } => format!("discard {length} B at {offset}"),
         Op::WriteZeroes { offset, length, fua } => format!("zero {length} B at {offset}, fua {fua}"),
-        Op::Extents { offset, length } => format!("extents of {length} B at {offset}"),
+        Op::Extents { offset, length, .. } => format!("extents of {length} B at {offset}"),
     }
 }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use edge::{Disk, KvStore};
 use replication::{DiskNode, FromReplica, NodeEffect, NodeEvent, ReplicaReply, ReplicaRequest, ToReplica};
 use store::{IndexRequest, IndexResponse, LeafKey, ReadPart, Store, StoreError, StoreSettings};
-use types::{BLOCK_BYTES, BlockNo, DiskId, HeapBlock, Instant, LayerId, Payload, RequestId, ShardId, Token};
+use types::{
+    BLOCK_BYTES, BlockNo, DiskId, HeapBlock, Instant, LayerId, Lineage, Payload, RequestId, ShardId, Token,
+};
 
 use crate::trace::tell;
 use crate::{LateWrites, Rng, SimDisk, SimKv};
@@ -249,7 +251,7 @@ impl Host {
         for first in (0..blocks).step_by(256) {
             let id = RequestId(u64::MAX - u64::from(first));
             let request = ReplicaRequest::Read {
-                layer,
+                lineage: Lineage::of_layer(shard.vdi, layer),
                 block: BlockNo(first),
                 count: 256,
             };

@@ -124,23 +124,22 @@ pub enum Request<B> {
         /// Which.
         shard: ShardId,
     },
-    /// Lists leaves, ascending from `from`, that hold a block with seq above `newer_than`; at most 1024.
+    /// Lists leaves of all the shard's layers, ascending by layer and leaf, that hold a block with seq above
+    /// `newer_than`; at most [`LISTED_MAX`]. Layers in which the shard holds nothing cost nothing, however many.
     ChangedLeaves {
         /// Whose.
         shard: ShardId,
-        /// In which layer.
-        layer: LayerId,
         /// Only leaves with a block above this; `Seq(0)` lists every leaf that ever held anything.
         newer_than: Seq,
-        /// First leaf to consider.
-        from: LeafNo,
+        /// First layer, and first leaf of that layer, to consider.
+        from: (LayerId, LeafNo),
     },
-    /// The version of each of the 256 blocks of a leaf.
+    /// The version of each of the 256 blocks of a leaf: that of the newest layer of the lineage that has the block.
     LeafVersions {
-        /// Whose.
+        /// Who asks; must be on this disk.
         shard: ShardId,
-        /// In which layer.
-        layer: LayerId,
+        /// As in [`Request::Read`]; a single layer tells what that layer itself says.
+        lineage: Lineage,
         /// Which leaf.
         leaf: LeafNo,
     },
@@ -201,8 +200,10 @@ pub enum StoreError {
     /// The block's content does not match its sum, or could not be read; other blocks may be fine.
     #[error("block {block} of shard {shard} does not match its checksum")]
     Corrupt {
-        /// Whose.
+        /// Whose it is: that of an ancestor, where a lineage led there.
         shard: ShardId,
+        /// The layer that has it.
+        layer: LayerId,
         /// First bad block of the request.
         block: BlockNo,
     },
@@ -224,8 +225,8 @@ pub enum Reply<B> {
     Done,
     /// A read's content; the parts add up to the blocks asked for.
     Read(ReadParts<B>),
-    /// For [`Request::ChangedLeaves`]; fewer than 1024 means there are no more.
-    Leaves(Vec<LeafNo>),
+    /// For [`Request::ChangedLeaves`]; fewer than [`LISTED_MAX`] means there are no more.
+    Leaves(Vec<(LayerId, LeafNo)>),
     /// For [`Request::LeafVersions`]: 256 of them.
     Versions(Vec<BlockVersion>),
 }
@@ -370,6 +371,9 @@ impl Default for StoreSettings {
         }
     }
 }
+
+/// The most leaves that one answer to [`Request::ChangedLeaves`] lists.
+pub const LISTED_MAX: usize = 512;
 
 /// The most blocks one [`Request::Write`] or [`Request::Read`] may name.
 pub const REQUEST_BLOCKS_MAX: u32 = 256;

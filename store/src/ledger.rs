@@ -177,6 +177,14 @@ impl Shard {
             .is_some_and(|leaves| leaves.contains(leaf))
     }
 
+    /// The first leaf, by layer and number, from `from` on.
+    pub(crate) fn next_leaf(&self, from: (LayerId, LeafNo)) -> Option<(LayerId, LeafNo)> {
+        self.layers.range(from.0..).find_map(|(layer, leaves)| {
+            let first = if *layer == from.0 { from.1 } else { LeafNo(0) };
+            leaves.next(first).map(|leaf| (*layer, leaf))
+        })
+    }
+
     /// Nothing to remember: neither a shard nor the drop of one.
     pub(crate) fn is_void(&self) -> bool {
         !self.is_known

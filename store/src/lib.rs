@@ -32,8 +32,8 @@ mod superblock;
 mod victim;
 
 pub use api::{
-    BlockState, BlockVersion, ClearKind, Effect, Event, IndexRequest, IndexResponse, LeafKey, Origin,
-    REQUEST_BLOCKS_MAX, ReadPart, ReadParts, Reply, Request, ShardSummary, StoreError, StoreSettings,
+    BlockState, BlockVersion, ClearKind, Effect, Event, IndexRequest, IndexResponse, LISTED_MAX, LeafKey,
+    Origin, REQUEST_BLOCKS_MAX, ReadPart, ReadParts, Reply, Request, ShardSummary, StoreError, StoreSettings,
     StoreStats,
 };
 pub use format::{FormatError, FormatParams, format};

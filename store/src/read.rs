@@ -8,7 +8,8 @@
 use edge::DiskOp;
 use smallvec::SmallVec;
 use types::{
-    BLOCK_BYTES, BlockNo, LayerId, LeafNo, Lineage, Payload, RequestId, Seq, ShardId, SumKey, VdiId,
+    BLOCK_BYTES, BlockNo, LEAF_BLOCKS, LayerId, LeafNo, Lineage, Payload, RequestId, Seq, ShardId, SumKey,
+    VdiId,
 };
 
 use crate::batch::Kind;
@@ -19,11 +20,9 @@ use crate::resolve::Deep;
 use crate::segment::Geometry;
 use crate::store::{Io, LeafPlace, Store};
 use crate::{
-    BlockState, BlockVersion, ClearKind, Effect, LeafKey, REQUEST_BLOCKS_MAX, ReadPart, Reply, StoreError,
+    BlockState, BlockVersion, ClearKind, Effect, LISTED_MAX, LeafKey, REQUEST_BLOCKS_MAX, ReadPart, Reply,
+    StoreError,
 };
-
-/// The most leaves one answer lists.
-const CHANGED_MAX: usize = 1024;
 
 /// Blocks nobody asked for that are read rather than skipped by a second read: 16 KiB take less than the disk
 /// takes for an operation.
@@ -37,16 +36,12 @@ pub(crate) struct Lookup<B> {
 }
 
 pub(crate) enum Want<B> {
+    /// Content, or versions alone.
     Read(Read<B>),
-    Versions {
-        layer: LayerId,
-        leaf: LeafNo,
-    },
     Changed {
-        layer: LayerId,
         newer_than: Seq,
-        next: LeafNo,
-        found: Vec<LeafNo>,
+        next: (LayerId, LeafNo),
+        found: Vec<(LayerId, LeafNo)>,
     },
 }
 
@@ -63,6 +58,8 @@ pub(crate) struct Read<B> {
     under_way: usize,
     /// Position of the first bad block.
     bad: Option<u32>,
+    /// Where versions were asked for and not content: those of the blocks whose place is known.
+    versions: Option<Vec<BlockVersion>>,
     /// What was found of leaves that several layers have.
     pub(crate) deep: Option<Box<Deep>>,
 }
@@ -110,13 +107,21 @@ impl<B> Want<B> {
             spans: SmallVec::new(),
             under_way: 0,
             bad: None,
+            versions: None,
             deep: None,
         })
     }
 
-    pub(crate) fn changed(layer: LayerId, newer_than: Seq, from: LeafNo) -> Want<B> {
+    pub(crate) fn versions(lineage: Lineage, leaf: LeafNo) -> Want<B> {
+        let mut want = Want::read(lineage, leaf.first_block(), LEAF_BLOCKS);
+        if let Want::Read(read) = &mut want {
+            read.versions = Some(Vec::new());
+        }
+        want
+    }
+
+    pub(crate) fn changed(newer_than: Seq, from: (LayerId, LeafNo)) -> Want<B> {
         Want::Changed {
-            layer,
             newer_than,
             next: from,
             found: Vec::new(),
@@ -163,10 +168,6 @@ impl<B: Payload> Store<B> {
         let lookup = self.lookups.get(number).expect("a lookup under way");
         let step = match lookup.want {
             Want::Read(_) => self.drive_read(number, effects),
-            Want::Versions { layer, leaf } => {
-                let shard = lookup.shard;
-                self.drive_versions(number, LeafKey { shard, layer, leaf }, effects)
-            }
             Want::Changed { .. } => self.drive_changed(number, effects),
         };
         match step {
@@ -239,6 +240,9 @@ impl<B: Payload> Store<B> {
             }
         }
         let read = self.read_mut(number);
+        if let Some(versions) = read.versions.take() {
+            return Step::Answer(Ok(Reply::Versions(versions)));
+        }
         if let Some(index) = read.bad {
             let error = read.corrupt(shard, index);
             self.stats.corrupt_blocks += 1;
@@ -371,24 +375,11 @@ impl<B: Payload> Store<B> {
         }
     }
 
-    fn drive_versions(&mut self, number: u64, key: LeafKey, effects: &mut Vec<Effect<B>>) -> Step<B> {
-        match self.leaf_for(number, key, effects) {
-            Ok(at) => {
-                let leaf = at.map(|at| self.cache.leaf(at));
-                let slot = |at| leaf.map_or(Slot::default(), |leaf| leaf.get(at));
-                let versions = (0..crate::leaf::SLOTS).map(|at| version(slot(at))).collect();
-                Step::Answer(Ok(Reply::Versions(versions)))
-            }
-            Err(step) => step,
-        }
-    }
-
     fn drive_changed(&mut self, number: u64, effects: &mut Vec<Effect<B>>) -> Step<B> {
         loop {
             let lookup = self.lookups.get_mut(number).expect("a lookup under way");
             let shard = lookup.shard;
             let Want::Changed {
-                layer,
                 newer_than,
                 next,
                 found,
@@ -396,11 +387,10 @@ impl<B: Payload> Store<B> {
             else {
                 unreachable!("called for changes")
             };
-            let (layer, newer_than) = (*layer, *newer_than);
+            let newer_than = *newer_than;
             let shards = &self.ledger.shards;
-            let leaves = shards.get(&shard).and_then(|shard| shard.layers.get(&layer));
-            let leaf = leaves.and_then(|leaves| leaves.next(*next));
-            let Some(leaf) = leaf.filter(|_| found.len() < CHANGED_MAX) else {
+            let leaf = shards.get(&shard).and_then(|shard| shard.next_leaf(*next));
+            let Some((layer, leaf)) = leaf.filter(|_| found.len() < LISTED_MAX) else {
                 return Step::Answer(Ok(Reply::Leaves(std::mem::take(found))));
             };
             let key = LeafKey { shard, layer, leaf };
@@ -420,9 +410,9 @@ impl<B: Payload> Store<B> {
                 unreachable!("seen above")
             };
             if is_newer {
-                found.push(leaf);
+                found.push((layer, leaf));
             }
-            *next = LeafNo(leaf.0 + 1);
+            *next = (layer, LeafNo(leaf.0 + 1));
         }
     }
 }
@@ -444,6 +434,10 @@ impl<B: Payload> Read<B> {
     fn add(&mut self, slot: Slot, key: LeafKey) {
         let index = self.resolved;
         self.resolved += 1;
+        if let Some(versions) = &mut self.versions {
+            versions.push(version(slot));
+            return;
+        }
         self.checks.push(Check {
             seq: slot.seq,
             sum: slot.sum,
@@ -565,12 +559,17 @@ impl<B: Payload> Read<B> {
         self.resolved = 0;
         self.parts.clear();
         self.checks.clear();
+        if let Some(versions) = &mut self.versions {
+            versions.clear();
+        }
         self.bad = None;
     }
 
     fn corrupt(&self, shard: ShardId, index: u32) -> StoreError {
+        let Check { layer, vdi, .. } = self.checks[index as usize];
         StoreError::Corrupt {
-            shard,
+            shard: ShardId { vdi, ..shard },
+            layer,
             block: BlockNo(self.block + index),
         }
     }

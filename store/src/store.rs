@@ -278,12 +278,11 @@ impl<B: Payload> Store<B> {
             } => Lookup::new(id, shard, Want::read(lineage, block, count)),
             Request::ChangedLeaves {
                 shard,
-                layer,
                 newer_than,
                 from,
-            } => Lookup::new(id, shard, Want::changed(layer, newer_than, from)),
-            Request::LeafVersions { shard, layer, leaf } => {
-                Lookup::new(id, shard, Want::Versions { layer, leaf })
+            } => Lookup::new(id, shard, Want::changed(newer_than, from)),
+            Request::LeafVersions { shard, lineage, leaf } => {
+                Lookup::new(id, shard, Want::versions(lineage, leaf))
             }
             append => return self.queue.push_back(Op::new(id, append)),
         };

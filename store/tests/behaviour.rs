@@ -386,6 +386,7 @@ fn a_flipped_bit_is_never_passed_on() {
         answer.unwrap_err(),
         StoreError::Corrupt {
             shard: shard(0),
+            layer: LAYER,
             block: BlockNo(12)
         }
     );
@@ -623,6 +624,7 @@ fn a_corrupt_block_stays_corrupt_when_its_segment_is_cleaned() {
     assert!(buffer != rotten, "its place was used again");
     let corrupt = StoreError::Corrupt {
         shard: shard(1),
+        layer: LAYER,
         block: BlockNo(0),
     };
     assert_eq!(world.call(read(1, 0, 1)).unwrap_err(), corrupt);
@@ -724,12 +726,14 @@ fn changed_leaves_and_versions_tell_what_resync_needs() {
     let mut ask = |newer, from| {
         let request = Request::ChangedLeaves {
             shard: shard(0),
-            layer: LAYER,
             newer_than: Seq(newer),
-            from: LeafNo(from),
+            from: (LAYER, LeafNo(from)),
         };
         match world.call(request) {
-            Ok(Reply::Leaves(leaves)) => leaves.iter().map(|leaf| leaf.0).collect::<Vec<_>>(),
+            Ok(Reply::Leaves(leaves)) => {
+                assert!(leaves.iter().all(|(layer, _)| *layer == LAYER));
+                leaves.iter().map(|(_, leaf)| leaf.0).collect::<Vec<_>>()
+            }
             other => panic!("{other:?}"),
         }
     };
@@ -739,7 +743,7 @@ fn changed_leaves_and_versions_tell_what_resync_needs() {
     assert_eq!(ask(7, 0), Vec::<u32>::new());
     let request = Request::LeafVersions {
         shard: shard(0),
-        layer: LAYER,
+        lineage: Lineage::of_layer(shard(0).vdi, LAYER),
         leaf: LeafNo(4),
     };
     let Ok(Reply::Versions(versions)) = world.call(request) else {

@@ -281,6 +281,7 @@ fn a_rotten_block_is_never_the_block_below() {
     for round in 1..3 {
         let bad = StoreError::Corrupt {
             shard: shard(1, 0),
+            layer: LayerId(1),
             block: BlockNo(5),
         };
         assert_eq!(world.call(read(shard(1, 0), &both, 4, 3)).err(), Some(bad));
@@ -318,7 +319,7 @@ fn void(layer: u32, block: u32, count: u32, live_from: u64) -> Change {
 fn states(world: &mut World, layer: u32) -> Vec<BlockState> {
     let ask = Request::LeafVersions {
         shard: shard(1, 0),
-        layer: LayerId(layer),
+        lineage: lineage(&[(1, layer, layer)]),
         leaf: LeafNo(0),
     };
     let Ok(Reply::Versions(versions)) = world.call(ask) else {

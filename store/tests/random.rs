@@ -253,7 +253,7 @@ impl Model {
             for leaf in 0..BLOCKS.div_ceil(256) {
                 let ask = Request::LeafVersions {
                     shard: shard(no),
-                    layer: LAYER,
+                    lineage: Lineage::of_layer(shard(no).vdi, LAYER),
                     leaf: LeafNo(leaf),
                 };
                 let Ok(Reply::Versions(versions)) = self.world.call(ask) else {

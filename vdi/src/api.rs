@@ -8,9 +8,9 @@
 
 use replication::{FromReplica, ShardRecord, Sharing, ToReplica};
 use smallvec::SmallVec;
-use types::{DiskId, LayerId, RequestId, ShardNo, VdiId};
+use types::{DiskId, Lineage, RequestId, ShardNo, VdiId};
 
-/// What does not change while a VDI is open, and the size it opens with.
+/// What does not change while a VDI is open, and the size and the layers it opens with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VdiSpec {
     /// Which.
@@ -21,8 +21,8 @@ pub struct VdiSpec {
     pub sector_bytes: u32,
     /// Bytes per shard, a multiple of 1 MiB.
     pub shard_bytes: u64,
-    /// The head layer, which takes the writes.
-    pub head: LayerId,
+    /// What the head sees; its newest layer takes the writes. Changes with [`Event::Cut`].
+    pub lineage: Lineage,
     /// Who else may write it while it is open.
     pub sharing: Sharing,
 }
@@ -37,6 +37,8 @@ pub enum Op<B> {
         offset: u64,
         /// This many.
         length: u64,
+        /// What a snapshot sees, of layers that take no more writes: nothing is waited for. `None` for the head.
+        of: Option<Lineage>,
     },
     /// Write `data`, at most 32 MiB.
     Write {
@@ -74,6 +76,8 @@ pub enum Op<B> {
         offset: u64,
         /// This many.
         length: u64,
+        /// As for a read.
+        of: Option<Lineage>,
     },
 }
 
@@ -177,6 +181,12 @@ pub enum Event<B> {
         bytes: u64,
         /// Records of shards that did not exist before, in order.
         added: Vec<ShardRecord>,
+    },
+    /// A new layer takes what is written from here on; the head is read through `lineage`, whose newest layer it is and
+    /// above all earlier ones. Writes under way end in the layer in which they began: it is sealed when they have.
+    Cut {
+        /// What the head sees from now on.
+        lineage: Lineage,
     },
     /// An operator replaced a disk: in every shard `old` gives its place to `new`, which is filled by resync.
     ReplaceDisk {

@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 use store::{BlockVersion, ClearKind, ReadParts as BlockParts};
-use types::{RequestId, ShardNo};
+use types::{Lineage, RequestId, ShardNo};
 
 use crate::VdiError;
 use crate::conflict::Claim;
@@ -52,6 +52,7 @@ pub(crate) enum Work<B> {
     Read {
         span: Span,
         touched: Blocks,
+        of: Option<Lineage>,
         /// Content by piece.
         parts: SmallVec<[BlockParts<B>; 1]>,
     },
@@ -72,6 +73,7 @@ pub(crate) enum Work<B> {
     Extents {
         span: Span,
         touched: Blocks,
+        of: Option<Lineage>,
         /// Versions by leaf.
         leaves: SmallVec<[Vec<BlockVersion>; 1]>,
     },
@@ -138,7 +140,11 @@ impl<B> Running<B> {
     /// The blocks it must have to itself (`true`) or share with its like, if any.
     pub fn wanted(&self) -> Option<(Blocks, bool)> {
         let (blocks, is_exclusive) = match &self.work {
-            Work::Read { touched, .. } => (*touched, false),
+            // What a snapshot holds does not change.
+            Work::Read { of: Some(_), .. } => return None,
+            Work::Read {
+                touched, of: None, ..
+            } => (*touched, false),
             Work::Write { span, .. } => (span.touched(), true),
             Work::Clear { touched, .. } => (*touched, true),
             // Extents may answer with what was true at any moment while they were asked.

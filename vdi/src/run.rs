@@ -3,7 +3,7 @@
 use replication::{ShardError, ShardOp, ShardReply};
 use smallvec::SmallVec;
 use store::{ClearKind, REQUEST_BLOCKS_MAX};
-use types::{BLOCK_BYTES, LEAF_BLOCKS, Payload, RequestId, ShardNo};
+use types::{BLOCK_BYTES, LEAF_BLOCKS, Lineage, Payload, RequestId, ShardNo};
 
 use crate::extents::{EXTENT_LEAVES_MAX, extents_of};
 use crate::partial::{clip, crcs, patch};
@@ -33,11 +33,16 @@ impl<B: Payload> Vdi<B> {
         let pieces = |blocks| Cut::new(blocks, shard_blocks, REQUEST_BLOCKS_MAX);
         let clears = |blocks| Cut::new(blocks, shard_blocks, shard_blocks);
         let (work, cut) = match op {
-            Op::Read { offset, length } => {
+            Op::Read { offset, length, of } => {
                 let span = check(offset, length, REQUEST_BYTES_MAX, &self.spec)?;
                 let touched = span.touched();
-                let parts = SmallVec::new();
-                (Work::Read { span, touched, parts }, pieces(touched))
+                let work = Work::Read {
+                    span,
+                    touched,
+                    of,
+                    parts: SmallVec::new(),
+                };
+                (work, pieces(touched))
             }
             Op::Write { offset, data, fua } => {
                 let span = check(offset, data.length() as u64, REQUEST_BYTES_MAX, &self.spec)?;
@@ -74,15 +79,15 @@ impl<B: Payload> Vdi<B> {
                 };
                 (work, clears(whole))
             }
-            Op::Extents { offset, length } => {
+            Op::Extents { offset, length, of } => {
                 let span = check(offset, length, u64::MAX, &self.spec)?;
-                self.prepare_extents(span)?
+                self.prepare_extents(span, of)?
             }
         };
         Ok(Running::new(id, work, cut))
     }
 
-    fn prepare_extents(&self, span: Span) -> Result<(Work<B>, Cut), VdiError> {
+    fn prepare_extents(&self, span: Span, of: Option<Lineage>) -> Result<(Work<B>, Cut), VdiError> {
         if span.length == 0 {
             // An answer is never empty, so there is none.
             return Err(VdiError::OutOfRange {
@@ -105,6 +110,7 @@ impl<B: Payload> Vdi<B> {
         let work = Work::Extents {
             span,
             touched: leaves,
+            of,
             leaves: SmallVec::new(),
         };
         Ok((work, Cut::new(leaves, self.shard_blocks, LEAF_BLOCKS)))
@@ -137,7 +143,9 @@ impl<B: Payload> Vdi<B> {
         running.under_way += edges.len() as u32;
         for (at, block) in (0u32..).zip(edges) {
             let (shard, block) = locate(block, self.shard_blocks);
-            let op = ShardOp::Read { block, count: 1 };
+            // Through the head's layers as they are now; a cut before it comes back changes only where it is written to.
+            let (count, of) = (1, None);
+            let op = ShardOp::Read { block, count, of };
             self.ask(turn, shard, Ask::EdgeRead(slot, at), op);
         }
         self.pump(turn, slot);
@@ -179,7 +187,11 @@ impl<B: Payload> Vdi<B> {
     fn piece_op(&self, slot: Slot, piece: Piece) -> ShardOp<B> {
         let Piece { shard, block, count } = piece;
         match &self.requests.get(slot).work {
-            Work::Read { .. } => ShardOp::Read { block, count },
+            Work::Read { of, .. } => ShardOp::Read {
+                block,
+                count,
+                of: of.clone(),
+            },
             Work::Write { span, data, .. } => {
                 let start = global(shard, block, self.shard_blocks) * BLOCK_BYTES - span.offset;
                 let length = u64::from(count) * BLOCK_BYTES;
@@ -196,7 +208,10 @@ impl<B: Payload> Vdi<B> {
                 count,
                 kind: *kind,
             },
-            Work::Extents { .. } => ShardOp::Versions { leaf: block.leaf() },
+            Work::Extents { of, .. } => ShardOp::Versions {
+                leaf: block.leaf(),
+                of: of.clone(),
+            },
             Work::Flush => unreachable!("a flush has no pieces"),
         }
     }
@@ -321,11 +336,14 @@ fn outcome<B: Payload>(running: Running<B>) -> Result<Outcome<B>, VdiError> {
         return Err(error);
     }
     Ok(match running.work {
-        Work::Read { span, touched, parts } => Outcome::Read(clip(parts, touched, span)),
+        Work::Read {
+            span, touched, parts, ..
+        } => Outcome::Read(clip(parts, touched, span)),
         Work::Extents {
             span,
             touched,
             leaves,
+            ..
         } => Outcome::Extents(extents_of(&leaves, touched, span)),
         Work::Write { .. } | Work::Clear { .. } | Work::Flush => Outcome::Done,
     })

@@ -201,7 +201,7 @@ impl Iterator for Cut {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use types::{LayerId, VdiId};
+    use types::{LayerId, Lineage, VdiId};
 
     fn spec(bytes: u64) -> VdiSpec {
         VdiSpec {
@@ -209,7 +209,7 @@ mod tests {
             bytes,
             sector_bytes: 512,
             shard_bytes: 1 << 20,
-            head: LayerId(1),
+            lineage: Lineage::of_layer(VdiId(1), LayerId(1)),
             sharing: replication::Sharing::Alone,
         }
     }

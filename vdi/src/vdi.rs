@@ -4,7 +4,9 @@ use std::collections::{BTreeSet, VecDeque};
 
 use replication::{FromReplica, ShardError, ShardOp, ShardRecord, ShardReply};
 use replication::{Writer, WriterEffect, WriterEvent};
-use types::{BLOCK_BYTES, DiskId, Incarnation, Instant, LEAF_BLOCKS, Payload, SHARD_BLOCKS_MAX, ShardNo};
+use types::{
+    BLOCK_BYTES, DiskId, Incarnation, Instant, LEAF_BLOCKS, Lineage, Payload, SHARD_BLOCKS_MAX, ShardNo,
+};
 
 use crate::background::Background;
 use crate::conflict::Conflicts;
@@ -87,6 +89,7 @@ impl<B: Payload> Vdi<B> {
         up: Vec<DiskId>,
     ) -> Vdi<B> {
         assert!(matches!(spec.sector_bytes, 512 | 4096), "{spec:?}");
+        assert_eq!(spec.lineage.newest().0, spec.id, "{spec:?}");
         assert!(
             spec.bytes.is_multiple_of(u64::from(spec.sector_bytes)),
             "{spec:?}"
@@ -130,6 +133,7 @@ impl<B: Payload> Vdi<B> {
             Event::Distance { disk, is_far } => self.distance(turn, disk, is_far),
             Event::RecordSaved { shard, record } => self.record_saved(turn, shard, record),
             Event::Resized { bytes, added } => self.resize(bytes, added),
+            Event::Cut { lineage } => self.cut(turn, lineage),
             Event::ReplaceDisk { old, new } => self.replace_disk(turn, old, new),
             Event::DiskLeaves { disk, refused } => self.disk_leaves(turn, disk, refused.as_ref()),
             Event::Scrub => self.start_scrub(),
@@ -150,7 +154,7 @@ impl<B: Payload> Vdi<B> {
         })
     }
 
-    /// What it was opened with, and its present size.
+    /// What it was opened with, and its present size and layers.
     #[must_use]
     pub fn spec(&self) -> &VdiSpec {
         &self.spec
@@ -181,7 +185,7 @@ impl<B: Payload> Vdi<B> {
             let mut writer = Writer::new(
                 shard.record.clone(),
                 self.shard_blocks,
-                self.spec.head,
+                self.spec.lineage.clone(),
                 self.incarnation,
                 &up,
                 self.spec.sharing,
@@ -222,6 +226,16 @@ impl<B: Payload> Vdi<B> {
         if is_ours {
             self.tell(turn, no, WriterEvent::Replica(message));
         }
+    }
+
+    /// In one turn for all shards: what is written from the next request on is of the new layer in each of them. Nothing
+    /// has to stop for it, as a request that depends on another's answer comes after that answer.
+    fn cut(&mut self, turn: &mut Turn<'_, B>, lineage: Lineage) {
+        for no in self.touched_shards() {
+            let lineage = lineage.clone();
+            self.tell(turn, no, WriterEvent::Cut { lineage });
+        }
+        self.spec.lineage = lineage;
     }
 
     fn disk_state(&mut self, turn: &mut Turn<'_, B>, disk: DiskId, is_up: bool) {

@@ -559,7 +559,11 @@ fn operation<S: BufferSource>(
 ) -> Operation<S::Buffer> {
     let fua = parts.is_write_through.load(Ordering::Relaxed);
     Operation::Forward(match request {
-        Request::Read { offset, length } => Op::Read { offset, length },
+        Request::Read { offset, length } => Op::Read {
+            offset,
+            length,
+            of: None,
+        },
         Request::Write { offset, length } => {
             let copied = buffers.filled(length as usize, |target| {
                 chain.readable.read(&parts.memory, HEADER_BYTES, target);

@@ -80,7 +80,10 @@ impl<'a> Reader<'a> {
     }
 
     /// All that is left, as numbers, at most `most` of them.
-    pub(crate) fn rest_u32(&mut self, most: usize) -> Result<impl Iterator<Item = u32> + use<'a>, WireError> {
+    pub(crate) fn rest_u32(
+        &mut self,
+        most: usize,
+    ) -> Result<impl ExactSizeIterator<Item = u32> + use<'a>, WireError> {
         let rest = self.rest();
         if !rest.len().is_multiple_of(4) || rest.len() / 4 > most {
             return Err(self.wrong("list of a wrong length"));

@@ -8,7 +8,7 @@ use crate::WireError;
 use crate::bytes::Put;
 
 /// The protocol version that this crate writes, and the only one it reads yet.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// The version in the header of what is said before a version is agreed on; those layouts never change.
 pub(crate) const NO_VERSION: u8 = 0;
@@ -91,6 +91,9 @@ macro_rules! types {
 pub(crate) const ADDRESS_BYTES: usize = 36;
 const CRCS_MAX: usize = 4 * BLOCKS_MAX;
 const TEXT_MAX: usize = 256;
+/// Bytes of a step of a lineage, and of the longest lineage: the number of its steps comes first.
+const STEP_BYTES: usize = 12;
+const LINEAGE_BYTES_MAX: usize = 1 + STEP_BYTES * types::Lineage::STEPS_MAX;
 
 types! {
     1 Hello 60 + TEXT_MAX, 0;
@@ -104,18 +107,19 @@ types! {
     33 Write ADDRESS_BYTES + 16 + CRCS_MAX, PAYLOAD_BYTES_MAX;
     34 Clear ADDRESS_BYTES + 21, 0;
     35 Flush ADDRESS_BYTES, 0;
-    36 Read ADDRESS_BYTES + 12, 0;
+    36 Read ADDRESS_BYTES + 8 + LINEAGE_BYTES_MAX, 0;
     37 RepairData ADDRESS_BYTES + 24 + CRCS_MAX, PAYLOAD_BYTES_MAX;
     38 RepairClear ADDRESS_BYTES + 29, 0;
     39 SetEnd ADDRESS_BYTES + 8, 0;
     40 BeginResync ADDRESS_BYTES + 8, 0;
     41 ChangedLeaves ADDRESS_BYTES + 16, 0;
-    42 LeafVersions ADDRESS_BYTES + 8, 0;
+    42 LeafVersions ADDRESS_BYTES + 4 + LINEAGE_BYTES_MAX, 0;
     43 Drop ADDRESS_BYTES, 0;
+    44 Void ADDRESS_BYTES + 20, 0;
     64 Promised ADDRESS_BYTES + 33, 0;
     65 Done ADDRESS_BYTES, 0;
     66 Content ADDRESS_BYTES + 2 + 2 * CRCS_MAX, PAYLOAD_BYTES_MAX;
-    67 Leaves ADDRESS_BYTES + 4 * 1024, 0;
+    67 Leaves ADDRESS_BYTES + 8 * store::LISTED_MAX, 0;
     68 Versions ADDRESS_BYTES + 256 * 13, 0;
     69 Refusal ADDRESS_BYTES + 32 + 3 * TEXT_MAX, 0;
 }

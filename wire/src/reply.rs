@@ -2,19 +2,16 @@
 
 use edge::{DiskError, KvError};
 use replication::{FromReplica, Refusal, ReplicaReply};
-use store::{BlockState, BlockVersion, ClearKind, ReadPart, ReadParts, StoreError};
+use store::{BlockState, BlockVersion, ClearKind, LISTED_MAX, ReadPart, ReadParts, StoreError};
 use types::{
-    BLOCK_BYTES, BlockCrcs, BlockNo, BlockSum, DiskId, LEAF_BLOCKS, LeafNo, Payload, RequestId, Seq, ShardId,
-    Token,
+    BLOCK_BYTES, BlockCrcs, BlockNo, BlockSum, DiskId, LEAF_BLOCKS, LayerId, LeafNo, Payload, RequestId, Seq,
+    ShardId, Token,
 };
 
 use crate::bytes::{Put, Reader};
 use crate::frame::{BLOCKS_MAX, Channel, Type};
 use crate::request::{Address, stream_seq};
 use crate::{Outgoing, WireError};
-
-/// The most leaves that one reply lists.
-const LEAVES_MAX: usize = 1024;
 
 /// In a part of a read's content: data, not zeros.
 const IS_DATA: u32 = 1 << 31;
@@ -73,7 +70,8 @@ impl<B: Payload> Outgoing<B> {
             Ok(ReplicaReply::Read(parts)) => self.content(&address, &parts),
             Ok(ReplicaReply::Leaves(leaves)) => self.small(Type::Leaves, |out| {
                 address.put(out);
-                for leaf in leaves {
+                for (layer, leaf) in leaves {
+                    out.put_u32(layer.0);
                     out.put_u32(leaf.0);
                 }
             }),
@@ -138,9 +136,10 @@ fn put_refusal(out: &mut Vec<u8>, refusal: &Refusal) {
             out.put_token(*promised);
         }
         Refusal::NotFenced => out.put_u8(2),
-        Refusal::Store(StoreError::Corrupt { shard, block }) => {
+        Refusal::Store(StoreError::Corrupt { shard, layer, block }) => {
             out.put_u8(3);
             out.put_u64(shard.to_u64());
+            out.put_u32(layer.0);
             out.put_u32(block.0);
         }
         Refusal::Store(StoreError::NoShard(shard)) => {
@@ -269,11 +268,18 @@ fn content(head: &mut Reader<'_>, payload: usize) -> Result<(Vec<(bool, u32)>, B
     Ok((parts, crcs))
 }
 
-fn leaves(head: &mut Reader<'_>) -> Result<Vec<LeafNo>, WireError> {
-    let leaves: Vec<LeafNo> = head.rest_u32(LEAVES_MAX)?.map(LeafNo).collect();
+fn leaves(head: &mut Reader<'_>) -> Result<Vec<(LayerId, LeafNo)>, WireError> {
+    let mut numbers = head.rest_u32(2 * LISTED_MAX)?;
+    if !numbers.len().is_multiple_of(2) {
+        return Err(head.wrong("a layer without a leaf"));
+    }
+    let mut leaves = Vec::with_capacity(numbers.len() / 2);
+    while let (Some(layer), Some(leaf)) = (numbers.next(), numbers.next()) {
+        leaves.push((LayerId(layer), LeafNo(leaf)));
+    }
     let is_ascending = leaves.is_sorted_by(|a, b| a < b);
-    let last_leaf = types::SHARD_BLOCKS_MAX / LEAF_BLOCKS - 1;
-    if !is_ascending || leaves.last().is_some_and(|leaf| leaf.0 > last_leaf) {
+    let last_leaf = LeafNo(types::SHARD_BLOCKS_MAX / LEAF_BLOCKS - 1);
+    if !is_ascending || leaves.iter().any(|(_, leaf)| *leaf > last_leaf) {
         return Err(head.wrong("leaves out of order, or outside any shard"));
     }
     Ok(leaves)
@@ -308,6 +314,7 @@ fn refusal(head: &mut Reader<'_>) -> Result<Refusal, WireError> {
         2 => Refusal::NotFenced,
         3 => Refusal::Store(StoreError::Corrupt {
             shard: ShardId::from_u64(head.u64()?),
+            layer: LayerId(head.u32()?),
             block: BlockNo(head.u32()?),
         }),
         4 => Refusal::Store(StoreError::NoShard(ShardId::from_u64(head.u64()?))),

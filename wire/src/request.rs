@@ -1,10 +1,11 @@
 //! Requests: a writer's messages to a replica, as frames.
 
 use replication::{RECORD_BYTES_MAX, RepairContent, ReplicaRequest, ToReplica};
+use smallvec::SmallVec;
 use store::ClearKind;
 use types::{
-    BLOCK_BYTES, BlockCrcs, BlockNo, LEAF_BLOCKS, LayerId, LeafNo, Payload, RequestId, SHARD_BLOCKS_MAX, Seq,
-    ShardId, Token,
+    BLOCK_BYTES, BlockCrcs, BlockNo, LEAF_BLOCKS, LayerId, LeafNo, Lineage, LineageStep, Payload, RequestId,
+    SHARD_BLOCKS_MAX, Seq, ShardId, Token, VdiId,
 };
 
 use crate::bytes::{Put, Reader};
@@ -82,11 +83,15 @@ impl<B: Payload> Outgoing<B> {
                 put_clear(out, count, kind);
             }),
             ReplicaRequest::Flush => self.small(Type::Flush, |out| address.put(out)),
-            ReplicaRequest::Read { layer, block, count } => self.small(Type::Read, |out| {
+            ReplicaRequest::Read {
+                lineage,
+                block,
+                count,
+            } => self.small(Type::Read, |out| {
                 address.put(out);
-                out.put_u32(layer.0);
                 out.put_u32(block.0);
                 out.put_u32(count);
+                put_lineage(out, &lineage);
             }),
             ReplicaRequest::Repair {
                 layer,
@@ -113,6 +118,18 @@ impl<B: Payload> Outgoing<B> {
                     }),
                 }
             }
+            ReplicaRequest::Void {
+                layer,
+                block,
+                count,
+                live_from,
+            } => self.small(Type::Void, |out| {
+                address.put(out);
+                out.put_u32(layer.0);
+                out.put_u32(block.0);
+                out.put_u64(live_from.0);
+                out.put_u32(count);
+            }),
             ReplicaRequest::SetEnd { end } => self.small(Type::SetEnd, |out| {
                 address.put(out);
                 out.put_u64(end.0);
@@ -122,22 +139,31 @@ impl<B: Payload> Outgoing<B> {
                 out.put_u64(since.0);
             }),
             ReplicaRequest::ChangedLeaves {
-                layer,
                 newer_than,
-                from,
+                from: (layer, leaf),
             } => self.small(Type::ChangedLeaves, |out| {
                 address.put(out);
                 out.put_u32(layer.0);
                 out.put_u64(newer_than.0);
-                out.put_u32(from.0);
-            }),
-            ReplicaRequest::LeafVersions { layer, leaf } => self.small(Type::LeafVersions, |out| {
-                address.put(out);
-                out.put_u32(layer.0);
                 out.put_u32(leaf.0);
+            }),
+            ReplicaRequest::LeafVersions { lineage, leaf } => self.small(Type::LeafVersions, |out| {
+                address.put(out);
+                out.put_u32(leaf.0);
+                put_lineage(out, &lineage);
             }),
             ReplicaRequest::Drop => self.small(Type::Drop, |out| address.put(out)),
         }
+    }
+}
+
+fn put_lineage(out: &mut Vec<u8>, lineage: &Lineage) {
+    let steps = lineage.steps();
+    out.put_u8(u8::try_from(steps.len()).expect("a lineage is short"));
+    for step in steps {
+        out.put_u32(step.vdi.0);
+        out.put_u32(step.lowest.0);
+        out.put_u32(step.highest.0);
     }
 }
 
@@ -208,13 +234,16 @@ pub(crate) fn decode(kind: Type, head: &[u8], payload: usize) -> Result<Pending,
         }
         Type::Flush => ReplicaRequest::Flush,
         Type::Read => {
-            let (layer, block) = place(&mut head)?;
-            let count = head.u32()?;
+            let (block, count) = (BlockNo(head.u32()?), head.u32()?);
             if count as usize > BLOCKS_MAX {
                 return Err(head.wrong("more blocks than one read may ask for"));
             }
             within_shard(&head, block, count)?;
-            ReplicaRequest::Read { layer, block, count }
+            ReplicaRequest::Read {
+                lineage: lineage(&mut head, shard)?,
+                block,
+                count,
+            }
         }
         Type::RepairData => {
             let (layer, block) = place(&mut head)?;
@@ -242,20 +271,33 @@ pub(crate) fn decode(kind: Type, head: &[u8], payload: usize) -> Result<Pending,
                 live_from,
             }
         }
+        Type::Void => {
+            let (layer, block) = place(&mut head)?;
+            let (live_from, count) = (Seq(head.u64()?), head.u32()?);
+            within_shard(&head, block, count)?;
+            ReplicaRequest::Void {
+                layer,
+                block,
+                count,
+                live_from,
+            }
+        }
         Type::SetEnd => ReplicaRequest::SetEnd {
             end: stream_seq(&mut head)?,
         },
         Type::BeginResync => ReplicaRequest::BeginResync {
             since: stream_seq(&mut head)?,
         },
-        Type::ChangedLeaves => ReplicaRequest::ChangedLeaves {
-            layer: LayerId(head.u32()?),
-            newer_than: Seq(head.u64()?),
-            from: leaf(&mut head)?,
-        },
+        Type::ChangedLeaves => {
+            let layer = LayerId(head.u32()?);
+            ReplicaRequest::ChangedLeaves {
+                newer_than: Seq(head.u64()?),
+                from: (layer, leaf(&mut head)?),
+            }
+        }
         Type::LeafVersions => ReplicaRequest::LeafVersions {
-            layer: LayerId(head.u32()?),
             leaf: leaf(&mut head)?,
+            lineage: lineage(&mut head, shard)?,
         },
         Type::Drop => ReplicaRequest::Drop,
         other => unreachable!("{} is not a request", other.name()),
@@ -272,6 +314,27 @@ pub(crate) fn decode(kind: Type, head: &[u8], payload: usize) -> Result<Pending,
 
 fn place(head: &mut Reader<'_>) -> Result<(LayerId, BlockNo), WireError> {
     Ok((LayerId(head.u32()?), BlockNo(head.u32()?)))
+}
+
+/// What a reader of `shard` sees: at least one step, and the newest layer of the shard's own VDI.
+fn lineage(head: &mut Reader<'_>, shard: ShardId) -> Result<Lineage, WireError> {
+    let count = usize::from(head.u8()?);
+    if count > Lineage::STEPS_MAX {
+        return Err(head.wrong("lineage of too many steps"));
+    }
+    let mut steps = SmallVec::<[LineageStep; 4]>::new();
+    for _ in 0..count {
+        steps.push(LineageStep {
+            vdi: VdiId(head.u32()?),
+            lowest: LayerId(head.u32()?),
+            highest: LayerId(head.u32()?),
+        });
+    }
+    let lineage = Lineage::new(&steps).map_err(|_| head.wrong("steps that are no lineage"))?;
+    if lineage.newest().0 != shard.vdi {
+        return Err(head.wrong("lineage of another VDI"));
+    }
+    Ok(lineage)
 }
 
 /// A seq of a shard's stream. Both ends count on from what they are told: one so high that counting or a fence's jump
@@ -362,7 +425,15 @@ impl Pending {
                 kind,
             },
             ReplicaRequest::Flush => ReplicaRequest::Flush,
-            ReplicaRequest::Read { layer, block, count } => ReplicaRequest::Read { layer, block, count },
+            ReplicaRequest::Read {
+                lineage,
+                block,
+                count,
+            } => ReplicaRequest::Read {
+                lineage,
+                block,
+                count,
+            },
             ReplicaRequest::Repair {
                 layer,
                 block,
@@ -379,18 +450,23 @@ impl Pending {
                 },
                 live_from,
             },
+            ReplicaRequest::Void {
+                layer,
+                block,
+                count,
+                live_from,
+            } => ReplicaRequest::Void {
+                layer,
+                block,
+                count,
+                live_from,
+            },
             ReplicaRequest::SetEnd { end } => ReplicaRequest::SetEnd { end },
             ReplicaRequest::BeginResync { since } => ReplicaRequest::BeginResync { since },
-            ReplicaRequest::ChangedLeaves {
-                layer,
-                newer_than,
-                from,
-            } => ReplicaRequest::ChangedLeaves {
-                layer,
-                newer_than,
-                from,
-            },
-            ReplicaRequest::LeafVersions { layer, leaf } => ReplicaRequest::LeafVersions { layer, leaf },
+            ReplicaRequest::ChangedLeaves { newer_than, from } => {
+                ReplicaRequest::ChangedLeaves { newer_than, from }
+            }
+            ReplicaRequest::LeafVersions { lineage, leaf } => ReplicaRequest::LeafVersions { lineage, leaf },
             ReplicaRequest::Drop => ReplicaRequest::Drop,
         };
         let message = ToReplica {

@@ -3,10 +3,10 @@
 use edge::{DiskError, KvError};
 use proptest::prelude::*;
 use replication::{FromReplica, Refusal, RepairContent, ReplicaReply, ReplicaRequest, ToReplica};
-use store::{BlockState, BlockVersion, ClearKind, ReadPart, StoreError};
+use store::{BlockState, BlockVersion, ClearKind, LISTED_MAX, ReadPart, StoreError};
 use types::{
     BlockCrcs, BlockNo, BlockSum, DiskId, Epoch, HeapBlock, HeapRoom, HostId, Incarnation, LayerId, LeafNo,
-    Payload, PoolId, RequestId, Seq, ShardId, ShardNo, Token, VdiId,
+    Lineage, LineageStep, Payload, PoolId, RequestId, Seq, ShardId, ShardNo, Token, VdiId,
 };
 use weft_wire::{
     Channel, Frame, Gather, HEADER_BYTES, Hello, Identity, Incoming, Outgoing, Refused, RefusedCode, VERSION,
@@ -57,6 +57,25 @@ fn content() -> impl Strategy<Value = RepairContent<HeapBlock>> {
     ]
 }
 
+/// What readers of [`READER`] see: mostly one range, at times as much as there may be.
+fn lineage() -> impl Strategy<Value = Lineage> {
+    let range = |vdi, lowest: u32, more: u32| LineageStep {
+        vdi,
+        lowest: LayerId(lowest),
+        highest: LayerId(lowest.saturating_add(more)),
+    };
+    let one = (any::<u32>(), any::<u32>()).prop_map(move |(lowest, more)| vec![range(READER, lowest, more)]);
+    let many = (2..=Lineage::STEPS_MAX as u32, 1..=3u32).prop_map(move |(steps, own)| {
+        let vdi = |step| if step < own { READER } else { VdiId(step % 7) };
+        (0..steps)
+            .map(|step| range(vdi(step), 10 * (steps - step), 4))
+            .collect()
+    });
+    prop_oneof![3 => one, 1 => many].prop_map(|steps| Lineage::new(&steps).expect("in order"))
+}
+
+const READER: VdiId = VdiId(70);
+
 fn request() -> impl Strategy<Value = ReplicaRequest<HeapBlock>> {
     let layer = any::<u32>().prop_map(LayerId);
     let block = (0..1u32 << 20).prop_map(BlockNo);
@@ -86,11 +105,19 @@ fn request() -> impl Strategy<Value = ReplicaRequest<HeapBlock>> {
             }
         ),
         Just(ReplicaRequest::Flush),
-        (layer.clone(), block.clone(), 1..=256u32).prop_map(|(layer, block, count)| ReplicaRequest::Read {
-            layer,
+        (lineage(), block.clone(), 1..=256u32).prop_map(|(lineage, block, count)| ReplicaRequest::Read {
+            lineage,
             block,
             count
         }),
+        (layer.clone(), block.clone(), 1..1u32 << 20, any::<u64>()).prop_map(
+            |(layer, block, count, live)| ReplicaRequest::Void {
+                layer,
+                block,
+                count,
+                live_from: Seq(live)
+            }
+        ),
         (layer.clone(), block, seq(), content(), any::<u64>()).prop_map(
             |(layer, block, seq, content, live)| ReplicaRequest::Repair {
                 layer,
@@ -102,14 +129,13 @@ fn request() -> impl Strategy<Value = ReplicaRequest<HeapBlock>> {
         ),
         seq().prop_map(|end| ReplicaRequest::SetEnd { end }),
         seq().prop_map(|since| ReplicaRequest::BeginResync { since }),
-        (layer.clone(), any::<u64>(), leaf.clone()).prop_map(|(layer, newer, from)| {
+        (layer, any::<u64>(), leaf.clone()).prop_map(|(layer, newer, leaf)| {
             ReplicaRequest::ChangedLeaves {
-                layer,
                 newer_than: Seq(newer),
-                from,
+                from: (layer, leaf),
             }
         }),
-        (layer, leaf).prop_map(|(layer, leaf)| ReplicaRequest::LeafVersions { layer, leaf }),
+        (lineage(), leaf).prop_map(|(lineage, leaf)| ReplicaRequest::LeafVersions { lineage, leaf }),
         Just(ReplicaRequest::Drop),
     ]
 }
@@ -128,9 +154,10 @@ fn refusal() -> impl Strategy<Value = Refusal> {
     prop_oneof![
         token().prop_map(|promised| Refusal::Stale { promised }),
         Just(Refusal::NotFenced),
-        (shard(), any::<u32>()).prop_map(|(shard, block)| {
+        (shard(), any::<u32>(), any::<u32>()).prop_map(|(shard, layer, block)| {
             Refusal::Store(StoreError::Corrupt {
                 shard,
+                layer: LayerId(layer),
                 block: BlockNo(block),
             })
         }),
@@ -177,8 +204,10 @@ fn reply() -> impl Strategy<Value = Result<ReplicaReply<HeapBlock>, Refusal>> {
         }),
         Just(Ok(ReplicaReply::Done)),
         prop::collection::vec(part, 1..12).prop_map(|parts| Ok(ReplicaReply::Read(parts.into()))),
-        prop::collection::btree_set(0..1u32 << 16, 0..=1024)
-            .prop_map(|leaves| Ok(ReplicaReply::Leaves(leaves.into_iter().map(LeafNo).collect()))),
+        prop::collection::btree_set((0..5u32, 0..1u32 << 16), 0..=LISTED_MAX).prop_map(|leaves| {
+            let place = |(layer, leaf)| (LayerId(layer), LeafNo(leaf));
+            Ok(ReplicaReply::Leaves(leaves.into_iter().map(place).collect()))
+        }),
         prop::collection::vec(version(), 256).prop_map(|versions| Ok(ReplicaReply::Versions(versions))),
         refusal().prop_map(Err),
     ]
@@ -202,6 +231,11 @@ fn said() -> impl Strategy<Value = Said> {
         1 => (any::<u32>(), any::<u128>()).prop_map(|(channel, disk)| Said::DiskUp(channel, disk)),
         1 => any::<u32>().prop_map(Said::DiskDown),
         8 => (address(), request()).prop_map(|((channel, shard, token, id), request)| {
+            let vdi = match &request {
+                ReplicaRequest::Read { .. } | ReplicaRequest::LeafVersions { .. } => READER,
+                _ => shard.vdi,
+            };
+            let shard = ShardId { vdi, ..shard };
             Said::Request(channel, ToReplica { shard, token, id: RequestId(id), request })
         }),
         8 => (address(), reply()).prop_map(|((channel, shard, token, id), result)| {
@@ -399,7 +433,7 @@ fn what_else_may_knock_is_refused_in_words() {
     bytes[4] = 9;
     assert_eq!(
         first(&bytes),
-        "a frame of protocol version 9, where version 1 was agreed on"
+        "a frame of protocol version 9, where version 2 was agreed on"
     );
     bytes[4] = VERSION;
     bytes[5] = 200;
@@ -502,6 +536,66 @@ fn seqs_that_could_not_be_counted_on_from_are_refused_in_every_field() {
     }
 }
 
+/// Frames whose head was changed by `change`, from where the lineage begins, and signed as an attacker would.
+fn refused_lineage(change: impl Fn(&mut Vec<u8>)) -> String {
+    let shard = ShardId {
+        vdi: READER,
+        no: ShardNo(1),
+    };
+    let said = ToReplica {
+        shard,
+        request: ReplicaRequest::Read {
+            lineage: Lineage::of_layer(READER, LayerId(3)),
+            block: BlockNo(0),
+            count: 1,
+        },
+        ..write(1, 1)
+    };
+    let mut bytes = encode(&[Said::Request(1, said)], 0);
+    let mut lineage = bytes.split_off(HEADER_BYTES + 36 + 8);
+    change(&mut lineage);
+    bytes.extend_from_slice(&lineage);
+    let head = (bytes.len() - HEADER_BYTES) as u16;
+    bytes[8..10].copy_from_slice(&head.to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..16]), &bytes[HEADER_BYTES..]);
+    bytes[16..20].copy_from_slice(&crc.to_le_bytes());
+    match receive(&bytes, 0, 1 << 22) {
+        (heard, None) => format!("heard {}", heard.len()),
+        (_, Some(error)) => error.to_string(),
+    }
+}
+
+#[test]
+fn a_lineage_is_checked_where_it_comes_in() {
+    let step =
+        |vdi: u32, lowest: u32, highest: u32| [vdi, lowest, highest].into_iter().flat_map(u32::to_le_bytes);
+    let with = |count: u8, steps: Vec<[u32; 3]>| {
+        let steps = steps
+            .into_iter()
+            .flat_map(|[vdi, lowest, highest]| step(vdi, lowest, highest));
+        let bytes: Vec<u8> = std::iter::once(count).chain(steps).collect();
+        refused_lineage(move |lineage| lineage.clone_from(&bytes))
+    };
+    assert_eq!(refused_lineage(|_| ()), "heard 1");
+    assert_eq!(with(2, vec![[70, 3, 3], [9, 0, 5]]), "heard 1");
+    assert_eq!(with(0, vec![]), "a Read frame: steps that are no lineage");
+    assert_eq!(
+        with(1, vec![[70, 4, 3]]),
+        "a Read frame: steps that are no lineage"
+    );
+    let again = vec![[70, 3, 3], [70, 3, 3]];
+    assert_eq!(with(2, again), "a Read frame: steps that are no lineage");
+    assert_eq!(with(1, vec![[71, 3, 3]]), "a Read frame: lineage of another VDI");
+    assert_eq!(with(2, vec![[70, 3, 3]]), "a Read frame: head is too short");
+    let many = |count: u32| {
+        (0..count)
+            .map(|at| [70, 1000 - at, 1000 - at])
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(with(128, many(128)), "heard 1");
+    assert_eq!(with(129, many(128)), "a Read frame: lineage of too many steps");
+}
+
 #[test]
 fn messages_have_no_place_before_a_greeting_nor_a_greeting_after() {
     let mut bytes = encode(&[Said::Request(1, write(1, 1))], 0);
@@ -561,12 +655,12 @@ fn who_does_not_belong_is_refused_by_name() {
         (refused.code, refused.text)
     };
     let mut old = hello(1);
-    old.versions = (0, 0);
+    old.versions = (1, 1);
     assert_eq!(
         refused(old),
         (
             RefusedCode::Version,
-            "host 'host-8' speaks protocol versions 0 to 0, host 'host-1' speaks 1".to_owned()
+            "host 'host-8' speaks protocol versions 1 to 1, host 'host-1' speaks 2".to_owned()
         )
     );
     let mut foreign = hello(1);
@@ -586,10 +680,10 @@ fn who_does_not_belong_is_refused_by_name() {
     );
     myself.from.incarnation = Incarnation(9);
     assert!(refused(myself).1.contains("both say they are"));
-    let mut answer = Welcome::new(1, &identity(4));
+    let mut answer = Welcome::new(VERSION, &identity(4));
     assert_eq!(answer.check(&hello(1)).unwrap_err().code, RefusedCode::WrongHost);
     answer.host = HostId(1);
-    answer.version = 2;
+    answer.version = VERSION + 1;
     assert_eq!(answer.check(&hello(1)).unwrap_err().code, RefusedCode::Version);
 }
 

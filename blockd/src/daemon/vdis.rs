@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use control::{ApiError, ApiResult, ControlStore, Name, Placed, Severity, VdiCreate, VdiRecord, VdiWriter};
 use jiff::Timestamp;
 use replication::ShardRecord;
-use types::{ByteSize, LayerId, VdiId};
+use types::{ByteSize, LayerId, Lineage, VdiId};
 use vdi::{Event, VdiSpec};
 
 use super::disks::no_pool;
@@ -57,7 +57,7 @@ impl Daemon {
             bytes: record.bytes,
             sector_bytes: record.sector_bytes,
             shard_bytes: record.shard_bytes,
-            head: record.head,
+            lineage: Lineage::of_layer(record.id, record.head),
             sharing: self.records(|control| control.sharing(record.id))?,
         };
         let size = Arc::new(AtomicU64::new(record.bytes));

@@ -16,7 +16,7 @@ use edge::uring::Buf;
 use replication::{DiskNode, ShardRecord};
 use store::{FormatParams, Store, StoreSettings};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use types::{DiskId, LayerId, Payload, PoolId, ShardId, ShardNo, VdiId};
+use types::{DiskId, LayerId, Lineage, Payload, PoolId, ShardId, ShardNo, VdiId};
 use vdi::{Event, Op, Outcome, ReadPart, VdiError, VdiSpec};
 
 use super::*;
@@ -182,7 +182,7 @@ impl Host {
             bytes: VDI_BYTES,
             sector_bytes: 512,
             shard_bytes: VDI_BYTES,
-            head: LayerId(0),
+            lineage: Lineage::of_layer(vdi, LayerId(0)),
             sharing: replication::Sharing::Alone,
         };
         let shard = ShardId { vdi, no: ShardNo(0) };
@@ -219,7 +219,8 @@ impl Host {
     }
 
     async fn read(&self, vdi: VdiId, offset: u64, length: u64) -> Vec<u8> {
-        let Ok(Outcome::Read(parts)) = self.op(vdi, Op::Read { offset, length }).await else {
+        let of = None;
+        let Ok(Outcome::Read(parts)) = self.op(vdi, Op::Read { offset, length, of }).await else {
             panic!("not read")
         };
         let bytes = |part: &ReadPart<Buf>| match part {

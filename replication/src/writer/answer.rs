@@ -5,14 +5,11 @@
 //! A replica that says anything else is broken or is not what it says it is: it counts as gone, like a disk that
 //! failed, and nothing of its answer is used.
 
-use store::{ReadPart, StoreError};
-use types::{BLOCK_BYTES, BlockNo, LEAF_BLOCKS, LeafNo, Payload, Seq};
+use store::{LISTED_MAX, ReadPart, StoreError};
+use types::{BLOCK_BYTES, BlockNo, LEAF_BLOCKS, LayerId, LeafNo, Payload, Seq};
 
 use super::{MemberState, Purpose, Writer};
 use crate::message::{Refusal, ReplicaReply};
-
-/// Most leaves that one listing answer names; fewer means there are no more.
-const LISTING_MAX: usize = 1024;
 
 /// No write ever gets this seq or a later one. A life has 2^28 of them, so the next choice is far from an overflow.
 const SEQ_END: Seq = Seq(1 << 63);
@@ -28,8 +25,8 @@ pub(super) enum Awaited {
     /// As many blocks, or the word that one of them is bad.
     Blocks(BlockNo, u32),
     Versions,
-    /// Leaves from this one on, each once and in order.
-    Leaves(LeafNo),
+    /// Leaves from this one on, by layer, each once and in order.
+    Leaves((LayerId, LeafNo)),
 }
 
 impl<B: Payload> Writer<B> {
@@ -53,7 +50,7 @@ impl<B: Payload> Writer<B> {
             },
             Purpose::Repair(no) => Some(self.repairs.get(&no)?.awaited()),
             Purpose::Scrub(no, part) => self.scrub.as_ref()?.awaited(no, part),
-            Purpose::Renew => Some(self.renewal_awaits()),
+            Purpose::Renew(head) => Some(self.renewal_awaits(head)),
             Purpose::Clean | Purpose::Drop => Some(Awaited::Gone),
         }
     }
@@ -65,16 +62,24 @@ impl<B: Payload> Writer<B> {
             (Awaited::Blocks(_, count), Ok(ReplicaReply::Read(parts))) => {
                 blocks_of(parts) == Some(u64::from(count))
             }
-            (Awaited::Blocks(first, count), Err(Refusal::Store(StoreError::Corrupt { shard, block }))) => {
-                *shard == self.shard && *block >= first && block.0 - first.0 < count
+            (
+                Awaited::Blocks(first, count),
+                Err(Refusal::Store(StoreError::Corrupt { shard, layer, block })),
+            ) => {
+                // An ancestor's layers are whatever they are; of its own there is none above the head.
+                let is_known = *shard != self.shard || *layer <= self.head();
+                shard.no == self.shard.no && is_known && *block >= first && block.0 - first.0 < count
             }
             (Awaited::Promised, Ok(ReplicaReply::Promised { end, .. })) => *end < SEQ_END,
             (Awaited::Versions, Ok(ReplicaReply::Versions(versions))) => {
                 versions.len() == LEAF_BLOCKS as usize && versions.iter().all(|version| version.seq < SEQ_END)
             }
             (Awaited::Leaves(from), Ok(ReplicaReply::Leaves(leaves))) => {
-                leaves.first().is_none_or(|first| *first >= from)
-                    && leaves.last().is_none_or(|last| *last < self.end_leaf())
+                let is_there =
+                    |(layer, leaf): &(LayerId, LeafNo)| *layer <= self.head() && *leaf < self.end_leaf();
+                leaves.len() <= LISTED_MAX
+                    && leaves.first().is_none_or(|first| *first >= from)
+                    && leaves.iter().all(is_there)
                     && leaves.is_sorted_by(|a, b| a < b)
             }
             _ => false,
@@ -87,11 +92,14 @@ impl<B: Payload> Writer<B> {
     }
 
     /// Where a listing goes on of which `leaves` was the last answer; `None` when that was all.
-    pub(super) fn next_page(&self, leaves: &[LeafNo]) -> Option<LeafNo> {
-        let last = leaves.last().filter(|_| leaves.len() >= LISTING_MAX)?;
-        // A full page may be the last: what is beyond the shard's end cannot be asked for.
-        let next = LeafNo(last.0 + 1);
-        (next < self.end_leaf()).then_some(next)
+    pub(super) fn next_page(&self, leaves: &[(LayerId, LeafNo)]) -> Option<(LayerId, LeafNo)> {
+        let (layer, leaf) = *leaves.last().filter(|_| leaves.len() >= LISTED_MAX)?;
+        let next = LeafNo(leaf.0 + 1);
+        if next < self.end_leaf() {
+            return Some((layer, next));
+        }
+        // A full page may be the last: what is beyond the shard's end, or above the head, cannot be asked for.
+        (layer < self.head()).then(|| (LayerId(layer.0 + 1), LeafNo(0)))
     }
 }
 

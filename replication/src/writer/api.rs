@@ -1,7 +1,7 @@
 //! What a writer is told and what it answers.
 
 use store::{BlockVersion, ClearKind, ReadParts};
-use types::{BlockCrcs, BlockNo, DiskId, LeafNo, RequestId, Seq, Token};
+use types::{BlockCrcs, BlockNo, DiskId, LeafNo, Lineage, RequestId, Seq, Token};
 
 use crate::{FromReplica, ShardRecord, ToReplica};
 
@@ -15,6 +15,8 @@ pub enum ShardOp<B> {
         block: BlockNo,
         /// How many.
         count: u32,
+        /// What a snapshot sees, of layers that take no more writes; `None` for the head.
+        of: Option<Lineage>,
     },
     /// Write 1 to 256 whole blocks.
     Write {
@@ -36,10 +38,12 @@ pub enum ShardOp<B> {
     },
     /// Done when every write completed before this is on stable media of a quorum.
     Flush,
-    /// The versions of a leaf's 256 blocks on a current replica.
+    /// The versions of a leaf's 256 blocks on a current replica, as a reader sees them.
     Versions {
         /// Which leaf.
         leaf: LeafNo,
+        /// As for a read.
+        of: Option<Lineage>,
     },
 }
 
@@ -115,6 +119,13 @@ pub enum WriterEvent<B> {
         /// The change of the record that was refused for that, when one was: the answer to a
         /// [`WriterEffect::SaveRecord`] in place of [`WriterEvent::RecordSaved`].
         refused: Option<ShardRecord>,
+    },
+    /// A new layer takes the writes from here on, and the head is read through `lineage`, whose newest layer it is. Its
+    /// number is above all earlier ones. Writes under way stay in the layer they were sent in: it is sealed when they have
+    /// ended.
+    Cut {
+        /// What the head sees from now on.
+        lineage: Lineage,
     },
     /// Read and verify everything on every in-sync replica, compare, repair. Ignored while one runs.
     Scrub,

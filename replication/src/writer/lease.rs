@@ -33,7 +33,7 @@
 use std::time::Duration;
 
 use smallvec::SmallVec;
-use types::{DiskId, Incarnation, Instant, LEAF_BLOCKS, LeafNo, Payload, Seq};
+use types::{DiskId, Incarnation, Instant, LEAF_BLOCKS, LayerId, LeafNo, Payload, Seq};
 
 use super::{Effects, Member, MemberState, Purpose, STALL, ShardReply, Writer, WriterEffect, WriterNotice};
 use super::{WriterPhase, answer::Awaited};
@@ -204,7 +204,7 @@ impl<B: Payload> Writer<B> {
             member.renewed = Some(now);
             if !asked.contains(&disk) {
                 member.renewing_since.get_or_insert(now);
-                self.send(disk, Purpose::Renew, self.renewal(), effects);
+                self.send(disk, Purpose::Renew(self.head()), self.renewal(), effects);
             }
         }
     }
@@ -212,9 +212,8 @@ impl<B: Payload> Writer<B> {
     /// A question that every replica answers at once from memory: what there is from the shard's last leaf on.
     fn renewal(&self) -> ReplicaRequest<B> {
         ReplicaRequest::ChangedLeaves {
-            layer: self.layer,
             newer_than: Seq(0),
-            from: self.last_leaf(),
+            from: (self.head(), self.last_leaf()),
         }
     }
 
@@ -222,8 +221,9 @@ impl<B: Payload> Writer<B> {
         LeafNo((self.shard_blocks - 1) / LEAF_BLOCKS)
     }
 
-    pub(super) fn renewal_awaits(&self) -> Awaited {
-        Awaited::Leaves(self.last_leaf())
+    /// For one that was asked when this was the head.
+    pub(super) fn renewal_awaits(&self, head: LayerId) -> Awaited {
+        Awaited::Leaves((head, self.last_leaf()))
     }
 
     pub(super) fn renewed(&mut self, disk: DiskId) {

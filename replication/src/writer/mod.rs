@@ -18,6 +18,8 @@
 //!   stable media everything that a flush answered for. So whichever of the two a successor reads, its fence quorum
 //!   meets every completed write, and after power loss every flushed one.
 //! * Seqs are never used twice, not even by a life that left nothing behind: see [`fence`].
+//! * Every write keeps the layer that was the head when it got its number, also when it is sent again. Cuts only go up,
+//!   so what is of a later layer has the later seq; replicas are compared layer by layer.
 //! * A member that is neither whole nor far enough is first told, durably, up to where it is good
 //!   ([`ReplicaRequest::BeginResync`]), and only then joins the stream.
 
@@ -35,7 +37,9 @@ mod stream;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use types::{DiskId, InFlight, Incarnation, Instant, LayerId, Payload, RequestId, Seq, ShardId, Token};
+use types::{
+    DiskId, InFlight, Incarnation, Instant, LayerId, Lineage, Payload, RequestId, Seq, ShardId, Token,
+};
 
 use crate::message::{FromReplica, Refusal, ReplicaReply, ReplicaRequest, ToReplica};
 use crate::record::ShardRecord;
@@ -197,8 +201,8 @@ enum Purpose {
     },
     Repair(u64),
     Scrub(u64, ScrubPart),
-    /// Nothing but an answer is wanted: see [`lease`].
-    Renew,
+    /// Nothing but an answer is wanted, of what the head's last leaf is: see [`lease`].
+    Renew(LayerId),
     /// Empties a disk before it becomes a replica.
     Clean,
     /// The shard leaves this disk.
@@ -218,7 +222,8 @@ struct Asked {
 pub struct Writer<B> {
     shard: ShardId,
     shard_blocks: u32,
-    layer: LayerId,
+    /// What the head sees: its newest layer takes the writes.
+    lineage: Lineage,
     incarnation: Incarnation,
     now: Instant,
     phase: WriterPhase,
@@ -267,19 +272,19 @@ pub struct Writer<B> {
 }
 
 impl<B: Payload> Writer<B> {
-    /// The writer of `record.shard`, idle until touched. `up` are the disks that can be reached now, `sharing` who else
-    /// may write it.
+    /// The writer of `record.shard`, idle until touched. `lineage` is what it sees, and its newest layer the head that
+    /// takes the writes; `up` are the disks that can be reached now, `sharing` who else may write it.
     ///
     /// The caller sees to it that no earlier writer's change of the record can still be taken: either the epoch
     /// was raised for this writer, or this is the same daemon's next start with a higher `incarnation`.
     ///
     /// # Panics
-    /// When the record breaks its invariants.
+    /// When the record breaks its invariants, or the lineage begins with another VDI's layer.
     #[must_use]
     pub fn new(
         record: ShardRecord,
         shard_blocks: u32,
-        layer: LayerId,
+        lineage: Lineage,
         incarnation: Incarnation,
         up: &[DiskId],
         sharing: Sharing,
@@ -287,6 +292,7 @@ impl<B: Payload> Writer<B> {
         assert!((1..=3).contains(&record.replicas.len()));
         assert!(!record.in_sync.is_empty(), "no replica in sync");
         assert!(record.in_sync.iter().all(|disk| record.replicas.contains(disk)));
+        assert_eq!(lineage.newest().0, record.shard.vdi, "the head of another VDI");
         let members = record
             .replicas
             .iter()
@@ -295,7 +301,7 @@ impl<B: Payload> Writer<B> {
         Writer {
             shard: record.shard,
             shard_blocks,
-            layer,
+            lineage,
             incarnation,
             now: Instant(0),
             phase: WriterPhase::Idle,
@@ -353,6 +359,7 @@ impl<B: Payload> Writer<B> {
             WriterEvent::DiskLeaves { disk, refused } => {
                 self.disk_leaves(disk, refused.as_ref(), effects);
             }
+            WriterEvent::Cut { lineage } => self.cut(lineage),
             WriterEvent::Scrub => self.start_scrub(effects),
             WriterEvent::Drop => self.start_drop(effects),
             WriterEvent::Touch => self.touch(effects),
@@ -422,6 +429,24 @@ impl<B: Payload> Writer<B> {
     #[must_use]
     pub fn record(&self) -> &ShardRecord {
         &self.record
+    }
+
+    /// Whatever is numbered from now on is of the new layer.
+    fn cut(&mut self, lineage: Lineage) {
+        let (old, new) = (self.lineage.newest(), lineage.newest());
+        assert_eq!(old.0, new.0, "the head of another VDI");
+        assert!(old.1 < new.1, "a cut from layer {} to {}", old.1, new.1);
+        self.lineage = lineage;
+    }
+
+    /// The layer that takes the writes.
+    fn head(&self) -> LayerId {
+        self.lineage.newest().1
+    }
+
+    /// A single layer of the shard's own, for comparing replicas.
+    fn layer(&self, layer: LayerId) -> Lineage {
+        Lineage::of_layer(self.shard.vdi, layer)
     }
 
     fn token(&self) -> Token {
@@ -541,7 +566,7 @@ impl<B: Payload> Writer<B> {
             Purpose::Flush { no, upto } => self.flush_answered(no, upto, disk, effects),
             Purpose::Fence => self.promised(disk, &result),
             Purpose::Refence => {}
-            Purpose::Renew => self.renewed(disk),
+            Purpose::Renew(_) => self.renewed(disk),
             Purpose::Sync { target, no, part } => {
                 self.sync_answered(target, no, part, disk, result, effects);
             }

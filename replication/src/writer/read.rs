@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use smallvec::SmallVec;
-use types::{BlockNo, DiskId, Instant, LEAF_BLOCKS, LeafNo, Payload, RequestId};
+use types::{BlockNo, DiskId, Instant, LEAF_BLOCKS, LayerId, LeafNo, Lineage, Payload, RequestId};
 
 use store::{REQUEST_BLOCKS_MAX, ReadParts, StoreError};
 
@@ -31,13 +31,15 @@ const SLOW_FOR: Duration = Duration::from_secs(2);
 pub(super) struct ReadOp<B> {
     pub id: RequestId,
     what: What,
+    /// What a snapshot sees; `None` for the head.
+    of: Option<Lineage>,
     /// Replicas that failed at the piece being read.
     tried: SmallVec<[DiskId; 3]>,
     /// Replicas that have yet to answer, and when the last of them was asked.
     asked: SmallVec<[DiskId; 3]>,
     asked_at: Instant,
     /// Bad copies met on the way, to be repaired when there is a good one.
-    bad: SmallVec<[(DiskId, BlockNo); 1]>,
+    bad: SmallVec<[(DiskId, LayerId, BlockNo); 1]>,
     /// Nobody can be asked now.
     is_parked: bool,
     /// What was read, while it may not be told.
@@ -80,20 +82,36 @@ impl<B> ReadOp<B> {
 }
 
 impl<B: Payload> Writer<B> {
-    pub(super) fn read(&mut self, id: RequestId, block: BlockNo, count: u32, effects: &mut Effects<B>) {
+    pub(super) fn read(
+        &mut self,
+        id: RequestId,
+        block: BlockNo,
+        count: u32,
+        of: Option<Lineage>,
+        effects: &mut Effects<B>,
+    ) {
         assert!((1..=REQUEST_BLOCKS_MAX).contains(&count), "{count} blocks");
         self.assert_inside(block, count);
-        self.start_read(id, What::Blocks { block, count }, effects);
+        self.start_read(id, What::Blocks { block, count }, of, effects);
     }
 
-    pub(super) fn read_versions(&mut self, id: RequestId, leaf: LeafNo, effects: &mut Effects<B>) {
-        self.start_read(id, What::Versions(leaf), effects);
+    pub(super) fn read_versions(
+        &mut self,
+        id: RequestId,
+        leaf: LeafNo,
+        of: Option<Lineage>,
+        effects: &mut Effects<B>,
+    ) {
+        self.start_read(id, What::Versions(leaf), of, effects);
     }
 
-    fn start_read(&mut self, id: RequestId, what: What, effects: &mut Effects<B>) {
+    fn start_read(&mut self, id: RequestId, what: What, of: Option<Lineage>, effects: &mut Effects<B>) {
+        let is_ours = |of: &Lineage| of.newest().0 == self.shard.vdi;
+        assert!(of.as_ref().is_none_or(is_ours), "a snapshot of another VDI");
         let no = self.reads.insert(ReadOp {
             id,
             what,
+            of,
             tried: SmallVec::new(),
             asked: SmallVec::new(),
             asked_at: self.now,
@@ -158,10 +176,15 @@ impl<B: Payload> Writer<B> {
             .any(|member| self.may_become_readable(member) && !read.tried.contains(&member.disk));
         let is_awaited = !read.asked.is_empty();
         let is_exhausted = !read.tried.is_empty() && !may_come && !is_awaited;
-        let layer = self.layer;
+        // A cut since it was asked before hides nothing: no write under way is to a block that is being read.
+        let lineage = read.of.as_ref().unwrap_or(&self.lineage).clone();
         let request = match read.what {
-            What::Blocks { .. } => ReplicaRequest::Read { layer, block, count },
-            What::Versions(leaf) => ReplicaRequest::LeafVersions { layer, leaf },
+            What::Blocks { .. } => ReplicaRequest::Read {
+                lineage,
+                block,
+                count,
+            },
+            What::Versions(leaf) => ReplicaRequest::LeafVersions { lineage, leaf },
         };
         self.set_parked(no, next.is_none() && !is_exhausted && !is_awaited);
         match next {
@@ -254,10 +277,12 @@ impl<B: Payload> Writer<B> {
                 return;
             }
             other => {
-                if let Err(Refusal::Store(StoreError::Corrupt { block, .. })) = other
-                    && !read.bad.contains(&(disk, block))
+                // What is an ancestor's is for the ancestor's own writer to mend.
+                if let Err(Refusal::Store(StoreError::Corrupt { shard, layer, block })) = other
+                    && shard == self.shard
+                    && !read.bad.contains(&(disk, layer, block))
                 {
-                    read.bad.push((disk, block));
+                    read.bad.push((disk, layer, block));
                 }
                 read.tried.push(disk);
                 self.ask(no, effects);
@@ -296,8 +321,9 @@ impl<B: Payload> Writer<B> {
             return;
         };
         let end = block.plus(count);
-        for (target, bad) in &read.bad {
+        for (target, layer, bad) in &read.bad {
             let bad = BadRange {
+                layer: *layer,
                 block: *bad,
                 known_end: bad.plus(1),
                 end,

@@ -1,6 +1,6 @@
 //! Replacing a bad copy of a block by a good one, and reading it back.
 
-use types::{BLOCK_BYTES, BlockNo, DiskId, LeafNo, Payload, Seq};
+use types::{BLOCK_BYTES, BlockNo, DiskId, LayerId, LeafNo, Lineage, Payload, Seq};
 
 use store::{BlockState, BlockVersion, ClearKind, ReadPart, StoreError};
 
@@ -16,6 +16,8 @@ const REPAIRS_MAX: usize = 64;
 pub(super) struct RepairJob {
     target: DiskId,
     source: DiskId,
+    /// The layer whose copy is bad.
+    layer: LayerId,
     /// First block of the run.
     block: BlockNo,
     /// Blocks of the run; 1 until the source's versions are known.
@@ -45,6 +47,8 @@ enum Stage {
 /// What is known of the blocks that a repair begins with.
 #[derive(Clone, Copy, Debug, Hash)]
 pub(super) struct BadRange {
+    /// The layer that has them.
+    pub layer: LayerId,
     /// The first; bad for certain.
     pub block: BlockNo,
     /// All below are bad for certain.
@@ -83,6 +87,7 @@ impl<B: Payload> Writer<B> {
         effects: &mut Effects<B>,
     ) -> bool {
         let BadRange {
+            layer,
             block,
             known_end,
             end,
@@ -91,7 +96,7 @@ impl<B: Payload> Writer<B> {
         let is_known = self
             .repairs
             .values()
-            .any(|job| job.target == target && job.block == block);
+            .any(|job| job.target == target && job.layer == layer && job.block == block);
         let source = match from {
             Some((source, _)) => Some(source),
             None => self.readable(block).into_iter().find(|disk| *disk != target),
@@ -109,6 +114,7 @@ impl<B: Payload> Writer<B> {
             RepairJob {
                 target,
                 source,
+                layer,
                 block,
                 run: 1,
                 known_end,
@@ -126,12 +132,12 @@ impl<B: Payload> Writer<B> {
     fn repair_version(&mut self, no: u64, effects: &mut Effects<B>) {
         let job = self.repairs.get_mut(&no).expect("a repair under way");
         job.stage = Stage::Version;
-        let (source, leaf) = (job.source, job.block.leaf());
-        let layer = self.layer;
+        let (source, layer, leaf) = (job.source, job.layer, job.block.leaf());
+        let lineage = self.layer(layer);
         self.send(
             source,
             Purpose::Repair(no),
-            ReplicaRequest::LeafVersions { layer, leaf },
+            ReplicaRequest::LeafVersions { lineage, leaf },
             effects,
         );
     }
@@ -142,19 +148,18 @@ impl<B: Payload> Writer<B> {
         result: Result<ReplicaReply<B>, Refusal>,
         effects: &mut Effects<B>,
     ) {
+        let vdi = self.shard.vdi;
         let Some(job) = self.repairs.get_mut(&no) else {
             return;
         };
         let (block, source, target) = (job.block, job.source, job.target);
-        let layer = self.layer;
+        let lineage = Lineage::of_layer(vdi, job.layer);
         match (job.stage, result) {
             (Stage::Version, Ok(ReplicaReply::Versions(versions))) => {
                 let version = versions[block.slot()];
                 let known = (job.known_end.0 - block.0) as usize;
                 let alike = |other: &&BlockVersion| {
-                    other.seq == version.seq
-                        && clear_kind(**other) == clear_kind(version)
-                        && is_data(**other) == is_data(version)
+                    other.seq == version.seq && Holds::of(**other) == Holds::of(version)
                 };
                 let run = versions[block.slot()..]
                     .iter()
@@ -162,17 +167,18 @@ impl<B: Payload> Writer<B> {
                     .take_while(alike)
                     .count();
                 job.run = u32::try_from(run).expect("a leaf has 256 blocks");
-                if is_data(version) {
+                let (layer, count, live_from) = (job.layer, job.run, newer_than(version.seq));
+                let holds = Holds::of(version);
+                if let Some(request) = holds.without_data(layer, block, count, version.seq, live_from) {
+                    self.repair_replace(no, request, effects);
+                } else {
                     job.stage = Stage::Content(version.seq);
                     let request = ReplicaRequest::Read {
-                        layer,
+                        lineage,
                         block,
-                        count: job.run,
+                        count,
                     };
                     self.send(source, Purpose::Repair(no), request, effects);
-                } else {
-                    let content = RepairContent::Clear(job.run, clear_kind(version));
-                    self.repair_replace(no, version.seq, content, effects);
                 }
             }
             (Stage::Content(seq), Ok(ReplicaReply::Read(parts))) => {
@@ -195,12 +201,19 @@ impl<B: Payload> Writer<B> {
                     }
                     None => unreachable!("a read is answered with as many blocks as were asked for"),
                 };
-                self.repair_replace(no, seq, content, effects);
+                let request = ReplicaRequest::Repair {
+                    layer: job.layer,
+                    block,
+                    seq,
+                    content,
+                    live_from: newer_than(seq),
+                };
+                self.repair_replace(no, request, effects);
             }
             (Stage::Replace, Ok(_)) => {
                 job.stage = Stage::ReadBack;
                 let request = ReplicaRequest::Read {
-                    layer,
+                    lineage,
                     block,
                     count: job.run,
                 };
@@ -234,7 +247,7 @@ impl<B: Payload> Writer<B> {
     }
 
     fn repair_look(&mut self, no: u64, from: BlockNo, effects: &mut Effects<B>) {
-        let layer = self.layer;
+        let vdi = self.shard.vdi;
         let job = self.repairs.get_mut(&no).expect("a repair under way");
         if from >= job.end {
             self.repair_ended(no, effects);
@@ -243,26 +256,17 @@ impl<B: Payload> Writer<B> {
         job.stage = Stage::Look(from);
         let (target, count) = (job.target, job.looked_at(from));
         let request = ReplicaRequest::Read {
-            layer,
+            lineage: Lineage::of_layer(vdi, job.layer),
             block: from,
             count,
         };
         self.send(target, Purpose::Repair(no), request, effects);
     }
 
-    fn repair_replace(&mut self, no: u64, seq: Seq, content: RepairContent<B>, effects: &mut Effects<B>) {
-        let layer = self.layer;
+    fn repair_replace(&mut self, no: u64, request: ReplicaRequest<B>, effects: &mut Effects<B>) {
         let job = self.repairs.get_mut(&no).expect("a repair under way");
         job.stage = Stage::Replace;
-        let (target, block) = (job.target, job.block);
-        let request = ReplicaRequest::Repair {
-            layer,
-            block,
-            seq: repair_seq(seq),
-            content,
-            // Newer content than the source's came by the stream and stays.
-            live_from: Seq(seq.0 + 1),
-        };
+        let target = job.target;
         self.send(target, Purpose::Repair(no), request, effects);
     }
 
@@ -282,30 +286,65 @@ impl<B: Payload> Writer<B> {
     }
 }
 
-fn is_data(version: BlockVersion) -> bool {
-    matches!(version.state, BlockState::Data(_))
+/// What comes by the stream after the source's content stays: the first seq of that.
+fn newer_than(seq: Seq) -> Seq {
+    Seq(seq.0 + 1)
 }
 
-/// How a range without data is cleared on another replica.
-pub(super) fn clear_kind(version: BlockVersion) -> ClearKind {
-    match version.state {
-        BlockState::Clear(kind) => kind,
-        _ => ClearKind::Trim,
+/// What a layer holds of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Holds {
+    Data,
+    Zeros(ClearKind),
+    /// What the layers below hold shows.
+    Nothing,
+}
+
+impl Holds {
+    pub(super) fn of(version: BlockVersion) -> Holds {
+        match version.state {
+            BlockState::Data(_) => Holds::Data,
+            BlockState::Clear(kind) => Holds::Zeros(kind),
+            BlockState::Absent => Holds::Nothing,
+        }
+    }
+
+    /// What makes another replica's blocks the same, where no content has to travel for it.
+    pub(super) fn without_data<B>(
+        self,
+        layer: LayerId,
+        block: BlockNo,
+        count: u32,
+        seq: Seq,
+        live_from: Seq,
+    ) -> Option<ReplicaRequest<B>> {
+        match self {
+            Holds::Data => None,
+            Holds::Zeros(kind) => Some(ReplicaRequest::Repair {
+                layer,
+                block,
+                seq,
+                content: RepairContent::Clear(count, kind),
+                live_from,
+            }),
+            Holds::Nothing => Some(ReplicaRequest::Void {
+                layer,
+                block,
+                count,
+                live_from,
+            }),
+        }
     }
 }
 
-/// Whether two versions of a block hold the same content; how zeros came to be does not matter.
+/// Whether two versions of a layer's block hold the same content; which kind of zeros does not matter. Nothing is not the
+/// same as zeros, which hide the layers below.
 pub(super) fn is_same(a: BlockVersion, b: BlockVersion) -> bool {
     match (a.state, b.state) {
         (BlockState::Data(x), BlockState::Data(y)) => a.seq == b.seq && x == y,
-        (BlockState::Data(_), _) | (_, BlockState::Data(_)) => false,
-        _ => true,
+        (BlockState::Clear(_), BlockState::Clear(_)) | (BlockState::Absent, BlockState::Absent) => true,
+        _ => false,
     }
-}
-
-/// A block that was never written at the source has no seq; the lowest that no write ever gets stands for it.
-pub(super) fn repair_seq(seq: Seq) -> Seq {
-    seq.max(Seq(1))
 }
 
 /// The leaf's block at `slot`.

@@ -7,6 +7,10 @@
 //!                             per leaf: versions of both, then what differs: read ▶ repair
 //! ```
 //!
+//! A leaf is one layer's: layers that the shard holds nothing of, as most of many snapshots of an idle one, are not in the
+//! lists. Where the source has nothing of a block in a layer and the target has, the target's is made void: zeros
+//! would hide what the layers below hold.
+//!
 //! Nothing from `live_from` on is touched: the stream brings it. The source holds everything before `live_from`
 //! when the listing starts, and both lists are taken after the join, so a block is either compared or streamed.
 //! A source block that no replica can read is not skipped, which would pass the target's old content off as good:
@@ -15,17 +19,23 @@
 use std::collections::VecDeque;
 
 use smallvec::SmallVec;
-use types::{BLOCK_BYTES, BlockCrcs, BlockNo, DiskId, LEAF_BLOCKS, LeafNo, Payload, Seq};
+use types::{BLOCK_BYTES, BlockCrcs, BlockNo, DiskId, LEAF_BLOCKS, LayerId, LeafNo, Payload, Seq};
 
-use store::{BlockState, BlockVersion, ClearKind, ReadPart, ReadParts, StoreError};
+use store::{BlockVersion, ClearKind, ReadPart, ReadParts, StoreError};
 
 use super::answer::Awaited;
-use super::repair::{block_at, clear_kind, is_same, repair_seq};
+use super::repair::{Holds, block_at, is_same};
 use super::{Effects, MemberState, Purpose, Writer, WriterEffect, WriterNotice, WriterPhase};
 use crate::message::{Refusal, RepairContent, ReplicaReply, ReplicaRequest};
 
 /// Leaves compared at once while no guest writes; one while guests do.
 const LEAVES_AT_ONCE: usize = 4;
+
+/// A leaf of one of the shard's layers.
+pub(super) type Place = (LayerId, LeafNo);
+
+/// Where a listing begins: a shard may hold something in any layer up to the head.
+pub(super) const FIRST: Place = (LayerId(0), LeafNo(0));
 
 /// One replica being brought up to date.
 #[derive(Clone, Debug, Hash)]
@@ -37,7 +47,7 @@ pub(super) struct Sync {
     source: DiskId,
     live_from: Seq,
     stage: Stage,
-    leaves: VecDeque<LeafNo>,
+    leaves: VecDeque<Place>,
     jobs: Vec<LeafJob>,
     moved_blocks: u64,
 }
@@ -55,7 +65,7 @@ enum Stage {
 /// One leaf being compared.
 #[derive(Clone, Debug, Hash)]
 struct LeafJob {
-    leaf: LeafNo,
+    place: Place,
     source_versions: Option<Vec<BlockVersion>>,
     target_versions: Option<Vec<BlockVersion>>,
     runs: VecDeque<Run>,
@@ -68,8 +78,7 @@ struct Run {
     block: BlockNo,
     count: u32,
     seq: Seq,
-    /// How to clear them, where the source holds no data.
-    clear: Option<ClearKind>,
+    holds: Holds,
 }
 
 /// Which answer is awaited.
@@ -77,12 +86,12 @@ struct Run {
 pub(super) enum SyncPart {
     Begin,
     /// From this leaf on.
-    ListSource(LeafNo),
-    ListTarget(LeafNo),
-    SourceVersions(LeafNo),
-    TargetVersions(LeafNo),
-    Content(LeafNo),
-    Moved(LeafNo),
+    ListSource(Place),
+    ListTarget(Place),
+    SourceVersions(Place),
+    TargetVersions(Place),
+    Content(Place),
+    Moved(Place),
     Flushed,
     Ended,
 }
@@ -96,8 +105,8 @@ impl Sync {
             SyncPart::Begin | SyncPart::Moved(_) | SyncPart::Flushed | SyncPart::Ended => Awaited::Done,
             SyncPart::ListSource(from) | SyncPart::ListTarget(from) => Awaited::Leaves(from),
             SyncPart::SourceVersions(_) | SyncPart::TargetVersions(_) => Awaited::Versions,
-            SyncPart::Content(leaf) => {
-                let job = self.jobs.iter().find(|job| job.leaf == leaf)?;
+            SyncPart::Content(place) => {
+                let job = self.jobs.iter().find(|job| job.place == place)?;
                 let run = job.runs.front()?;
                 Awaited::Blocks(run.block, run.count)
             }
@@ -215,26 +224,26 @@ impl<B: Payload> Writer<B> {
             (SyncPart::ListTarget(_), Ok(ReplicaReply::Leaves(leaves))) => {
                 self.listed(target, Stage::ListTarget, &leaves, effects);
             }
-            (SyncPart::SourceVersions(leaf), Ok(ReplicaReply::Versions(versions))) => {
-                if let Some(job) = self.job_mut(target, leaf) {
+            (SyncPart::SourceVersions(place), Ok(ReplicaReply::Versions(versions))) => {
+                if let Some(job) = self.job_mut(target, place) {
                     job.source_versions = Some(versions);
                 }
-                self.compare(target, leaf, effects);
+                self.compare(target, place, effects);
             }
-            (SyncPart::TargetVersions(leaf), Ok(ReplicaReply::Versions(versions))) => {
-                if let Some(job) = self.job_mut(target, leaf) {
+            (SyncPart::TargetVersions(place), Ok(ReplicaReply::Versions(versions))) => {
+                if let Some(job) = self.job_mut(target, place) {
                     job.target_versions = Some(versions);
                 }
-                self.compare(target, leaf, effects);
+                self.compare(target, place, effects);
             }
-            (SyncPart::Content(leaf), Ok(ReplicaReply::Read(parts))) => {
-                self.move_run(target, leaf, parts, effects);
+            (SyncPart::Content(place), Ok(ReplicaReply::Read(parts))) => {
+                self.move_run(target, place, parts, effects);
             }
-            (SyncPart::Content(leaf), Err(Refusal::Store(StoreError::Corrupt { block, .. }))) => {
-                self.bad_source(target, leaf, block, from, effects);
+            (SyncPart::Content(place), Err(Refusal::Store(StoreError::Corrupt { block, .. }))) => {
+                self.bad_source(target, place, block, from, effects);
             }
-            (SyncPart::Moved(leaf), Ok(_)) => {
-                self.next_run(target, leaf, effects);
+            (SyncPart::Moved(place), Ok(_)) => {
+                self.next_run(target, place, effects);
             }
             (SyncPart::Flushed, Ok(_)) => {
                 let end = self.last_seq;
@@ -273,26 +282,21 @@ impl<B: Payload> Writer<B> {
         let held = if sync.end <= last_seq { sync.end } else { Seq(0) };
         let before = Seq(live_from.0 - 1).max(held);
         self.rejoin(target, before, effects);
-        self.list(target, Stage::ListSource, LeafNo(0), effects);
+        self.list(target, Stage::ListSource, FIRST, effects);
     }
 
-    fn list(&mut self, target: DiskId, stage: Stage, from: LeafNo, effects: &mut Effects<B>) {
-        let layer = self.layer;
+    fn list(&mut self, target: DiskId, stage: Stage, from: Place, effects: &mut Effects<B>) {
         let sync = self.sync_mut(target).expect("a resync under way");
         let newer_than = sync.since;
         let (to, part) = match stage {
             Stage::ListSource => (sync.source, SyncPart::ListSource(from)),
             _ => (target, SyncPart::ListTarget(from)),
         };
-        let request = ReplicaRequest::ChangedLeaves {
-            layer,
-            newer_than,
-            from,
-        };
+        let request = ReplicaRequest::ChangedLeaves { newer_than, from };
         self.send_sync(to, target, part, request, effects);
     }
 
-    fn listed(&mut self, target: DiskId, stage: Stage, leaves: &[LeafNo], effects: &mut Effects<B>) {
+    fn listed(&mut self, target: DiskId, stage: Stage, leaves: &[Place], effects: &mut Effects<B>) {
         let next = self.next_page(leaves);
         let sync = self.sync_mut(target).expect("checked by the caller");
         sync.leaves.extend(leaves);
@@ -300,12 +304,12 @@ impl<B: Payload> Writer<B> {
             self.list(target, stage, from, effects);
         } else if stage == Stage::ListSource {
             sync.stage = Stage::ListTarget;
-            self.list(target, Stage::ListTarget, LeafNo(0), effects);
+            self.list(target, Stage::ListTarget, FIRST, effects);
         } else {
             let leaves = sync.leaves.make_contiguous();
             leaves.sort_unstable();
             let mut last = None;
-            sync.leaves.retain(|leaf| last.replace(*leaf) != Some(*leaf));
+            sync.leaves.retain(|place| last.replace(*place) != Some(*place));
             sync.stage = Stage::Leaves;
             self.sync_leaves(target, effects);
         }
@@ -323,7 +327,6 @@ impl<B: Payload> Writer<B> {
 
     /// Starts as many leaves as may run; ends the resync when none is left.
     fn sync_leaves(&mut self, target: DiskId, effects: &mut Effects<B>) {
-        let layer = self.layer;
         let at_once = if self.window.is_empty() { LEAVES_AT_ONCE } else { 1 };
         loop {
             let sync = self.sync_mut(target).expect("a resync under way");
@@ -331,19 +334,36 @@ impl<B: Payload> Writer<B> {
                 return;
             }
             let source = sync.source;
-            let Some(leaf) = sync.leaves.pop_front() else {
+            let Some(place) = sync.leaves.pop_front() else {
                 break;
             };
             sync.jobs.push(LeafJob {
-                leaf,
+                place,
                 source_versions: None,
                 target_versions: None,
                 runs: VecDeque::new(),
                 tried: SmallVec::new(),
             });
-            let request = || ReplicaRequest::LeafVersions { layer, leaf };
-            self.send_sync(source, target, SyncPart::SourceVersions(leaf), request(), effects);
-            self.send_sync(target, target, SyncPart::TargetVersions(leaf), request(), effects);
+            let (layer, leaf) = place;
+            let lineage = self.layer(layer);
+            let request = || ReplicaRequest::LeafVersions {
+                lineage: lineage.clone(),
+                leaf,
+            };
+            self.send_sync(
+                source,
+                target,
+                SyncPart::SourceVersions(place),
+                request(),
+                effects,
+            );
+            self.send_sync(
+                target,
+                target,
+                SyncPart::TargetVersions(place),
+                request(),
+                effects,
+            );
         }
         let sync = self.sync_mut(target).expect("a resync under way");
         if sync.jobs.is_empty() {
@@ -352,39 +372,40 @@ impl<B: Payload> Writer<B> {
         }
     }
 
-    fn job_mut(&mut self, target: DiskId, leaf: LeafNo) -> Option<&mut LeafJob> {
+    fn job_mut(&mut self, target: DiskId, place: Place) -> Option<&mut LeafJob> {
         let sync = self.sync_mut(target)?;
-        sync.jobs.iter_mut().find(|job| job.leaf == leaf)
+        sync.jobs.iter_mut().find(|job| job.place == place)
     }
 
-    fn compare(&mut self, target: DiskId, leaf: LeafNo, effects: &mut Effects<B>) {
+    fn compare(&mut self, target: DiskId, place: Place, effects: &mut Effects<B>) {
         let Some(sync) = self.sync_mut(target) else {
             return;
         };
         let live_from = sync.live_from;
-        let Some(job) = sync.jobs.iter_mut().find(|job| job.leaf == leaf) else {
+        let Some(job) = sync.jobs.iter_mut().find(|job| job.place == place) else {
             return;
         };
         let (Some(source), Some(of_target)) = (&job.source_versions, &job.target_versions) else {
             return;
         };
-        job.runs = runs_to_move(leaf, source, of_target, live_from);
-        self.send_run(target, leaf, effects);
+        job.runs = runs_to_move(place.1, source, of_target, live_from);
+        self.send_run(target, place, effects);
     }
 
     /// Moves the leaf's first run, or ends the leaf.
-    fn send_run(&mut self, target: DiskId, leaf: LeafNo, effects: &mut Effects<B>) {
-        let layer = self.layer;
+    fn send_run(&mut self, target: DiskId, place: Place, effects: &mut Effects<B>) {
+        let layer = place.0;
+        let lineage = self.layer(layer);
         let Some(sync) = self.sync_mut(target) else {
             return;
         };
         let source = sync.source;
         let live_from = sync.live_from;
-        let Some(job) = sync.jobs.iter_mut().find(|job| job.leaf == leaf) else {
+        let Some(job) = sync.jobs.iter_mut().find(|job| job.place == place) else {
             return;
         };
         let Some(run) = job.runs.front().copied() else {
-            sync.jobs.retain(|job| job.leaf != leaf);
+            sync.jobs.retain(|job| job.place != place);
             self.sync_leaves(target, effects);
             return;
         };
@@ -392,17 +413,10 @@ impl<B: Payload> Writer<B> {
             block,
             count,
             seq,
-            clear,
+            holds,
         } = run;
-        if let Some(kind) = clear {
-            let request = ReplicaRequest::Repair {
-                layer,
-                block,
-                seq: repair_seq(seq),
-                content: RepairContent::Clear(count, kind),
-                live_from,
-            };
-            self.send_sync(target, target, SyncPart::Moved(leaf), request, effects);
+        if let Some(request) = holds.without_data(layer, block, count, seq, live_from) {
+            self.send_sync(target, target, SyncPart::Moved(place), request, effects);
             return;
         }
         let tried = job.tried.clone();
@@ -412,20 +426,23 @@ impl<B: Payload> Writer<B> {
             .find(|disk| *disk != target && !tried.contains(disk));
         match next {
             Some(disk) => {
-                let request = ReplicaRequest::Read { layer, block, count };
-                self.send_sync(disk, target, SyncPart::Content(leaf), request, effects);
+                let request = ReplicaRequest::Read {
+                    lineage,
+                    block,
+                    count,
+                };
+                self.send_sync(disk, target, SyncPart::Content(place), request, effects);
             }
-            None => self.poison_run(target, leaf, run, effects),
+            None => self.poison_run(target, place, run, effects),
         }
     }
 
-    fn move_run(&mut self, target: DiskId, leaf: LeafNo, parts: ReadParts<B>, effects: &mut Effects<B>) {
-        let layer = self.layer;
+    fn move_run(&mut self, target: DiskId, place: Place, parts: ReadParts<B>, effects: &mut Effects<B>) {
         let Some(sync) = self.sync_mut(target) else {
             return;
         };
         let live_from = sync.live_from;
-        let Some(job) = sync.jobs.iter_mut().find(|job| job.leaf == leaf) else {
+        let Some(job) = sync.jobs.iter_mut().find(|job| job.place == place) else {
             return;
         };
         let run = job.runs.front_mut().expect("content was asked for a run");
@@ -449,7 +466,7 @@ impl<B: Payload> Writer<B> {
             run.count
         );
         let request = ReplicaRequest::Repair {
-            layer,
+            layer: place.0,
             block: run.block,
             seq: run.seq,
             content,
@@ -458,34 +475,34 @@ impl<B: Payload> Writer<B> {
         run.block = run.block.plus(count - 1);
         run.count -= count - 1;
         sync.moved_blocks += u64::from(count);
-        self.send_sync(target, target, SyncPart::Moved(leaf), request, effects);
+        self.send_sync(target, target, SyncPart::Moved(place), request, effects);
     }
 
     /// The last block of what was asked for has arrived: `move_run` left the run at that block.
-    fn next_run(&mut self, target: DiskId, leaf: LeafNo, effects: &mut Effects<B>) {
-        if let Some(job) = self.job_mut(target, leaf) {
+    fn next_run(&mut self, target: DiskId, place: Place, effects: &mut Effects<B>) {
+        if let Some(job) = self.job_mut(target, place) {
             let run = job.runs.front_mut().expect("a run was moved");
             job.tried.clear();
-            if run.clear.is_some() || run.count == 1 {
+            if run.holds != Holds::Data || run.count == 1 {
                 job.runs.pop_front();
             } else {
                 run.block = run.block.plus(1);
                 run.count -= 1;
             }
         }
-        self.send_run(target, leaf, effects);
+        self.send_run(target, place, effects);
     }
 
     /// A replica's copy of one block of the run is bad: cut the run around it, then try that block elsewhere.
     fn bad_source(
         &mut self,
         target: DiskId,
-        leaf: LeafNo,
+        place: Place,
         bad: BlockNo,
         from: DiskId,
         effects: &mut Effects<B>,
     ) {
-        let Some(job) = self.job_mut(target, leaf) else {
+        let Some(job) = self.job_mut(target, place) else {
             return;
         };
         let run = job.runs.pop_front().expect("content was asked for a run");
@@ -508,10 +525,10 @@ impl<B: Payload> Writer<B> {
                 }
             }
         }
-        self.send_run(target, leaf, effects);
+        self.send_run(target, place, effects);
     }
 
-    fn poison_run(&mut self, target: DiskId, leaf: LeafNo, run: Run, effects: &mut Effects<B>) {
+    fn poison_run(&mut self, target: DiskId, place: Place, run: Run, effects: &mut Effects<B>) {
         assert_eq!(run.count, 1, "only a single block is given up");
         // Another replica on its way back may have a good copy: the next read or scrub tells, and repairs.
         let may_exist = self
@@ -526,13 +543,13 @@ impl<B: Payload> Writer<B> {
         let wrong = !types::crc32c(zeros.bytes());
         let live_from = self.sync_mut(target).expect("a resync under way").live_from;
         let request = ReplicaRequest::Repair {
-            layer: self.layer,
+            layer: place.0,
             block: run.block,
             seq: run.seq,
             content: RepairContent::Data(zeros, [wrong].into_iter().collect()),
             live_from,
         };
-        self.send_sync(target, target, SyncPart::Moved(leaf), request, effects);
+        self.send_sync(target, target, SyncPart::Moved(place), request, effects);
     }
 
     fn sync_ended(&mut self, target: DiskId, effects: &mut Effects<B>) {
@@ -566,19 +583,16 @@ fn runs_to_move(
             continue;
         }
         let block = block_at(leaf, slot);
-        let clear = match from.state {
-            BlockState::Data(_) => None,
-            _ => Some(clear_kind(*from)),
-        };
+        let holds = Holds::of(*from);
         match runs.back_mut() {
-            Some(run) if run.block.0 + run.count == block.0 && run.seq == from.seq && run.clear == clear => {
+            Some(run) if run.block.0 + run.count == block.0 && run.seq == from.seq && run.holds == holds => {
                 run.count += 1;
             }
             _ => runs.push_back(Run {
                 block,
                 count: 1,
                 seq: from.seq,
-                clear,
+                holds,
             }),
         }
     }

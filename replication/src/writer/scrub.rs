@@ -1,4 +1,4 @@
-//! Reading everything on every in-sync replica, comparing the replicas, repairing what is bad or differs.
+//! Reading every layer of everything on every in-sync replica, comparing the replicas, repairing what is bad or differs.
 //!
 //! One leaf and one request at a time: a scrub has days, guests do not. A write in flight reaches replicas at
 //! different moments, so a difference counts only in blocks whose every version is of the part of the stream that
@@ -6,12 +6,13 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use types::{BlockNo, DiskId, LEAF_BLOCKS, LeafNo, Payload, Seq};
+use types::{BlockNo, DiskId, LEAF_BLOCKS, Payload, Seq};
 
 use store::{BlockVersion, ReadPart, StoreError};
 
 use super::answer::Awaited;
 use super::repair::{BadRange, block_at, is_same};
+use super::resync::{FIRST, Place};
 use super::{Effects, Purpose, Writer, WriterEffect, WriterNotice, WriterPhase};
 use crate::message::{Refusal, ReplicaReply, ReplicaRequest};
 
@@ -22,9 +23,9 @@ pub(super) struct Scrub {
     no: u64,
     has_begun: bool,
     members: Vec<DiskId>,
-    listed: BTreeSet<LeafNo>,
+    listed: BTreeSet<Place>,
     /// Leaves to do, the present one first; `None` while listing.
-    leaves: Option<VecDeque<LeafNo>>,
+    leaves: Option<VecDeque<Place>>,
     /// Which member is being asked.
     index: usize,
     /// Blocks asked for by the read under way. An error names the first bad block only: after one, reads are
@@ -52,7 +53,7 @@ struct Fix {
 #[derive(Clone, Copy, Debug, Hash)]
 pub(super) enum ScrubPart {
     /// From this leaf on.
-    List(LeafNo),
+    List(Place),
     /// Of a read from this block on.
     Read(BlockNo),
     Versions,
@@ -71,7 +72,7 @@ impl Scrub {
         })
     }
 
-    fn leaf(&self) -> LeafNo {
+    fn place(&self) -> Place {
         let leaves = self.leaves.as_ref().expect("leaves are listed");
         leaves[0]
     }
@@ -133,7 +134,7 @@ impl<B: Payload> Writer<B> {
         {
             scrub.has_begun = true;
             scrub.members = members;
-            self.scrub_list(LeafNo(0), effects);
+            self.scrub_list(FIRST, effects);
         }
     }
 
@@ -152,9 +153,8 @@ impl<B: Payload> Writer<B> {
         self.send(disk, Purpose::Scrub(no, part), request, effects);
     }
 
-    fn scrub_list(&mut self, from: LeafNo, effects: &mut Effects<B>) {
+    fn scrub_list(&mut self, from: Place, effects: &mut Effects<B>) {
         let request = ReplicaRequest::ChangedLeaves {
-            layer: self.layer,
             newer_than: Seq(0),
             from,
         };
@@ -181,7 +181,7 @@ impl<B: Payload> Writer<B> {
                 let scrub = self.scrub.as_mut().expect("looked at above");
                 if scrub.index + 1 < scrub.members.len() {
                     scrub.index += 1;
-                    self.scrub_list(LeafNo(0), effects);
+                    self.scrub_list(FIRST, effects);
                 } else {
                     let listed = std::mem::take(&mut scrub.listed);
                     scrub.leaves = Some(listed.into_iter().collect());
@@ -232,7 +232,7 @@ impl<B: Payload> Writer<B> {
             scrub.members = members;
         }
         match scrub.leaves.as_ref().and_then(|leaves| leaves.front()) {
-            Some(leaf) => {
+            Some((_, leaf)) => {
                 let block = leaf.first_block();
                 scrub.asked = LEAF_BLOCKS;
                 self.scrub_read(block, effects);
@@ -253,15 +253,20 @@ impl<B: Payload> Writer<B> {
     /// Reads the rest of the leaf from `block` on the present member.
     fn scrub_read(&mut self, block: BlockNo, effects: &mut Effects<B>) {
         let scrub = self.scrub.as_mut().expect("a scrub under way");
-        let end = (scrub.leaf().first_block().0 + LEAF_BLOCKS).min(self.shard_blocks);
+        let (layer, leaf) = scrub.place();
+        let end = (leaf.first_block().0 + LEAF_BLOCKS).min(self.shard_blocks);
         if block.0 >= end {
             self.scrub_next_member(effects);
             return;
         }
         scrub.asked = scrub.asked.min(end - block.0);
         let count = scrub.asked;
-        let layer = self.layer;
-        let request = ReplicaRequest::Read { layer, block, count };
+        let lineage = self.layer(layer);
+        let request = ReplicaRequest::Read {
+            lineage,
+            block,
+            count,
+        };
         self.scrub_send(ScrubPart::Read(block), request, effects);
     }
 
@@ -270,7 +275,7 @@ impl<B: Payload> Writer<B> {
         if scrub.index + 1 < scrub.members.len() {
             scrub.index += 1;
             scrub.asked = LEAF_BLOCKS;
-            let block = scrub.leaf().first_block();
+            let block = scrub.place().1.first_block();
             self.scrub_read(block, effects);
         } else {
             scrub.index = 0;
@@ -280,20 +285,18 @@ impl<B: Payload> Writer<B> {
 
     fn scrub_versions(&mut self, effects: &mut Effects<B>) {
         let scrub = self.scrub.as_ref().expect("a scrub under way");
-        let (leaf, disk) = (scrub.leaf(), scrub.members[scrub.index]);
+        let ((layer, leaf), disk) = (scrub.place(), scrub.members[scrub.index]);
         let held = self.member(disk).map_or(Seq(0), |member| member.acked);
         let scrub = self.scrub.as_mut().expect("a scrub under way");
         scrub.settled = scrub.settled.min(held);
-        let request = ReplicaRequest::LeafVersions {
-            layer: self.layer,
-            leaf,
-        };
+        let lineage = self.layer(layer);
+        let request = ReplicaRequest::LeafVersions { lineage, leaf };
         self.scrub_send(ScrubPart::Versions, request, effects);
     }
 
     fn scrub_compare(&mut self, effects: &mut Effects<B>) {
         let scrub = self.scrub.as_mut().expect("a scrub under way");
-        let leaf = scrub.leaf();
+        let (_, leaf) = scrub.place();
         let differs = |slot: &usize| {
             let versions = || scrub.versions.iter().map(|of| of[*slot]);
             let is_settled = versions().all(|version| version.seq <= scrub.settled);
@@ -341,6 +344,7 @@ impl<B: Payload> Writer<B> {
             };
             let end = fix.block.plus(fix.count);
             let bad = BadRange {
+                layer: scrub.place().0,
                 block: fix.block,
                 known_end: end,
                 end,
@@ -384,7 +388,7 @@ impl<B: Payload> Writer<B> {
         } else if scrub.leaves.is_some() {
             self.scrub_leaf(effects);
         } else {
-            self.scrub_list(LeafNo(0), effects);
+            self.scrub_list(FIRST, effects);
         }
     }
 }

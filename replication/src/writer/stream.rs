@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use smallvec::SmallVec;
-use types::{BLOCK_BYTES, BlockCrcs, BlockNo, DiskId, Payload, RequestId, Seq};
+use types::{BLOCK_BYTES, BlockCrcs, BlockNo, DiskId, LayerId, Payload, RequestId, Seq};
 
 use store::{ClearKind, REQUEST_BLOCKS_MAX};
 
@@ -19,6 +19,8 @@ use crate::record::ShardRecord;
 pub(super) struct Entry<B> {
     pub id: RequestId,
     pub seq: Seq,
+    /// The head when it was numbered.
+    layer: LayerId,
     block: BlockNo,
     content: Content<B>,
 }
@@ -58,8 +60,8 @@ impl<B: Payload> Writer<B> {
             return;
         }
         match op {
-            ShardOp::Read { block, count } => self.read(id, block, count, effects),
-            ShardOp::Versions { leaf } => self.read_versions(id, leaf, effects),
+            ShardOp::Read { block, count, of } => self.read(id, block, count, of, effects),
+            ShardOp::Versions { leaf, of } => self.read_versions(id, leaf, of, effects),
             ShardOp::Write { block, data, crcs } => {
                 let count = crcs.len() as u32;
                 assert!((1..=REQUEST_BLOCKS_MAX).contains(&count), "{count} blocks");
@@ -117,6 +119,7 @@ impl<B: Payload> Writer<B> {
         let entry = Entry {
             id,
             seq,
+            layer: self.head(),
             block,
             content,
         };
@@ -132,8 +135,7 @@ impl<B: Payload> Writer<B> {
 
     fn send_entry(&mut self, disk: DiskId, entry: &Entry<B>, effects: &mut Effects<B>) {
         let bytes = entry.bytes();
-        let layer = self.layer;
-        let (block, seq) = (entry.block, entry.seq);
+        let (layer, block, seq) = (entry.layer, entry.block, entry.seq);
         let request = match &entry.content {
             Content::Data(data, crcs) => ReplicaRequest::Write {
                 layer,
@@ -160,7 +162,8 @@ impl<B: Payload> Writer<B> {
         self.send(disk, Purpose::Stream { seq, bytes }, request, effects);
     }
 
-    /// Puts what is in flight back to the front of the queue: the seqs it had are of a past that was given up.
+    /// Puts what is in flight back to the front of the queue: the seqs it had are of a past that was given up. It gets new
+    /// ones, and with them the layer that is the head by then: nobody was told of it yet, so no snapshot must have it.
     pub(super) fn unsend(&mut self) {
         for entry in std::mem::take(&mut self.window).into_iter().rev() {
             let block = entry.block;

@@ -1,8 +1,8 @@
 //! Replies of the right shape to the wrong question, and which of them are answers all the same.
 
 use smallvec::smallvec;
-use store::{BlockState, BlockVersion, ReadPart, StoreError};
-use types::{BlockNo, HeapBlock, LEAF_BLOCKS, LeafNo, Seq, ShardId, ShardNo, Token};
+use store::{BlockState, BlockVersion, LISTED_MAX, ReadPart, StoreError};
+use types::{BlockNo, HeapBlock, LEAF_BLOCKS, LayerId, LeafNo, Seq, ShardId, ShardNo, Token};
 use weft_replication::{Refusal, ReplicaReply, ReplicaRequest};
 
 use crate::{SHARD_BLOCKS, shard};
@@ -10,12 +10,19 @@ use crate::{SHARD_BLOCKS, shard};
 pub type Result = std::result::Result<ReplicaReply<HeapBlock>, Refusal>;
 
 fn corrupt(shard: ShardId, block: u32) -> Result {
-    let block = BlockNo(block);
-    Err(Refusal::Store(StoreError::Corrupt { shard, block }))
+    corrupt_in(shard, 0, block)
 }
 
-fn leaves(leaves: impl IntoIterator<Item = u32>) -> Result {
-    Ok(ReplicaReply::Leaves(leaves.into_iter().map(LeafNo).collect()))
+fn corrupt_in(shard: ShardId, layer: u32, block: u32) -> Result {
+    let (layer, block) = (LayerId(layer), BlockNo(block));
+    Err(Refusal::Store(StoreError::Corrupt { shard, layer, block }))
+}
+
+fn leaves(leaves: impl IntoIterator<Item = (u32, u32)>) -> Result {
+    let leaves = leaves
+        .into_iter()
+        .map(|(layer, leaf)| (LayerId(layer), LeafNo(leaf)));
+    Ok(ReplicaReply::Leaves(leaves.collect()))
 }
 
 fn zeros(count: u32) -> Result {
@@ -46,8 +53,8 @@ fn promised(end: u64) -> Result {
 
 /// Everything that the wire lets through, at the edges of what was asked for: `(first, count)` blocks, or a listing
 /// from `first` on.
-pub fn replies(request: &ReplicaRequest<HeapBlock>) -> Vec<Result> {
-    let (first, count) = range(request);
+pub fn replies(request: &ReplicaRequest<HeapBlock>, head: LayerId) -> Vec<Result> {
+    let (layer, first, count) = range(request);
     let other = ShardId {
         no: ShardNo(77),
         ..shard()
@@ -70,13 +77,17 @@ pub fn replies(request: &ReplicaRequest<HeapBlock>) -> Vec<Result> {
             ReadPart::Zeros(0)
         ])),
         leaves([]),
-        leaves([first]),
-        leaves([first.wrapping_sub(1)]),
-        leaves([leaf_end]),
-        leaves([0, 0]),
-        leaves([1, 0]),
-        leaves(std::iter::repeat_n(first, 1024)),
-        leaves([u32::MAX]),
+        leaves([(layer, first)]),
+        leaves([(layer, first.wrapping_sub(1))]),
+        leaves([(layer.wrapping_sub(1), first)]),
+        leaves([(layer, leaf_end)]),
+        leaves([(layer, first), (layer, first)]),
+        leaves([(layer, 1), (layer, 0)]),
+        leaves([(head.0, 0), (0, 1)]),
+        leaves(std::iter::repeat_n((layer, first), LISTED_MAX)),
+        leaves([(layer, u32::MAX)]),
+        leaves([(head.0, leaf_end - 1)]),
+        leaves([(head.0 + 1, 0)]),
         versions(LEAF_BLOCKS, 3),
         versions(LEAF_BLOCKS - 1, 3),
         versions(LEAF_BLOCKS, u64::MAX),
@@ -86,20 +97,23 @@ pub fn replies(request: &ReplicaRequest<HeapBlock>) -> Vec<Result> {
         corrupt(shard(), first.wrapping_sub(1)),
         corrupt(shard(), u32::MAX),
         corrupt(other, first),
+        corrupt_in(shard(), head.0, first),
+        corrupt_in(shard(), head.0 + 1, first),
     ]
 }
 
-fn range(request: &ReplicaRequest<HeapBlock>) -> (u32, u32) {
+/// A layer, and blocks or leaves there.
+fn range(request: &ReplicaRequest<HeapBlock>) -> (u32, u32, u32) {
     match request {
-        ReplicaRequest::Read { block, count, .. } => (block.0, *count),
-        ReplicaRequest::ChangedLeaves { from, .. } => (from.0, 1),
-        _ => (1, 1),
+        ReplicaRequest::Read { block, count, .. } => (0, block.0, *count),
+        ReplicaRequest::ChangedLeaves { from, .. } => (from.0.0, from.1.0, 1),
+        _ => (0, 1, 1),
     }
 }
 
-/// Whether a reply can be the answer to the request.
-pub fn is_answer(request: &ReplicaRequest<HeapBlock>, reply: &Result) -> bool {
-    let (first, count) = range(request);
+/// Whether a reply can be the answer to the request, while this layer is the head.
+pub fn is_answer(request: &ReplicaRequest<HeapBlock>, reply: &Result, head: LayerId) -> bool {
+    let (_, first, count) = range(request);
     match (request, reply) {
         (ReplicaRequest::Fence { .. }, Ok(ReplicaReply::Promised { end, .. })) => end.0 < 1 << 63,
         (ReplicaRequest::Read { .. }, Ok(ReplicaReply::Read(parts))) => {
@@ -117,13 +131,14 @@ pub fn is_answer(request: &ReplicaRequest<HeapBlock>, reply: &Result) -> bool {
             ReplicaRequest::Read { .. },
             Err(Refusal::Store(StoreError::Corrupt {
                 shard: of,
+                layer,
                 block: bad,
             })),
-        ) => *of == shard() && (first..first + count).contains(&bad.0),
-        (ReplicaRequest::ChangedLeaves { .. }, Ok(ReplicaReply::Leaves(leaves))) => {
-            let end = SHARD_BLOCKS / LEAF_BLOCKS;
-            leaves.iter().all(|leaf| (first..end).contains(&leaf.0))
-                && leaves.windows(2).all(|pair| pair[0] < pair[1])
+        ) => *of == shard() && *layer <= head && (first..first + count).contains(&bad.0),
+        (ReplicaRequest::ChangedLeaves { from, .. }, Ok(ReplicaReply::Leaves(leaves))) => {
+            let end = LeafNo(SHARD_BLOCKS / LEAF_BLOCKS);
+            let is_there = |place: &(LayerId, LeafNo)| place >= from && place.0 <= head && place.1 < end;
+            leaves.iter().all(is_there) && leaves.windows(2).all(|pair| pair[0] < pair[1])
         }
         (ReplicaRequest::LeafVersions { .. }, Ok(ReplicaReply::Versions(versions))) => {
             versions.len() == LEAF_BLOCKS as usize && versions.iter().all(|version| version.seq.0 < 1 << 63)
@@ -133,6 +148,7 @@ pub fn is_answer(request: &ReplicaRequest<HeapBlock>, reply: &Result) -> bool {
             | ReplicaRequest::Clear { .. }
             | ReplicaRequest::Flush
             | ReplicaRequest::Repair { .. }
+            | ReplicaRequest::Void { .. }
             | ReplicaRequest::SetEnd { .. }
             | ReplicaRequest::BeginResync { .. }
             | ReplicaRequest::Drop,

@@ -18,10 +18,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use model::{MapStore, Rng, value_of};
-use oracle::Oracle;
-use store::{ClearKind, ReadPart};
+use oracle::{Oracle, Snapshot};
+use store::{BlockState, ClearKind, ReadPart, ReadParts};
 use types::{
-    BlockNo, DiskId, HeapBlock, Incarnation, Instant, LayerId, Payload, RequestId, ShardId, ShardNo, VdiId,
+    BlockNo, DiskId, HeapBlock, Incarnation, Instant, LayerId, LeafNo, Lineage, LineageStep, Payload,
+    RequestId, ShardId, ShardNo, VdiId,
 };
 use weft_replication::{
     DiskNode, FromReplica, NodeEffect, NodeEvent, ReplicaRequest, ShardError, ShardOp, ShardRecord,
@@ -30,12 +31,23 @@ use weft_replication::{
 
 const BLOCKS: [u32; 6] = [0, 1, 2, 255, 256, 300];
 const SHARD_BLOCKS: u32 = 512;
+const SNAPSHOTS_MAX: usize = 5;
 
 fn shard() -> ShardId {
     ShardId {
         vdi: VdiId(1),
         no: ShardNo(0),
     }
+}
+
+/// What a reader sees of whom this is the newest layer.
+fn lineage(highest: LayerId) -> Lineage {
+    let step = LineageStep {
+        vdi: shard().vdi,
+        lowest: LayerId(0),
+        highest,
+    };
+    Lineage::new(&[step]).expect("one range")
 }
 
 struct Disk {
@@ -46,9 +58,26 @@ struct Disk {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Write { blocks: Vec<(u32, usize)> },
-    Read { block: u32, floors: Vec<usize> },
-    Flush { floors: Vec<(u32, usize)> },
+    Write {
+        blocks: Vec<(u32, usize)>,
+    },
+    Read {
+        block: u32,
+        floors: Vec<usize>,
+    },
+    /// Of a snapshot, by its number.
+    Past {
+        snapshot: usize,
+        block: u32,
+        count: u32,
+    },
+    /// What a snapshot has is to be on stable media.
+    Seal {
+        snapshot: usize,
+    },
+    Flush {
+        floors: Vec<(u32, usize)>,
+    },
 }
 
 /// One life of a writer, and its links.
@@ -56,6 +85,7 @@ struct Life {
     writer: Writer<HeapBlock>,
     /// Takes events; a dead one's messages still arrive.
     is_alive: bool,
+    head: LayerId,
     ops: BTreeMap<RequestId, Op>,
     to: BTreeMap<DiskId, VecDeque<ToReplica<HeapBlock>>>,
     from: BTreeMap<DiskId, VecDeque<FromReplica<HeapBlock>>>,
@@ -97,6 +127,9 @@ struct World {
     since: Incarnation,
     next_id: u64,
     next_value: u64,
+    /// The counter in the VDI's record.
+    head: LayerId,
+    snapshots: Vec<Snapshot>,
     oracle: Oracle,
     /// Hosts take the shard from each other often, and time passes in small steps.
     is_contested: bool,
@@ -109,6 +142,8 @@ struct World {
     liars: BTreeSet<DiskId>,
     /// Kinds of questions that wrong answers were tried at.
     probed: BTreeSet<String>,
+    /// Flushes that answers gave rise to.
+    asked_now: VecDeque<(usize, RequestId)>,
     trace: Vec<String>,
     is_traced: bool,
 }
@@ -137,6 +172,8 @@ impl World {
             since: Incarnation(0),
             next_id: 0,
             next_value: 0,
+            head: LayerId(0),
+            snapshots: Vec::new(),
             oracle: Oracle::default(),
             is_contested,
             rotten,
@@ -144,6 +181,7 @@ impl World {
             lies,
             liars: BTreeSet::new(),
             probed: BTreeSet::new(),
+            asked_now: VecDeque::new(),
             trace: Vec::new(),
             is_traced: std::env::var_os("WEFT_SEED").is_some(),
         }
@@ -173,12 +211,13 @@ impl World {
             writer: Writer::new(
                 self.record.clone(),
                 SHARD_BLOCKS,
-                LayerId(0),
+                lineage(self.head),
                 Incarnation(self.incarnation),
                 &up,
                 Sharing::Cluster { since: self.since },
             ),
             is_alive: true,
+            head: self.head,
             ops: BTreeMap::new(),
             to: BTreeMap::new(),
             from: BTreeMap::new(),
@@ -240,6 +279,7 @@ impl World {
                 WriterEffect::Notice(_) => {}
             }
         }
+        self.ask_flushes();
     }
 
     fn reply(&mut self, life: usize, id: RequestId, result: Result<ShardReply<HeapBlock>, ShardError>) {
@@ -251,17 +291,32 @@ impl World {
                 }
             }
             (Op::Flush { floors }, Ok(ShardReply::Done)) => self.oracle.flushed(&floors),
-            (Op::Read { block, floors }, Ok(ShardReply::Read(parts))) => {
-                let mut values = Vec::new();
-                for part in parts {
-                    match part {
-                        ReadPart::Data(data) => {
-                            let blocks = data.length() / 4096;
-                            values.extend((0..blocks).map(|at| value_of(&data.slice(at * 4096, 4096))));
-                        }
-                        ReadPart::Zeros(count) => values.extend((0..count).map(|_| 0)),
-                    }
+            (Op::Seal { snapshot }, Ok(ShardReply::Done)) => {
+                self.say(|| format!("snapshot {snapshot} is made"));
+                self.snapshots[snapshot].is_made = true;
+            }
+            (
+                Op::Past {
+                    snapshot,
+                    block,
+                    count,
+                },
+                Ok(ShardReply::Read(parts)),
+            ) => {
+                let values = values_of(&parts);
+                assert_eq!(values.len(), count as usize, "parts add up");
+                for (no, value) in (block..).zip(values) {
+                    self.snapshots[snapshot].read(no, value);
                 }
+            }
+            (Op::Past { snapshot, block, .. }, Ok(ShardReply::Versions(versions))) => {
+                for no in block..block + 3 {
+                    let state = versions[no as usize % 256].state;
+                    self.snapshots[snapshot].is_data(no, matches!(state, BlockState::Data(_)));
+                }
+            }
+            (Op::Read { block, floors }, Ok(ShardReply::Read(parts))) => {
+                let values = values_of(&parts);
                 assert_eq!(values.len(), floors.len(), "parts add up");
                 let status = self.lives[life].writer.status();
                 let decides =
@@ -273,11 +328,127 @@ impl World {
             (_, Err(ShardError::Fenced)) => {
                 assert_ne!(life, self.current(), "the newest writer was fenced");
             }
-            (Op::Read { .. }, Err(ShardError::Unreadable { .. })) => {
+            (Op::Read { .. } | Op::Past { .. }, Err(ShardError::Unreadable { .. })) => {
                 assert!(self.rotten.is_some(), "unreadable though nothing rots");
             }
             (op, other) => panic!("{op:?} brought {other:?}"),
         }
+        self.seal(life, id);
+    }
+
+    /// A snapshot is made when all that was under way at the cut has ended and is on stable media.
+    fn seal(&mut self, life: usize, ended: RequestId) {
+        for snapshot in 0..self.snapshots.len() {
+            let held = &mut self.snapshots[snapshot];
+            let was_awaited = held.life == life && held.awaited.remove(&ended);
+            if was_awaited && held.awaited.is_empty() {
+                self.flush_snapshot(snapshot);
+            }
+        }
+    }
+
+    fn flush_snapshot(&mut self, snapshot: usize) {
+        let life = self.snapshots[snapshot].life;
+        let id = self.new_id();
+        self.lives[life].ops.insert(id, Op::Seal { snapshot });
+        self.asked_now.push_back((life, id));
+    }
+
+    fn new_id(&mut self) -> RequestId {
+        self.next_id += 1;
+        RequestId(self.next_id - 1)
+    }
+
+    /// The head becomes a snapshot, whatever is under way.
+    fn cut(&mut self) {
+        let life = self.current();
+        if self.snapshots.len() >= SNAPSHOTS_MAX
+            || self.lives[life].writer.status().phase == WriterPhase::Fenced
+        {
+            return;
+        }
+        let writes = self.lives[life].ops.iter();
+        let writes = writes.filter(|(_, op)| matches!(op, Op::Write { .. }));
+        let snapshot = Snapshot {
+            life,
+            highest: self.head,
+            awaited: writes.map(|(id, _)| *id).collect(),
+            allowed: self.oracle.now(),
+            is_made: false,
+            seen: BTreeMap::new(),
+        };
+        let is_sealed = snapshot.awaited.is_empty();
+        self.snapshots.push(snapshot);
+        self.head = LayerId(self.head.0 + 1);
+        self.lives[life].head = self.head;
+        let lineage = lineage(self.head);
+        self.tell(life, WriterEvent::Cut { lineage });
+        if is_sealed {
+            self.flush_snapshot(self.snapshots.len() - 1);
+            self.ask_flushes();
+        }
+    }
+
+    /// Reads all of a snapshot, if it was made, with the last writer.
+    fn read_whole_past(&mut self, snapshot: usize) {
+        if !self.snapshots[snapshot].is_made {
+            return;
+        }
+        let life = self.current();
+        for block in BLOCKS {
+            let (id, count) = (self.new_id(), 1);
+            self.lives[life].ops.insert(
+                id,
+                Op::Past {
+                    snapshot,
+                    block,
+                    count,
+                },
+            );
+            let of = Some(lineage(self.snapshots[snapshot].highest));
+            let block = BlockNo(block);
+            self.tell(life, WriterEvent::Request(id, ShardOp::Read { block, count, of }));
+            self.heal();
+        }
+    }
+
+    /// What an answer gave rise to, after the step that brought it.
+    fn ask_flushes(&mut self) {
+        while let Some((life, id)) = self.asked_now.pop_front() {
+            self.tell(life, WriterEvent::Request(id, ShardOp::Flush));
+        }
+    }
+
+    /// Asks what a snapshot holds.
+    fn ask_past(&mut self) {
+        let life = self.rng.below(self.lives.len());
+        let held = &self.lives[life];
+        let made: Vec<usize> = (0..self.snapshots.len())
+            .filter(|no| self.snapshots[*no].is_made && self.snapshots[*no].life <= life)
+            .collect();
+        let is_fenced = held.writer.status().phase == WriterPhase::Fenced;
+        if made.is_empty() || !held.is_alive || held.ops.len() >= 6 || is_fenced {
+            return;
+        }
+        let snapshot = made[self.rng.below(made.len())];
+        let block = BLOCKS[self.rng.below(BLOCKS.len())];
+        let (block, count) = if block < 3 { (0, 3) } else { (block, 1) };
+        let of = Some(lineage(self.snapshots[snapshot].highest));
+        let op = if block == 0 && self.rng.chance(30) {
+            let leaf = LeafNo(0);
+            ShardOp::Versions { leaf, of }
+        } else {
+            let block = BlockNo(block);
+            ShardOp::Read { block, count, of }
+        };
+        let id = self.new_id();
+        let past = Op::Past {
+            snapshot,
+            block,
+            count,
+        };
+        self.lives[life].ops.insert(id, past);
+        self.tell(life, WriterEvent::Request(id, op));
     }
 
     fn ask(&mut self) {
@@ -306,13 +477,12 @@ impl World {
             Op::Read { block, floors } => {
                 (*block..*block + floors.len() as u32).any(|no| range.contains(&no))
             }
-            Op::Flush { .. } => false,
+            Op::Flush { .. } | Op::Past { .. } | Op::Seal { .. } => false,
         });
         if is_busy {
             return;
         }
-        let id = RequestId(self.next_id);
-        self.next_id += 1;
+        let id = self.new_id();
         let kind = if life == newest { self.rng.below(10) } else { 9 };
         let (op, asked) = match kind {
             0..4 => {
@@ -348,6 +518,7 @@ impl World {
                 let asked = ShardOp::Read {
                     block: BlockNo(block),
                     count,
+                    of: None,
                 };
                 (Op::Read { block, floors }, asked)
             }
@@ -426,7 +597,7 @@ impl World {
         let Some(request) = asked.filter(|_| self.lives[life].is_alive) else {
             return message;
         };
-        let mut replies = liar::replies(&request);
+        let mut replies = liar::replies(&request, self.lives[life].head);
         if self.lies == Lies::InCopies {
             let kind = format!("{request:?}");
             let end = kind.find([' ', '(']).unwrap_or(kind.len());
@@ -435,7 +606,8 @@ impl World {
                 self.probe(life, &message, &request, &reply);
             }
         } else if self.lies == Lies::Sometimes && self.rng.chance(1) {
-            replies.retain(|reply| !liar::is_answer(&request, reply));
+            let head = self.lives[life].head;
+            replies.retain(|reply| !liar::is_answer(&request, reply, head));
             message.result = replies.swap_remove(self.rng.below(replies.len()));
             self.liars.insert(message.disk);
         }
@@ -452,7 +624,7 @@ impl World {
     ) {
         let mut writer = self.lives[life].writer.clone();
         let mut effects = Vec::new();
-        let is_answer = liar::is_answer(request, reply);
+        let is_answer = liar::is_answer(request, reply, self.lives[life].head);
         let told = FromReplica {
             result: reply.clone(),
             ..message.clone()
@@ -462,17 +634,20 @@ impl World {
         let refused = |effect: &WriterEffect<_>| matches!(effect, WriterEffect::Notice(WriterNotice::WrongAnswer { disk: of }) if *of == disk);
         let is_refused = effects.iter().any(refused);
         assert!(!is_answer || !is_refused, "{request:?} may be answered {reply:?}");
-        // Nobody waits for it any more, or it is noticed.
-        let mut untold = Vec::new();
+        // Nobody waits for it any more, or it is noticed. Where nobody waits, that it was answered at all may still tell
+        // that no other writer is there, as the right answer would.
         let nothing = WriterEvent::Distance {
             disk: DiskId(99),
             is_far: false,
         };
-        self.lives[life]
-            .writer
-            .clone()
-            .step(self.now, nothing, &mut untold);
-        let brings_nothing = format!("{effects:?}") == format!("{untold:?}");
+        let brings_nothing = [nothing, WriterEvent::Replica(message.clone())]
+            .into_iter()
+            .any(|event| {
+                let mut others = Vec::new();
+                let mut writer = self.lives[life].writer.clone();
+                writer.step(self.now, event, &mut others);
+                format!("{effects:?}") == format!("{others:?}")
+            });
         let is_harmless = is_answer || is_refused || brings_nothing;
         assert!(is_harmless, "{request:?} answered {reply:?} brings {effects:?}");
     }
@@ -650,9 +825,11 @@ impl World {
                 let index = self.rng.below(self.disks.len());
                 self.node(index, NodeEvent::Tick);
             }
-            760..910 => self.ask(),
+            760..890 => self.ask(),
+            890..910 => self.ask_past(),
             910..945 => drop(self.control()),
-            945..965 => {
+            945..949 => self.cut(),
+            949..965 => {
                 let seconds = self.rng.below(4) as u64;
                 self.pass(Duration::from_secs(seconds));
             }
@@ -734,7 +911,7 @@ impl World {
     }
 
     fn compare(&mut self) {
-        let held: Vec<BTreeMap<u32, Option<u64>>> = self
+        let held: Vec<BTreeMap<(LayerId, u32), Option<u64>>> = self
             .record
             .replicas
             .iter()
@@ -759,11 +936,25 @@ impl World {
             for (no, value) in held.iter().flatten() {
                 for other in &held {
                     let there = other.get(no);
-                    assert!(there.is_none() || there == Some(value), "block {no} differs");
+                    assert!(there.is_none() || there == Some(value), "block {no:?} differs");
                 }
             }
         }
     }
+}
+
+fn values_of(parts: &ReadParts<HeapBlock>) -> Vec<u64> {
+    let mut values = Vec::new();
+    for part in parts {
+        match part {
+            ReadPart::Data(data) => {
+                let blocks = data.length() / 4096;
+                values.extend((0..blocks).map(|at| value_of(&data.slice(at * 4096, 4096))));
+            }
+            ReadPart::Zeros(count) => values.extend((0..*count).map(|_| 0)),
+        }
+    }
+    values
 }
 
 fn run(seed: u64, lies: Lies) -> World {
@@ -778,14 +969,26 @@ fn run(seed: u64, lies: Lies) -> World {
         world.lives[life].is_alive = false;
     }
     world.compare();
+    for snapshot in 0..world.snapshots.len() {
+        world.read_whole_past(snapshot);
+    }
     for block in BLOCKS {
         let life = world.current();
-        let id = RequestId(world.next_id);
-        world.next_id += 1;
+        let id = world.new_id();
         let floors = vec![world.oracle.floor(block)];
         world.lives[life].ops.insert(id, Op::Read { block, floors });
         let block = BlockNo(block);
-        world.tell(life, WriterEvent::Request(id, ShardOp::Read { block, count: 1 }));
+        world.tell(
+            life,
+            WriterEvent::Request(
+                id,
+                ShardOp::Read {
+                    block,
+                    count: 1,
+                    of: None,
+                },
+            ),
+        );
         world.heal();
     }
     world
@@ -829,7 +1032,7 @@ fn no_reply_is_believed_that_was_not_asked_for() {
         probed.extend(world.probed);
     });
     // All there are, where more than one seed ran.
-    let kinds = "BeginResync ChangedLeaves Clear Drop Fence Flush LeafVersions Read Repair SetEnd Write";
+    let kinds = "BeginResync ChangedLeaves Clear Drop Fence Flush LeafVersions Read Repair SetEnd Void Write";
     assert!(
         probed.is_empty() || probed.iter().eq(kinds.split(' ')),
         "{probed:?}"

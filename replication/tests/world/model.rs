@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use store::{
-    BlockState, BlockVersion, Effect, Event, Origin, ReadPart, Reply, Request, ShardSummary, StoreError,
-    StoreStats,
+    BlockState, BlockVersion, Effect, Event, LISTED_MAX, Origin, ReadPart, Reply, Request, ShardSummary,
+    StoreError, StoreStats,
 };
-use types::{BLOCK_BYTES, HeapBlock, Instant, LEAF_BLOCKS, LeafNo, Payload, RequestId, Seq, ShardId, SumKey};
+use types::{
+    BLOCK_BYTES, HeapBlock, Instant, LEAF_BLOCKS, LayerId, LeafNo, Lineage, Payload, RequestId, Seq, ShardId,
+    SumKey,
+};
 use weft_replication::LogStore;
 
 /// Small, seeded, good enough to shuffle with (xorshift64*).
@@ -37,7 +40,8 @@ impl Rng {
 
 #[derive(Clone, Debug, Default)]
 struct Shard {
-    blocks: BTreeMap<u32, Block>,
+    /// By layer and number.
+    blocks: BTreeMap<(LayerId, u32), Block>,
     end: Seq,
     record: Vec<u8>,
 }
@@ -100,7 +104,7 @@ impl MapStore {
 
     /// Rots one block of data, if there is any.
     pub fn rot(&mut self, rng: &mut Rng) -> bool {
-        let held: Vec<(ShardId, u32)> = self
+        let held: Vec<(ShardId, (LayerId, u32))> = self
             .shards
             .iter()
             .flat_map(|(id, shard)| {
@@ -121,15 +125,16 @@ impl MapStore {
         true
     }
 
-    /// Content by block, the zeros left out; `None` where the sum does not match.
-    pub fn content(&self, shard: ShardId) -> BTreeMap<u32, Option<u64>> {
+    /// What each layer holds by block: `Some(None)` where the sum does not match. Which kind of zeros does not matter.
+    pub fn content(&self, shard: ShardId) -> BTreeMap<(LayerId, u32), Option<u64>> {
         let Some(held) = self.shards.get(&shard) else {
             return BTreeMap::new();
         };
-        let blocks = held.blocks.iter().filter_map(|(no, block)| {
-            let data = block.data.as_ref()?;
-            let value = value_of(data);
-            Some((*no, is_good(shard, *no, block).then_some(value)))
+        let blocks = held.blocks.iter().map(|(place, block)| {
+            let value = block.data.as_ref().map_or(Some(0), |data| {
+                is_good(shard, *place, block).then_some(value_of(data))
+            });
+            (*place, value)
         });
         blocks.collect()
     }
@@ -137,33 +142,36 @@ impl MapStore {
     fn answer(&mut self, request: &Request<HeapBlock>) -> Result<Reply<HeapBlock>, StoreError> {
         match request {
             Request::Read {
-                shard, block, count, ..
-            } => self.read(*shard, block.0, *count),
+                shard,
+                lineage,
+                block,
+                count,
+            } => self.read(*shard, lineage, block.0, *count),
             Request::ChangedLeaves {
                 shard,
                 newer_than,
                 from,
-                ..
             } => {
                 let held = self.shards.get(shard).ok_or(StoreError::NoShard(*shard))?;
-                let mut leaves: Vec<LeafNo> = held
+                let mut leaves: Vec<(LayerId, LeafNo)> = held
                     .blocks
                     .iter()
                     .filter(|(_, block)| block.version.seq > *newer_than)
-                    .map(|(no, _)| LeafNo(no / LEAF_BLOCKS))
+                    .map(|((layer, no), _)| (*layer, LeafNo(no / LEAF_BLOCKS)))
                     .filter(|leaf| leaf >= from)
                     .collect();
                 leaves.dedup();
+                leaves.truncate(LISTED_MAX);
                 Ok(Reply::Leaves(leaves))
             }
-            Request::LeafVersions { shard, leaf, .. } => {
+            Request::LeafVersions { shard, lineage, leaf } => {
                 let held = self.shards.get(shard).ok_or(StoreError::NoShard(*shard))?;
                 let first = leaf.first_block().0;
                 let absent = BlockVersion {
                     seq: Seq(0),
                     state: BlockState::Absent,
                 };
-                let version = |no: u32| held.blocks.get(&no).map_or(absent, |block| block.version);
+                let version = |no: u32| held.find(lineage, no).map_or(absent, |(_, block)| block.version);
                 Ok(Reply::Versions(
                     (first..first + LEAF_BLOCKS).map(version).collect(),
                 ))
@@ -186,15 +194,21 @@ impl MapStore {
         }
     }
 
-    fn read(&self, shard: ShardId, first: u32, count: u32) -> Result<Reply<HeapBlock>, StoreError> {
+    fn read(
+        &self,
+        shard: ShardId,
+        lineage: &Lineage,
+        first: u32,
+        count: u32,
+    ) -> Result<Reply<HeapBlock>, StoreError> {
         let held = self.shards.get(&shard).ok_or(StoreError::NoShard(shard))?;
         let mut parts = Vec::new();
         for no in first..first + count {
-            match held.blocks.get(&no) {
-                Some(block) if block.data.is_some() => {
-                    if !is_good(shard, no, block) {
+            match held.find(lineage, no) {
+                Some((layer, block)) if block.data.is_some() => {
+                    if !is_good(shard, (layer, no), block) {
                         let block = types::BlockNo(no);
-                        return Err(StoreError::Corrupt { shard, block });
+                        return Err(StoreError::Corrupt { shard, layer, block });
                     }
                     parts.push(ReadPart::Data(block.data.clone().expect("just seen")));
                 }
@@ -205,58 +219,73 @@ impl MapStore {
     }
 }
 
+impl Shard {
+    /// What the newest layer of a lineage that has the block says.
+    fn find(&self, lineage: &Lineage, no: u32) -> Option<(LayerId, &Block)> {
+        let layers = lineage
+            .steps()
+            .iter()
+            .flat_map(|step| (step.lowest.0..=step.highest.0).rev());
+        let mut held = layers.filter_map(|layer| {
+            let layer = LayerId(layer);
+            self.blocks.get(&(layer, no)).map(|block| (layer, block))
+        });
+        held.next()
+    }
+}
+
 pub fn value_of(data: &HeapBlock) -> u64 {
     u64::from_le_bytes(data.bytes()[..8].try_into().expect("a block is long enough"))
 }
 
-fn sum(shard: ShardId, no: u32, seq: Seq, crc: u32) -> types::BlockSum {
+fn sum(shard: ShardId, (layer, no): (LayerId, u32), seq: Seq, crc: u32) -> types::BlockSum {
     let key = SumKey {
         shard,
-        layer: types::LayerId(0),
+        layer,
         block: types::BlockNo(no),
         seq,
     };
     types::bind(key, crc)
 }
 
-fn is_good(shard: ShardId, no: u32, block: &Block) -> bool {
+fn is_good(shard: ShardId, place: (LayerId, u32), block: &Block) -> bool {
     let bytes = block.data.as_ref().expect("asked of data").bytes();
-    block.version.state == BlockState::Data(sum(shard, no, block.version.seq, types::crc32c(bytes)))
+    block.version.state == BlockState::Data(sum(shard, place, block.version.seq, types::crc32c(bytes)))
 }
 
 fn apply(shards: &mut Shards, request: &Request<HeapBlock>) {
     match request {
         Request::Write {
             shard,
+            layer,
             block,
             seq,
             data,
             crcs,
             origin,
-            ..
         } => {
             let held = shards.get_mut(shard).expect("a shard is made by its record");
             for (index, crc) in crcs.iter().enumerate() {
-                let no = block.0 + index as u32;
+                let place = (*layer, block.0 + index as u32);
                 let new = Block {
                     version: BlockVersion {
                         seq: *seq,
-                        state: BlockState::Data(sum(*shard, no, *seq, *crc)),
+                        state: BlockState::Data(sum(*shard, place, *seq, *crc)),
                     },
                     data: Some(data.slice(index * BLOCK_BYTES as usize, BLOCK_BYTES as usize)),
                 };
-                put(held, no, new, *origin);
+                put(held, place, new, *origin);
             }
             advance(held, *seq, *origin);
         }
         Request::Clear {
             shard,
+            layer,
             block,
             count,
             seq,
             kind,
             origin,
-            ..
         } => {
             let held = shards.get_mut(shard).expect("a shard is made by its record");
             for no in block.0..block.0 + count {
@@ -267,21 +296,22 @@ fn apply(shards: &mut Shards, request: &Request<HeapBlock>) {
                     },
                     data: None,
                 };
-                put(held, no, new, *origin);
+                put(held, (*layer, no), new, *origin);
             }
             advance(held, *seq, *origin);
         }
         Request::Void {
             shard,
+            layer,
             block,
             count,
             live_from,
-            ..
         } => {
             let held = shards.get_mut(shard).expect("a shard is made by its record");
             let voided = block.0..block.0 + count;
-            held.blocks
-                .retain(|no, block| !voided.contains(no) || block.version.seq >= *live_from);
+            held.blocks.retain(|(of, no), block| {
+                of != layer || !voided.contains(no) || block.version.seq >= *live_from
+            });
         }
         Request::PutRecord { shard, record } => shards.entry(*shard).or_default().record = record.clone(),
         Request::SetEnd { shard, end } => {
@@ -294,16 +324,16 @@ fn apply(shards: &mut Shards, request: &Request<HeapBlock>) {
     }
 }
 
-fn put(held: &mut Shard, no: u32, new: Block, origin: Origin) {
+fn put(held: &mut Shard, place: (LayerId, u32), new: Block, origin: Origin) {
     let is_kept = match origin {
         Origin::Live => false,
         Origin::Repair { live_from } => {
-            let present = held.blocks.get(&no).map(|block| block.version.seq);
+            let present = held.blocks.get(&place).map(|block| block.version.seq);
             present.is_some_and(|seq| seq >= live_from)
         }
     };
     if !is_kept {
-        held.blocks.insert(no, new);
+        held.blocks.insert(place, new);
     }
 }
 

@@ -1,6 +1,8 @@
 //! What a guest may see: per block the values written, in order, and the oldest that may still be read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use types::{LayerId, RequestId};
 
 /// Zero stands for "reads as zeros".
 pub type Value = u64;
@@ -93,7 +95,64 @@ impl Oracle {
         }
     }
 
+    /// What a snapshot that is taken now may have: by block, whatever may be read, and what may still turn out to have
+    /// happened.
+    pub fn now(&self) -> BTreeMap<u32, Vec<Value>> {
+        let allowed = |block: &Block| {
+            let from_floor = (block.floor..block.values.len()).filter(|index| !block.dead.contains(index));
+            from_floor.map(|index| block.values[index]).collect()
+        };
+        self.blocks
+            .iter()
+            .map(|(no, block)| (*no, allowed(block)))
+            .collect()
+    }
+
     pub fn floor(&self, no: u32) -> usize {
         self.blocks.get(&no).map_or(0, |block| block.floor)
+    }
+}
+
+/// A snapshot, from the cut on.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Whose writer cut.
+    pub life: usize,
+    /// Its newest layer.
+    pub highest: LayerId,
+    /// Writes that were under way when it was cut, and have not ended.
+    pub awaited: BTreeSet<RequestId>,
+    /// What blocks may hold; others have never been written by then.
+    pub allowed: BTreeMap<u32, Vec<Value>>,
+    /// Everything in it is complete and on stable media: it has a name, and stays as it is.
+    pub is_made: bool,
+    /// What blocks were read as since.
+    pub seen: BTreeMap<u32, Value>,
+}
+
+impl Snapshot {
+    pub fn read(&mut self, no: u32, value: Value) {
+        let layer = self.highest;
+        let is_allowed = self
+            .allowed
+            .get(&no)
+            .map_or(value == 0, |allowed| allowed.contains(&value));
+        assert!(
+            is_allowed,
+            "block {no} of the snapshot at layer {layer}: read {value}, not of {:?}",
+            self.allowed.get(&no)
+        );
+        let first = *self.seen.entry(no).or_insert(value);
+        assert_eq!(
+            first, value,
+            "block {no} of the snapshot at layer {layer} has changed"
+        );
+    }
+
+    /// A block was said to hold data, or zeros.
+    pub fn is_data(&self, no: u32, is_data: bool) {
+        if let Some(seen) = self.seen.get(&no) {
+            assert_eq!(*seen != 0, is_data, "block {no} was {seen}");
+        }
     }
 }

@@ -184,7 +184,8 @@ impl Guests {
     }
 
     pub fn ask_read(&mut self, by: u64, offset: u64, length: u64) -> (RequestId, Op<HeapBlock>) {
-        self.register(by, Op::Read { offset, length })
+        let of = None;
+        self.register(by, Op::Read { offset, length, of })
     }
 
     fn register(&mut self, by: u64, op: Op<HeapBlock>) -> (RequestId, Op<HeapBlock>) {
@@ -215,7 +216,7 @@ impl Guests {
     fn shards_of(&self, op: &Op<HeapBlock>) -> BTreeSet<u64> {
         let (offset, length) = match op {
             Op::Write { offset, data, .. } => (*offset, data.length() as u64),
-            Op::Read { offset, length } | Op::WriteZeroes { offset, length, .. } => (*offset, *length),
+            Op::Read { offset, length, .. } | Op::WriteZeroes { offset, length, .. } => (*offset, *length),
             // Its parts of blocks at the edges are nobody's.
             Op::Discard { offset, length } => {
                 let first = offset.next_multiple_of(4096);
@@ -232,7 +233,8 @@ impl Guests {
 
     fn read(&mut self) -> Op<HeapBlock> {
         let (offset, length) = self.range(64 << 10);
-        Op::Read { offset, length }
+        let of = None;
+        Op::Read { offset, length, of }
     }
 
     fn write(&mut self) -> Op<HeapBlock> {
@@ -318,7 +320,7 @@ impl Guests {
             self.newest
         );
         match (&op, outcome) {
-            (Op::Read { offset, length }, Outcome::Read(parts)) => {
+            (Op::Read { offset, length, .. }, Outcome::Read(parts)) => {
                 let bytes = flat(&parts);
                 assert_eq!(bytes.len() as u64, *length, "guest {by}: length of read {id}");
                 self.check_read(id, *offset, &bytes, issued, has_quorum, may_be_old);

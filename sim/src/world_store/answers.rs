@@ -84,7 +84,6 @@ impl World {
             }
             Pending::Leaves {
                 shard,
-                layer,
                 newer_than,
                 issued,
             } => {
@@ -92,11 +91,13 @@ impl World {
                     panic!("{id}: leaves brought {reply:?}")
                 };
                 if self.shards[&shard].issued == issued && self.shards[&shard].is_exact() {
-                    let expected = self.shards[&shard].changed_leaves(layer, newer_than);
-                    assert_eq!(
-                        leaves, expected,
-                        "{id} leaves of {shard} layer {layer} above {newer_than}"
-                    );
+                    let model = &self.shards[&shard];
+                    let of_layer = |layer: LayerId| {
+                        let leaves = model.changed_leaves(layer, newer_than).into_iter();
+                        leaves.map(move |leaf| (layer, leaf))
+                    };
+                    let expected: Vec<_> = LAYERS.into_iter().flat_map(of_layer).collect();
+                    assert_eq!(leaves, expected, "{id} leaves of {shard} above {newer_than}");
                 }
             }
         }

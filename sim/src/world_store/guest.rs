@@ -254,7 +254,11 @@ impl World {
         if self.rng.chance(1, 2) {
             let leaf = BlockNo(self.rng.below(u64::from(self.blocks)) as u32).leaf();
             self.send(
-                Request::LeafVersions { shard, layer, leaf },
+                Request::LeafVersions {
+                    shard,
+                    lineage: Lineage::of_layer(shard.vdi, layer),
+                    leaf,
+                },
                 Pending::Versions {
                     shard,
                     layer,
@@ -266,15 +270,13 @@ impl World {
             let newer_than = Seq(self.rng.between(0, self.shards[&shard].issued.0));
             let request = Request::ChangedLeaves {
                 shard,
-                layer,
                 newer_than,
-                from: LeafNo(0),
+                from: (LayerId(0), LeafNo(0)),
             };
             self.send(
                 request,
                 Pending::Leaves {
                     shard,
-                    layer,
                     newer_than,
                     issued,
                 },

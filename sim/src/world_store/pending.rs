@@ -35,7 +35,6 @@ pub(super) enum Pending {
     },
     Leaves {
         shard: ShardId,
-        layer: LayerId,
         newer_than: Seq,
         issued: Seq,
     },

@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 
 use replication::{ReplicaRequest, ShardRecord, ToReplica};
-use types::{Epoch, HeapBlock, Incarnation, RequestId, ShardId, ShardNo, Token, VdiId};
+use types::{Epoch, HeapBlock, Incarnation, Lineage, RequestId, ShardId, ShardNo, Token, VdiId};
 use vdi::{Effect, Event, Notice, Vdi, VdiSpec};
 
-use super::{ID, Profile, SHARD_BYTES, World};
+use super::{HEAD, ID, Profile, SHARD_BYTES, World};
 use crate::guest::Guest;
 use crate::trace::tell;
 
@@ -69,6 +69,7 @@ impl World {
         let spec = VdiSpec {
             id,
             bytes: SHARDS * SHARD_BYTES,
+            lineage: Lineage::of_layer(id, HEAD),
             ..self.spec.clone()
         };
         let records = (0..SHARDS as u32)

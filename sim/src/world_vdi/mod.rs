@@ -39,7 +39,7 @@ use std::time::Duration;
 use edge::Network;
 use replication::{FromReplica, ShardRecord, ToReplica};
 use store::StoreSettings;
-use types::{DiskId, HeapBlock, Instant, LayerId, ShardId, ShardNo, VdiId};
+use types::{DiskId, HeapBlock, Instant, LayerId, Lineage, ShardId, ShardNo, VdiId};
 use vdi::{Event, Vdi, VdiSpec};
 
 use crate::guest::Guest;
@@ -200,7 +200,7 @@ impl World {
             bytes,
             sector_bytes,
             shard_bytes: SHARD_BYTES,
-            head: HEAD,
+            lineage: Lineage::of_layer(ID, HEAD),
             sharing: replication::Sharing::Alone,
         };
         tell(|| {

@@ -133,6 +133,7 @@ fn bad_blocks_are_read_from_elsewhere_or_named() {
     world.ask(Op::Read {
         offset: MIB,
         length: 65536,
+        of: None,
     });
     world.run_dry();
     let offset = MIB + 7 * 4096;
@@ -367,6 +368,7 @@ fn a_shard_that_another_writer_took_completes_nothing_and_holds_nobody_up() {
         Op::Read {
             offset: MIB,
             length: 2 * MIB,
+            of: None,
         },
     ] {
         world.ask(op);

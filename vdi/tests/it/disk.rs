@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use replication::{FromReplica, Refusal, RepairContent, ReplicaReply, ReplicaRequest, ToReplica};
-use store::{BlockState, BlockVersion, ClearKind, ReadPart as BlockPart, StoreError};
-use types::{BlockNo, BlockSum, DiskId, HeapBlock, Payload, Seq, Token, crc32c};
+use store::{BlockState, BlockVersion, ClearKind, LISTED_MAX, ReadPart as BlockPart, StoreError};
+use types::{BlockNo, BlockSum, DiskId, HeapBlock, LayerId, Lineage, Payload, Seq, Token, crc32c};
 
 use crate::world::BLOCK;
 
@@ -19,9 +19,10 @@ pub struct Replica {
     pub promised: Token,
     end: Seq,
     good_until: Option<Seq>,
-    blocks: BTreeMap<u32, (Seq, Content)>,
-    /// Seqs of blocks on stable media.
-    pub durable: BTreeMap<u32, Seq>,
+    /// By layer and number.
+    blocks: BTreeMap<(LayerId, u32), (Seq, Content)>,
+    /// Seqs of blocks on stable media, and whether they are zeros.
+    pub durable: BTreeMap<u32, (Seq, bool)>,
     /// Blocks whose content fails its check.
     pub rotten: Vec<u32>,
 }
@@ -36,23 +37,44 @@ pub struct Disk {
 }
 
 impl Replica {
-    fn put(&mut self, block: BlockNo, count: u32, seq: Seq, content: impl Fn(u32) -> Content) {
+    fn put(
+        &mut self,
+        layer: LayerId,
+        block: BlockNo,
+        count: u32,
+        seq: Seq,
+        content: impl Fn(u32) -> Content,
+    ) {
         for at in 0..count {
             self.rotten.retain(|rotten| *rotten != block.0 + at);
-            self.blocks.insert(block.0 + at, (seq, content(at)));
+            self.blocks.insert((layer, block.0 + at), (seq, content(at)));
         }
+    }
+
+    /// What the newest layer of a lineage that has the block says.
+    fn find(&self, lineage: &Lineage, block: u32) -> Option<(LayerId, &(Seq, Content))> {
+        let layers = lineage
+            .steps()
+            .iter()
+            .flat_map(|step| (step.lowest.0..=step.highest.0).rev());
+        let mut held = layers.filter_map(|layer| {
+            let layer = LayerId(layer);
+            self.blocks.get(&(layer, block)).map(|held| (layer, held))
+        });
+        held.next()
     }
 
     fn sync(&mut self) {
         self.durable = self
             .blocks
             .iter()
-            .map(|(block, (seq, _))| (*block, *seq))
+            // In the order of layers: the newest stays.
+            .map(|((_, block), (seq, content))| (*block, (*seq, matches!(content, Content::Clear(_)))))
             .collect();
     }
 
-    fn version(&self, block: u32) -> BlockVersion {
-        match self.blocks.get(&block) {
+    fn version(&self, lineage: &Lineage, block: u32) -> BlockVersion {
+        match self.find(lineage, block).map(|(_, held)| held) {
             None => BlockVersion {
                 seq: Seq(0),
                 state: BlockState::Absent,
@@ -68,10 +90,10 @@ impl Replica {
         }
     }
 
-    fn read(&self, block: BlockNo, count: u32) -> Vec<BlockPart<HeapBlock>> {
+    fn read(&self, lineage: &Lineage, block: BlockNo, count: u32) -> Vec<BlockPart<HeapBlock>> {
         let mut parts: Vec<BlockPart<HeapBlock>> = Vec::new();
         for at in block.0..block.0 + count {
-            match (self.blocks.get(&at), parts.last_mut()) {
+            match (self.find(lineage, at).map(|(_, held)| held), parts.last_mut()) {
                 (Some((_, Content::Data(data))), _) => parts.push(BlockPart::Data(data.clone())),
                 (_, Some(BlockPart::Zeros(zeros))) => *zeros += 1,
                 _ => parts.push(BlockPart::Zeros(1)),
@@ -120,11 +142,11 @@ impl Disk {
                 });
             }
             ReplicaRequest::Write {
+                layer,
                 block,
                 seq,
                 data,
                 crcs,
-                ..
             } => {
                 assert_eq!(crcs.len() * BLOCK, data.length());
                 for (chunk, crc) in data.bytes().chunks(BLOCK).zip(&crcs) {
@@ -133,34 +155,41 @@ impl Disk {
                 assert!(seq > replica.end, "seq {seq} after {}", replica.end);
                 replica.end = seq;
                 let cut = |at: u32| Content::Data(data.slice(at as usize * BLOCK, BLOCK));
-                replica.put(block, crcs.len() as u32, seq, cut);
+                replica.put(layer, block, crcs.len() as u32, seq, cut);
             }
             ReplicaRequest::Clear {
+                layer,
                 block,
                 count,
                 seq,
                 kind,
-                ..
             } => {
                 replica.end = seq;
-                replica.put(block, count, seq, |_| Content::Clear(kind));
+                replica.put(layer, block, count, seq, |_| Content::Clear(kind));
             }
             ReplicaRequest::Flush => replica.sync(),
-            ReplicaRequest::Read { block, count, .. } => {
-                if let Some(bad) = (block.0..block.0 + count).find(|at| replica.rotten.contains(at)) {
+            ReplicaRequest::Read {
+                lineage,
+                block,
+                count,
+            } => {
+                let is_bad = |at: &u32| replica.rotten.contains(at);
+                let held = |at| replica.find(&lineage, at).map(|(layer, _)| (at, layer));
+                if let Some((bad, layer)) = (block.0..block.0 + count).filter(is_bad).find_map(held) {
                     return Err(Refusal::Store(StoreError::Corrupt {
                         shard: message.shard,
+                        layer,
                         block: BlockNo(bad),
                     }));
                 }
-                return Ok(ReplicaReply::Read(replica.read(block, count).into()));
+                return Ok(ReplicaReply::Read(replica.read(&lineage, block, count).into()));
             }
             ReplicaRequest::Repair {
+                layer,
                 block,
                 seq,
                 content,
                 live_from,
-                ..
             } => {
                 let count = match &content {
                     RepairContent::Data(data, _) => (data.length() / BLOCK) as u32,
@@ -168,37 +197,48 @@ impl Disk {
                 };
                 for at in 0..count {
                     let no = block.0 + at;
-                    if replica.blocks.get(&no).is_some_and(|(seq, _)| *seq >= live_from) {
+                    let present = replica.blocks.get(&(layer, no));
+                    if present.is_some_and(|(seq, _)| *seq >= live_from) {
                         continue;
                     }
                     let new = match &content {
                         RepairContent::Data(data, _) => Content::Data(data.slice(at as usize * BLOCK, BLOCK)),
                         RepairContent::Clear(_, kind) => Content::Clear(*kind),
                     };
-                    replica.put(BlockNo(no), 1, seq, |_| new.clone());
+                    replica.put(layer, BlockNo(no), 1, seq, |_| new.clone());
                 }
             }
+            ReplicaRequest::Void {
+                layer,
+                block,
+                count,
+                live_from,
+            } => replica.blocks.retain(|(of, no), (seq, _)| {
+                *of != layer || !(block.0..block.0 + count).contains(no) || *seq >= live_from
+            }),
             ReplicaRequest::SetEnd { end } => {
                 replica.end = end;
                 replica.good_until = None;
                 replica.sync();
             }
             ReplicaRequest::BeginResync { since } => replica.good_until = Some(since),
-            ReplicaRequest::ChangedLeaves { newer_than, from, .. } => {
+            ReplicaRequest::ChangedLeaves { newer_than, from } => {
                 let mut leaves: Vec<_> = replica
                     .blocks
                     .iter()
                     .filter(|(_, (seq, _))| *seq > newer_than)
-                    .map(|(block, _)| BlockNo(*block).leaf())
+                    .map(|((layer, block), _)| (*layer, BlockNo(*block).leaf()))
                     .filter(|leaf| *leaf >= from)
                     .collect();
                 leaves.dedup();
-                leaves.truncate(1024);
+                leaves.truncate(LISTED_MAX);
                 return Ok(ReplicaReply::Leaves(leaves));
             }
-            ReplicaRequest::LeafVersions { leaf, .. } => {
+            ReplicaRequest::LeafVersions { lineage, leaf } => {
                 let first = leaf.first_block().0;
-                let versions = (first..first + 256).map(|block| replica.version(block)).collect();
+                let versions = (first..first + 256)
+                    .map(|block| replica.version(&lineage, block))
+                    .collect();
                 return Ok(ReplicaReply::Versions(versions));
             }
             ReplicaRequest::Drop => {}

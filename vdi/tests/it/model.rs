@@ -92,14 +92,17 @@ fn what_guests_may_not_ask_is_refused() {
         Op::Read {
             offset: 1,
             length: 512,
+            of: None,
         },
         Op::Read {
             offset: MIB,
             length: 1024,
+            of: None,
         },
         Op::Read {
             offset: u64::MAX - 511,
             length: 512,
+            of: None,
         },
         Op::Write {
             offset: 0,
@@ -118,6 +121,7 @@ fn what_guests_may_not_ask_is_refused() {
         Op::Extents {
             offset: 512,
             length: 0,
+            of: None,
         },
     ] {
         let id = world.ask(op.clone());
@@ -139,6 +143,7 @@ fn what_guests_may_not_ask_is_refused() {
     big.ask(Op::Read {
         offset: 0,
         length: REQUEST_BYTES_MAX + 512,
+        of: None,
     });
     assert!(matches!(big.errors[..], [VdiError::OutOfRange { .. }]));
 }

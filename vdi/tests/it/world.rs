@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use replication::{FromReplica, ReplicaRequest, ShardRecord, ToReplica};
 use types::{
-    BlockNo, DiskId, HeapBlock, Incarnation, Instant, LayerId, Payload, RequestId, Seq, ShardId, ShardNo,
-    VdiId,
+    BlockNo, DiskId, HeapBlock, Incarnation, Instant, LayerId, Lineage, Payload, RequestId, Seq, ShardId,
+    ShardNo, VdiId,
 };
 use weft_vdi::{Effect, Event, Extent, Notice, Op, Outcome, ReadPart, Vdi, VdiError, VdiSpec};
 
@@ -118,7 +118,7 @@ pub fn spec(bytes: u64, shard_bytes: u64) -> VdiSpec {
         bytes,
         sector_bytes: 512,
         shard_bytes,
-        head: LayerId(1),
+        lineage: Lineage::of_layer(VdiId(1), LayerId(1)),
         sharing: replication::Sharing::Alone,
     }
 }
@@ -266,7 +266,8 @@ impl World {
 
     pub fn read(&mut self, offset: u64, length: u64) -> RequestId {
         let expected = HeapBlock::new(&self.model[offset as usize..(offset + length) as usize]);
-        self.submit(Op::Read { offset, length }, Waiting::Bytes(expected))
+        let of = None;
+        self.submit(Op::Read { offset, length, of }, Waiting::Bytes(expected))
     }
 
     pub fn write(&mut self, offset: u64, length: u64, fua: bool) -> RequestId {
@@ -318,7 +319,11 @@ impl World {
 
     pub fn ask_extents(&mut self, offset: u64, length: u64) -> RequestId {
         self.submit(
-            Op::Extents { offset, length },
+            Op::Extents {
+                offset,
+                length,
+                of: None,
+            },
             Waiting::Extents { offset, length },
         )
     }
@@ -359,9 +364,13 @@ impl World {
         for (block, seq) in completed {
             let shard = (block / self.shard_blocks) as u32;
             let within = (block % self.shard_blocks) as u32;
+            let durable = |disk: &Disk| disk.shards.get(&shard)?.durable.get(&within).copied();
+            // Resync moves no zeros to where there are zeros, older or not.
+            let is_cleared =
+                |disk: &Disk| durable(disk).is_some_and(|(held, is_zero)| is_zero && held >= *seq);
+            let is_cleared = self.disks.values().any(is_cleared);
             let holds = |disk: &&Disk| {
-                let replica = disk.shards.get(&shard);
-                replica.is_some_and(|r| r.durable.get(&within).is_some_and(|durable| durable >= seq))
+                durable(disk).is_some_and(|(held, is_zero)| held >= *seq || is_zero && is_cleared)
             };
             let holding = self.disks.values().filter(holds).count();
             assert!(

@@ -47,7 +47,7 @@ impl Disk {
         self.requests += 1;
         let range = |offset: u64, length: u64| offset as usize..(offset + length) as usize;
         match op {
-            Op::Read { offset, length } => {
+            Op::Read { offset, length, .. } => {
                 let content = &self.bytes[range(*offset, *length)];
                 let half = (*length as usize / 1024) * 512;
                 let mut parts = Vec::new();

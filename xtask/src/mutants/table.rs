@@ -286,8 +286,8 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a listing goes on beyond the shard",
         file: "replication/src/writer/answer.rs",
-        find: "(next < self.end_leaf()).then_some(next)",
-        put: "(next <= self.end_leaf()).then_some(next)",
+        find: "if next < self.end_leaf() {",
+        put: "if next <= self.end_leaf() {",
         nets: &[Net::Tests(
             "weft-replication",
             "--test listings",
@@ -393,8 +393,8 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a resync does not compare",
         file: "replication/src/writer/resync.rs",
-        find: "let Some(leaf) = sync.leaves.pop_front() else {",
-        put: "sync.leaves.clear();\n            let Some(leaf) = sync.leaves.pop_front() else {",
+        find: "let Some(place) = sync.leaves.pop_front() else {",
+        put: "sync.leaves.clear();\n            let Some(place) = sync.leaves.pop_front() else {",
         nets: &[VDI, Net::Search("pair-cut-restart")],
     },
     Mutant {
@@ -469,7 +469,7 @@ pub const MUTANTS: &[Mutant] = &[
         name: "a replica answers a flush without one",
         file: "replication/src/node.rs",
         find: "ReplicaRequest::Flush => (Request::Flush { shard }, PendingKind::Plain),",
-        put: "ReplicaRequest::Flush => {\n                let (layer, leaf) = (types::LayerId(0), types::LeafNo(0));\n                (Request::LeafVersions { shard, layer, leaf }, PendingKind::Plain)\n            }",
+        put: "ReplicaRequest::Flush => {\n                let (layer, leaf) = (types::LayerId(0), types::LeafNo(0));\n                let lineage = types::Lineage::of_layer(shard.vdi, layer);\n                (Request::LeafVersions { shard, lineage, leaf }, PendingKind::Plain)\n            }",
         nets: &[Net::Search("blackout")],
     },
     Mutant {

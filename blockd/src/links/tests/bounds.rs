@@ -3,7 +3,7 @@
 use std::net::TcpStream;
 
 use replication::{ReplicaReply, ReplicaRequest};
-use types::{BlockNo, LayerId};
+use types::{BlockNo, LayerId, Lineage};
 
 use super::strangers::{Stranger, hello};
 use super::*;
@@ -25,7 +25,7 @@ async fn a_peer_that_does_not_listen_is_not_answered_without_bound() {
     const READS: u64 = 200;
     for id in 0..READS {
         let read = ReplicaRequest::Read {
-            layer: LayerId(0),
+            lineage: Lineage::of_layer(VdiId(9), LayerId(0)),
             block: BlockNo(0),
             count: 256,
         };
@@ -86,7 +86,7 @@ async fn what_waits_for_space_on_a_full_disk_holds_up_nothing_else() {
         peer.write_mib(new, channel, seq, seq as u32 % 80, &bytes);
     }
     let read = |place: u32| ReplicaRequest::Read {
-        layer: LayerId(0),
+        lineage: Lineage::of_layer(old, LayerId(0)),
         block: BlockNo(256 * place),
         count: 1,
     };
@@ -159,7 +159,7 @@ async fn who_takes_nothing_is_let_go_in_the_end() {
     let (channel, _) = peer.hear_disk();
     for id in 2..100 {
         let read = ReplicaRequest::Read {
-            layer: LayerId(0),
+            lineage: Lineage::of_layer(VdiId(9), LayerId(0)),
             block: BlockNo(0),
             count: 256,
         };

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 
 use replication::{ReplicaReply, ReplicaRequest};
 use store::ReadPart;
-use types::{BlockNo, Seq, Token};
+use types::{BlockNo, Lineage, Seq, Token};
 use wire::{Channel, Outgoing};
 
 use super::strangers::{Stranger, hello};
@@ -94,7 +94,7 @@ async fn what_is_sent_to_an_earlier_life_of_a_disk_is_dropped() {
     // The token is still good: it is the channel that says that something may be missing before it.
     peer.write_mib(vdi, first, 1, 0, &pattern(1, 1 << 20));
     let read = ReplicaRequest::Read {
-        layer: LayerId(0),
+        lineage: Lineage::of_layer(vdi, LayerId(0)),
         block: BlockNo(0),
         count: 256,
     };

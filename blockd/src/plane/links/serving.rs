@@ -285,8 +285,8 @@ impl Plane {
 mod tests {
     use edge::uring::{Pool, PoolConfig};
     use replication::ReplicaReply;
-    use store::{BlockState, BlockVersion, ReadPart};
-    use types::{BlockNo, LayerId, LeafNo, Seq, ShardId, Token};
+    use store::{BlockState, BlockVersion, LISTED_MAX, ReadPart};
+    use types::{BlockNo, LayerId, LeafNo, Lineage, Seq, ShardId, Token, VdiId};
     use wire::Outgoing;
 
     use super::*;
@@ -299,8 +299,10 @@ mod tests {
             state: BlockState::Absent,
         };
         let layer = LayerId(0);
-        let (newer_than, from, leaf) = (Seq(0), LeafNo(0), LeafNo(0));
-        let leaves = (0..1024).map(LeafNo).collect();
+        let (newer_than, leaf) = (Seq(0), LeafNo(0));
+        let from = (layer, leaf);
+        let lineage = || Lineage::of_layer(VdiId(0), layer);
+        let leaves = (0..LISTED_MAX as u32).map(|leaf| (layer, LeafNo(leaf))).collect();
         let block = || ReadPart::Data(pool.copy_of(&[7; 4096]));
         let promised = ReplicaReply::Promised {
             previous: Token::default(),
@@ -308,21 +310,20 @@ mod tests {
             good_until: Some(Seq(1)),
         };
         let read = |count| ReplicaRequest::Read {
-            layer,
+            lineage: lineage(),
             block: BlockNo(0),
             count,
         };
         let cases = [
             (
-                ReplicaRequest::LeafVersions { layer, leaf },
+                ReplicaRequest::LeafVersions {
+                    lineage: lineage(),
+                    leaf,
+                },
                 ReplicaReply::Versions(vec![version; 256]),
             ),
             (
-                ReplicaRequest::ChangedLeaves {
-                    layer,
-                    newer_than,
-                    from,
-                },
+                ReplicaRequest::ChangedLeaves { newer_than, from },
                 ReplicaReply::Leaves(leaves),
             ),
             (read(1), ReplicaReply::Read([block()].into_iter().collect())),
