@@ -258,6 +258,7 @@ fn apply(shards: &mut Shards, request: &Request<Value>) {
                 of != layer || !voided.contains(no) || block.version.seq >= *live_from
             });
         }
+        Request::DropLayers { .. } => panic!("no writer asks for this yet: {request:?}"),
         Request::PutRecord { shard, record } => shards.entry(*shard).or_default().record.clone_from(record),
         Request::SetEnd { shard, end } => {
             shards.get_mut(shard).expect("a shard is made by its record").end = *end;
@@ -268,7 +269,8 @@ fn apply(shards: &mut Shards, request: &Request<Value>) {
         Request::Flush { .. }
         | Request::Read { .. }
         | Request::ChangedLeaves { .. }
-        | Request::LeafVersions { .. } => {}
+        | Request::LeafVersions { .. }
+        | Request::LayersRevision { .. } => {}
     }
 }
 

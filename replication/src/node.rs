@@ -577,6 +577,7 @@ impl<B: Payload, S: LogStore<B>> DiskNode<B, S> {
             Ok(Reply::Read(parts)) => Ok(ReplicaReply::Read(parts)),
             Ok(Reply::Leaves(leaves)) => Ok(ReplicaReply::Leaves(leaves)),
             Ok(Reply::Versions(versions)) => Ok(ReplicaReply::Versions(versions)),
+            Ok(Reply::Revision(revision)) => unreachable!("nobody asks for a revision yet: {revision}"),
             Err(error) => Err(Refusal::Store(error)),
         };
         let promise = self.shards.get_mut(&shard).filter(|promise| promise.life == life);

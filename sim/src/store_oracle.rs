@@ -7,6 +7,8 @@
 //! * A read returns, block by block, the value of the last operation completed before the read was issued, or
 //!   of any later one issued by the time of the answer. Through a lineage: that of the newest layer that has one, and of
 //!   one below only where every operation on the block above it was still under way.
+//! * Layers that are gone say nothing, from the moment on that somebody was told so, whatever crashes; until then
+//!   they say all or nothing, and the store says which by the revision it names after a crash.
 //! * After a power loss a shard holds exactly a prefix of its stream, named by `ShardSummary::end`, which covers
 //!   what is durable. After a kill the prefix covers what was completed.
 //! * Where the disk damaged content silently, a read may also say `Corrupt`; and damage to a part of the log
@@ -15,7 +17,8 @@
 //!   last came to rest. What is there must be exactly that prefix all the same, unless recovery itself reports damage: then
 //!   each block holds some operation of its history. Nothing ever holds what nobody wrote there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use store::{BlockState, BlockVersion, ClearKind, ShardSummary};
 use types::{BlockNo, LayerId, LeafNo, Seq, ShardId};
@@ -55,6 +58,24 @@ impl Doubt {
     }
 }
 
+/// Which layers of a shard are left after some revision. Revisions are counted in steps of one here.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct View {
+    gone: BTreeSet<LayerId>,
+}
+
+impl View {
+    pub fn is_gone(&self, layer: LayerId) -> bool {
+        self.gone.contains(&layer)
+    }
+}
+
+/// What was asked for to come from one revision to the next.
+#[derive(Clone, Debug)]
+pub(crate) enum LayersChange {
+    Drop(RangeInclusive<LayerId>),
+}
+
 /// Everything the oracle believes of one shard that the disk knows.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ShardModel {
@@ -75,6 +96,12 @@ pub(crate) struct ShardModel {
     /// Records that the disk may hold: the last durable one and later ones issued.
     pub records: Vec<Vec<u8>>,
     blocks: BTreeMap<(LayerId, u32), Vec<(Seq, Value)>>,
+    /// What was asked of layers so far; the revision counts it.
+    pub changes: Vec<LayersChange>,
+    /// After so many changes; one more than there are changes, but for a shard that is new.
+    views: Vec<View>,
+    /// The revision that was answered.
+    pub revision: usize,
 }
 
 /// Address of a block for [`crate::content`].
@@ -86,9 +113,41 @@ impl ShardModel {
     pub fn issue(&mut self, seq: Seq, layer: LayerId, first: BlockNo, count: u32, value: Value) {
         assert!(seq > self.issued, "seq {seq} after {}", self.issued);
         self.issued = seq;
+        if self.view(self.changes.len()).is_gone(layer) {
+            return;
+        }
         for block in first.0..first.0 + count {
             self.blocks.entry((layer, block)).or_default().push((seq, value));
         }
+    }
+
+    pub fn view(&self, revision: usize) -> &View {
+        static NOTHING_GONE: View = View {
+            gone: BTreeSet::new(),
+        };
+        match revision {
+            0 => &NOTHING_GONE,
+            revision => &self.views[revision - 1],
+        }
+    }
+
+    /// Asks for one more change; which revision that makes.
+    pub fn change_layers(&mut self, change: LayersChange) -> usize {
+        let mut view = self.view(self.changes.len()).clone();
+        match &change {
+            LayersChange::Drop(layers) => {
+                view.gone.extend((layers.start().0..=layers.end().0).map(LayerId));
+            }
+        }
+        self.changes.push(change);
+        self.views.push(view);
+        self.changes.len()
+    }
+
+    /// The revisions that a read may see which was issued at this one.
+    pub fn revisions_since(&self, revision: usize) -> RangeInclusive<usize> {
+        let first = if self.is_exact() { revision } else { 0 };
+        first..=self.changes.len()
     }
 
     /// What a layer may say of a block to a read that was issued when `floor` was completed: the values of these
@@ -146,6 +205,9 @@ impl ShardModel {
 
     /// Leaves with a block whose last operation is above `newer_than`, while nothing is under way.
     pub fn changed_leaves(&self, layer: LayerId, newer_than: Seq) -> Vec<LeafNo> {
+        if self.view(self.revision).is_gone(layer) {
+            return Vec::new();
+        }
         let mut leaves: Vec<LeafNo> = self
             .blocks
             .iter()
@@ -157,6 +219,9 @@ impl ShardModel {
     }
 
     fn last(&self, layer: LayerId, block: u32) -> Option<(Seq, Value)> {
+        if self.view(self.revision).is_gone(layer) {
+            return None;
+        }
         self.blocks.get(&(layer, block)).and_then(|h| h.last().copied())
     }
 
@@ -211,10 +276,9 @@ impl ShardModel {
 
     /// Blocks of data the shard holds when nothing is under way.
     pub fn data_blocks(&self) -> u64 {
-        self.blocks
-            .values()
-            .filter(|history| matches!(history.last(), Some((_, Value::Data(_)))))
-            .count() as u64
+        let is_data =
+            |(layer, block): &&(LayerId, u32)| matches!(self.last(*layer, *block), Some((_, Value::Data(_))));
+        self.blocks.keys().filter(is_data).count() as u64
     }
 }
 

@@ -6,6 +6,8 @@
 //!   Tick   ──▶ └───────┘ ──▶ IndexRequest     (to the index thread) ◀── IndexResponse
 //! ```
 
+use std::ops::RangeInclusive;
+
 use edge::{Completion, DiskError, DiskOp, IoId, KvBatch, KvError};
 use smallvec::SmallVec;
 use types::{BlockCrcs, BlockNo, LayerId, LeafNo, Lineage, RequestId, Seq, ShardId};
@@ -124,6 +126,23 @@ pub enum Request<B> {
         /// Which.
         shard: ShardId,
     },
+    /// Forgets layers of the shard for ever and gives their space back; what is written in them later says nothing
+    /// either. Durable when replied. Saying it again changes nothing.
+    DropLayers {
+        /// Whose.
+        shard: ShardId,
+        /// Which: ranges in any order, none of them empty.
+        layers: Vec<RangeInclusive<LayerId>>,
+        /// Which revision of its VDI's layers the shard has applied with this. Of several requests that make up one
+        /// revision the last says it, and those before it the revision before.
+        revision: u64,
+    },
+    /// Asks which revision of its VDI's layers the shard has applied. Zero if it was never told of any, or if what it was
+    /// told last is not durable yet.
+    LayersRevision {
+        /// Whose.
+        shard: ShardId,
+    },
     /// Lists leaves of all the shard's layers, ascending by layer and leaf, that hold a block with seq above
     /// `newer_than`; at most [`LISTED_MAX`]. Layers in which the shard holds nothing cost nothing, however many.
     ChangedLeaves {
@@ -229,6 +248,8 @@ pub enum Reply<B> {
     Leaves(Vec<(LayerId, LeafNo)>),
     /// For [`Request::LeafVersions`]: 256 of them.
     Versions(Vec<BlockVersion>),
+    /// For [`Request::LayersRevision`].
+    Revision(u64),
 }
 
 /// Key of an index leaf; sorts as (shard, layer, leaf) in the index.

@@ -5,12 +5,15 @@
 //! back later writes of its shard and every flush behind it, and nothing else.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 
 use edge::DiskOp;
 use smallvec::SmallVec;
 use types::{BLOCK_BYTES, BlockCrcs, BlockNo, LayerId, Payload, RequestId, Seq, ShardId};
 
-use crate::batch::{BATCH_BLOCKS_MAX, Entry, FLAG_NO_END, FLAG_RELOCATED, Header, Kind, birth, header_bytes};
+use crate::batch::{
+    BATCH_BLOCKS_MAX, ENTRIES_MAX, Entry, FLAG_NO_END, FLAG_RELOCATED, Header, Kind, birth, header_bytes,
+};
 use crate::cache::CacheAt;
 use crate::leaf::{Slot, State, pieces};
 use crate::recover::fence_entries;
@@ -32,10 +35,27 @@ pub(crate) struct Op<B> {
 
 enum OpKind<B> {
     Blocks(Blocks<B>),
-    Flush { shard: ShardId },
-    Record { shard: ShardId, record: Vec<u8> },
-    Drop { shard: ShardId },
-    SetEnd { shard: ShardId, end: u64 },
+    Flush {
+        shard: ShardId,
+    },
+    Record {
+        shard: ShardId,
+        record: Vec<u8>,
+    },
+    Drop {
+        shard: ShardId,
+    },
+    DropLayers {
+        shard: ShardId,
+        layers: Vec<RangeInclusive<LayerId>>,
+        revision: u64,
+    },
+    /// What a change of layers logs, perhaps partly in a batch already.
+    Entries(VecDeque<Entry>),
+    SetEnd {
+        shard: ShardId,
+        end: u64,
+    },
     Checkpoint,
 }
 
@@ -134,8 +154,23 @@ impl<B: Payload> Op<B> {
                 OpKind::Record { shard, record }
             }
             Request::DropShard { shard } => OpKind::Drop { shard },
+            Request::DropLayers {
+                shard,
+                layers,
+                revision,
+            } => {
+                assert!(layers.iter().all(|range| !range.is_empty()), "layers {layers:?}");
+                OpKind::DropLayers {
+                    shard,
+                    layers,
+                    revision,
+                }
+            }
             Request::SetEnd { shard, end } => OpKind::SetEnd { shard, end: end.0 },
-            Request::Read { .. } | Request::ChangedLeaves { .. } | Request::LeafVersions { .. } => {
+            Request::Read { .. }
+            | Request::ChangedLeaves { .. }
+            | Request::LeafVersions { .. }
+            | Request::LayersRevision { .. } => {
                 unreachable!("looked up, not appended")
             }
         };
@@ -226,6 +261,12 @@ impl<B: Payload> Draft<B> {
 
     pub(crate) fn has_inline_room(&self, bytes: usize) -> bool {
         header_bytes(self.entries.len() + 1, self.sums.len(), self.inline.len() + bytes) as u64 <= BLOCK_BYTES
+    }
+
+    /// Whether so many entries without anything else fit.
+    fn has_room_for(&self, entries: usize) -> bool {
+        let bytes = header_bytes(self.entries.len() + entries, self.sums.len(), self.inline.len());
+        bytes as u64 <= BLOCK_BYTES
     }
 
     /// Adds an entry; its birth is its own unless it is a moved one.
@@ -430,18 +471,76 @@ impl<B: Payload> Store<B> {
                 Taken::Hold(Op { id, kind })
             }
             OpKind::Flush { .. } => {
-                let id = id.expect("only requests flush");
-                let upto = if draft.is_empty() {
-                    self.number
-                } else {
-                    draft.number
-                };
-                self.syncs.flush(id, upto);
+                self.flush_upto(id.expect("only requests flush"), draft);
                 Taken::All
             }
             OpKind::Checkpoint => self.take_checkpoint(draft),
+            OpKind::DropLayers {
+                shard,
+                layers,
+                revision,
+            } => {
+                let id = id.expect("only requests drop layers");
+                self.take_drop_of_layers(id, shard, &layers, revision, draft, effects)
+            }
+            OpKind::Entries(entries) => take_entries(id, entries, draft),
             kind => self.take_note(id, kind, draft),
         }
+    }
+
+    /// Answers when everything up to now is durable.
+    fn flush_upto(&mut self, id: RequestId, draft: &Draft<B>) {
+        let upto = if draft.is_empty() {
+            self.number
+        } else {
+            draft.number
+        };
+        self.syncs.flush(id, upto);
+    }
+
+    /// Which entries say that layers are gone, where the log does not say it yet.
+    fn take_drop_of_layers(
+        &mut self,
+        id: RequestId,
+        shard: ShardId,
+        layers: &[RangeInclusive<LayerId>],
+        revision: u64,
+        draft: &mut Draft<B>,
+        effects: &mut Vec<Effect<B>>,
+    ) -> Taken<B> {
+        let Some(known) = self.ledger.shards.get(&shard).filter(|shard| shard.is_there()) else {
+            effects.push(Effect::Reply(id, Err(StoreError::NoShard(shard))));
+            return Taken::All;
+        };
+        let entry = |kind, layer: LayerId, seq| Entry {
+            kind,
+            flags: 0,
+            shard: shard.to_u64(),
+            layer: layer.0,
+            block: 0,
+            count: 0,
+            seq,
+            birth: 0,
+        };
+        let mut entries: VecDeque<Entry> = known
+            .not_yet_gone(layers)
+            .into_iter()
+            .map(|range| entry(Kind::LayersGone, *range.start(), u64::from(range.end().0)))
+            .collect();
+        if !entries.is_empty() {
+            // The block that made the shard's end may be among what goes, and its segment with it.
+            entries.push_back(entry(Kind::SetEnd, LayerId(0), known.end_submitted));
+        }
+        // Last: what is cut off before it was not applied.
+        if revision > known.revision {
+            entries.push_back(entry(Kind::LayersRevision, LayerId(0), revision));
+        }
+        if entries.is_empty() {
+            // It was said before; perhaps that is not durable yet.
+            self.flush_upto(id, draft);
+            return Taken::All;
+        }
+        take_entries(Some(id), entries, draft)
     }
 
     fn take_checkpoint(&mut self, draft: &mut Draft<B>) -> Taken<B> {
@@ -495,7 +594,11 @@ impl<B: Payload> Store<B> {
                 known.end_submitted = end;
                 (plain(Kind::SetEnd, shard, 0, end), Vec::new())
             }
-            OpKind::Blocks(_) | OpKind::Flush { .. } | OpKind::Checkpoint => unreachable!("not a note"),
+            OpKind::Blocks(_)
+            | OpKind::Flush { .. }
+            | OpKind::DropLayers { .. }
+            | OpKind::Entries(_)
+            | OpKind::Checkpoint => unreachable!("not a note"),
         };
         draft.push_note(entry, &inline);
         draft.waiters.extend(id.map(|id| Waiter { id, is_durable: true }));
@@ -645,6 +748,10 @@ impl<B: Payload> Store<B> {
         }
         if let Some(shard) = self.ledger.shards.get_mut(&blocks.shard) {
             shard.end_submitted = shard.end_submitted.max(blocks.seq);
+            if shard.is_gone(blocks.layer) {
+                // No block keeps its segment.
+                self.say_end(blocks.shard);
+            }
         }
         draft.waiters.extend(id.map(|id| Waiter {
             id,
@@ -754,6 +861,11 @@ impl<B: Payload> Store<B> {
         if present.state == State::Absent || present.is_no_end || present.seq != known.end_submitted {
             return;
         }
+        self.say_end(shard);
+    }
+
+    /// What makes the shard's end does not live, so its segment may be used again: the end is said by itself.
+    fn say_end(&mut self, shard: ShardId) {
         let is_said = self.queue.back().is_some_and(
             |op| matches!(op.kind, OpKind::SetEnd { shard: other, end: END_AS_IS } if other == shard),
         );
@@ -822,7 +934,9 @@ impl<B: Payload> Store<B> {
                     address: 0,
                     sum: 0,
                 };
-            } else if entry.kind == Kind::Drop {
+            } else if entry.kind == Kind::Drop
+                || (entry.kind == Kind::LayersGone && entry.layers().contains(&key.layer))
+            {
                 present = Slot::default();
             }
         }
@@ -920,6 +1034,30 @@ impl<B: Payload> Store<B> {
             effects,
         );
     }
+}
+
+/// Puts as many entries into the draft as there is room for; the request is answered with the last of them, when it
+/// is durable.
+fn take_entries<B: Payload>(
+    id: Option<RequestId>,
+    mut entries: VecDeque<Entry>,
+    draft: &mut Draft<B>,
+) -> Taken<B> {
+    // All or nothing, as far as one batch holds them.
+    let is_split = !draft.is_empty() && entries.len() <= ENTRIES_MAX / 2;
+    let has_room = !is_split || draft.has_room_for(entries.len());
+    while let Some(entry) = entries.front() {
+        if !has_room || !draft.has_inline_room(0) {
+            let kind = OpKind::Entries(entries);
+            return Taken::Rest(Op { id, kind });
+        }
+        draft.push(*entry);
+        entries.pop_front();
+    }
+    if let Some(id) = id {
+        draft.waiters.push(Waiter { id, is_durable: true });
+    }
+    Taken::All
 }
 
 impl<B: Payload> Op<B> {

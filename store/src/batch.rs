@@ -3,6 +3,8 @@
 //! Only a header that carries its segment's secret counts. Guests never learn a secret, so no data they write
 //! can pass for a header.
 
+use std::ops::RangeInclusive;
+
 use edge::AlignedBlock;
 use types::{BLOCK_BYTES, BlockNo, BlockSum, LayerId, Seq, ShardId, SumKey};
 
@@ -46,6 +48,10 @@ pub(crate) enum Kind {
     Checkpoint = 9,
     /// Blocks that are not there in this layer (any more): what layers below hold shows.
     Void = 10,
+    /// Layers from `layer` to `seq` of the shard are gone: nothing that any entry says of them counts.
+    LayersGone = 11,
+    /// Revision `seq` of its VDI's layers is applied to the shard.
+    LayersRevision = 12,
 }
 
 impl Kind {
@@ -61,6 +67,8 @@ impl Kind {
             8 => Kind::Open,
             9 => Kind::Checkpoint,
             10 => Kind::Void,
+            11 => Kind::LayersGone,
+            12 => Kind::LayersRevision,
             _ => return None,
         })
     }
@@ -129,6 +137,11 @@ impl Entry {
         } else {
             0
         }
+    }
+
+    /// The layers that a [`Kind::LayersGone`] is about.
+    pub(crate) fn layers(&self) -> RangeInclusive<LayerId> {
+        LayerId(self.layer)..=LayerId(self.seq as u32)
     }
 
     /// Identity of the `index`th block.
@@ -349,11 +362,14 @@ fn decode_entry(fields: &mut Reader<'_>, number: u64, position: usize) -> Option
         seq,
         birth: if is_relocated { stored_birth } else { own },
     };
-    let is_in_range = !kind.is_blocks()
-        || (count > 0
-            && block
-                .checked_add(count)
-                .is_some_and(|end| end <= types::SHARD_BLOCKS_MAX));
+    let is_in_range = match kind {
+        Kind::LayersGone => (u64::from(layer)..=u64::from(u32::MAX)).contains(&seq),
+        kind if kind.is_blocks() => {
+            let end = block.checked_add(count);
+            count > 0 && end.is_some_and(|end| end <= types::SHARD_BLOCKS_MAX)
+        }
+        _ => true,
+    };
     (is_in_range && entry.birth <= own).then_some(entry)
 }
 

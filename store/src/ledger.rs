@@ -5,14 +5,15 @@
 //! birth and changes only the address; nothing of a shard counts that is older than the shard's drop.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use types::{BLOCK_BYTES, LayerId, LeafNo, Seq, ShardId};
 
-use crate::ShardSummary;
 use crate::batch::{Entry, Kind, batch_of};
 use crate::bytes::{Reader, put_varint};
 use crate::leaf::{Leaf, Piece, Slot, State};
 use crate::segment::{Geometry, SegmentTable};
+use crate::{LeafKey, ShardSummary};
 
 /// Which leaves of a layer exist: in the index, or changed in memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,6 +65,14 @@ impl LeafSet {
     }
 }
 
+/// Layers that hold nothing, whatever any entry says of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Gone {
+    pub(crate) layers: RangeInclusive<LayerId>,
+    /// Of the entry that says so.
+    pub(crate) birth: u64,
+}
+
 /// What the disk holds of one shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Shard {
@@ -89,11 +98,20 @@ pub(crate) struct Shard {
     pub(crate) is_purging: bool,
     pub(crate) data_blocks: u64,
     pub(crate) layers: BTreeMap<LayerId, LeafSet>,
+    /// Ascending, none within another.
+    pub(crate) gone: Vec<Gone>,
+    /// Of its VDI's layers: the last that was applied, and the birth of the entry that says so.
+    pub(crate) revision: u64,
+    pub(crate) revision_birth: u64,
 }
 
 const VERSION: u8 = 1;
 /// Words of a leaf set of the largest shard; bounds what a value of the index can make us allocate.
 const LEAF_WORDS_MAX: u64 = (types::SHARD_BLOCKS_MAX / types::LEAF_BLOCKS / 64) as u64;
+
+fn is_within(a: &RangeInclusive<LayerId>, b: &RangeInclusive<LayerId>) -> bool {
+    b.contains(a.start()) && b.contains(a.end())
+}
 
 impl Shard {
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -116,6 +134,17 @@ impl Shard {
             for word in &leaves.words {
                 out.extend_from_slice(&word.to_le_bytes());
             }
+        }
+        // As it was before there was any of this, where there is none.
+        if !self.gone.is_empty() || self.revision > 0 {
+            put_varint(&mut out, self.revision);
+            put_varint(&mut out, self.revision_birth);
+            put_varint(&mut out, self.gone.len() as u64);
+        }
+        for gone in &self.gone {
+            put_varint(&mut out, u64::from(gone.layers.start().0));
+            put_varint(&mut out, u64::from(gone.layers.end().0));
+            put_varint(&mut out, gone.birth);
         }
         let crc = crc32c::crc32c(&out);
         out.extend_from_slice(&crc.to_le_bytes());
@@ -153,7 +182,68 @@ impl Shard {
             let words = (0..words).map(|_| fields.u64()).collect::<Option<Vec<u64>>>()?;
             shard.layers.insert(layer, LeafSet { words });
         }
+        if fields.is_empty() {
+            return Some(shard);
+        }
+        shard.revision = fields.varint()?;
+        shard.revision_birth = fields.varint()?;
+        for _ in 0..fields.varint()? {
+            let mut layer = || fields.varint().and_then(|layer| u32::try_from(layer).ok());
+            let layers = LayerId(layer()?)..=LayerId(layer()?);
+            let birth = fields.varint()?;
+            let is_behind =
+                |last: &Gone| last.layers.start() < layers.start() && last.layers.end() < layers.end();
+            if layers.is_empty() || !shard.gone.last().is_none_or(is_behind) {
+                return None;
+            }
+            shard.gone.push(Gone { layers, birth });
+        }
         fields.is_empty().then_some(shard)
+    }
+
+    /// Whether a layer holds nothing, whatever any entry says of it.
+    pub(crate) fn is_gone(&self, layer: LayerId) -> bool {
+        let later = self.gone.partition_point(|gone| *gone.layers.start() <= layer);
+        // Of those that begin before it, the last also ends last.
+        later > 0 && layer <= *self.gone[later - 1].layers.end()
+    }
+
+    /// Whether an entry of this birth is the one that says so of some layers.
+    pub(crate) fn says_gone(&self, birth: u64) -> bool {
+        self.gone.iter().any(|gone| gone.birth == birth)
+    }
+
+    /// What the log is to say for all of these to be gone: each range with what is gone next to it, so that one entry
+    /// will say it of all. Nothing of a range that is gone.
+    pub(crate) fn not_yet_gone(&self, layers: &[RangeInclusive<LayerId>]) -> Vec<RangeInclusive<LayerId>> {
+        let known = self.gone.iter().map(|gone| gone.layers.clone());
+        let mut all: Vec<_> = known.chain(layers.iter().cloned()).collect();
+        all.sort_unstable_by_key(|range| *range.start());
+        let mut joined: Vec<RangeInclusive<LayerId>> = Vec::new();
+        for range in all {
+            match joined.last_mut() {
+                Some(last) if range.start().0 <= last.end().0.saturating_add(1) => {
+                    *last = *last.start()..=*last.end().max(range.end());
+                }
+                _ => joined.push(range),
+            }
+        }
+        joined.retain(|range| !self.gone.iter().any(|gone| is_within(range, &gone.layers)));
+        joined
+    }
+
+    /// What a slot of this layer must not be older than.
+    fn void_before(&self, layer: LayerId) -> u64 {
+        match self.is_gone(layer) {
+            true => u64::MAX,
+            false => self.drop_birth,
+        }
+    }
+
+    /// Layers whose leaves may hold what counts no more.
+    pub(crate) fn void_layers(&self) -> impl Iterator<Item = LayerId> + '_ {
+        let layers = self.layers.keys().copied();
+        layers.filter(|layer| self.void_before(*layer) > 0)
     }
 
     /// Whether it is known, and no drop is on the way.
@@ -190,6 +280,8 @@ impl Shard {
         !self.is_known
             && !self.is_purging
             && self.drop_birth == 0
+            && self.gone.is_empty()
+            && self.revision == 0
             && self.layers.values().all(LeafSet::is_empty)
     }
 }
@@ -223,13 +315,17 @@ impl Ledger {
         self.shards.entry(id).or_default()
     }
 
-    /// Empties slots that a drop of the shard made void. Call whenever a leaf came from the index, and for
-    /// leaves in memory when the drop is applied; true if anything changed.
-    pub(crate) fn purge(&mut self, id: ShardId, leaf: &mut Leaf) -> bool {
-        let Some(shard) = self.shards.get_mut(&id).filter(|shard| shard.drop_birth > 0) else {
+    /// Empties slots that a drop of the shard or of the layer made void. Call whenever a leaf came from the index, and
+    /// for leaves in memory when the drop is applied; true if anything changed.
+    pub(crate) fn purge(&mut self, key: LeafKey, leaf: &mut Leaf) -> bool {
+        let id = key.shard;
+        let Some(shard) = self.shards.get_mut(&id) else {
             return false;
         };
-        let dropped = shard.drop_birth;
+        let dropped = shard.void_before(key.layer);
+        if dropped == 0 {
+            return false;
+        }
         let mut is_changed = false;
         for at in 0..crate::leaf::SLOTS {
             let slot = leaf.get(at);
@@ -266,7 +362,7 @@ impl Ledger {
             ..
         } = self;
         let shard = shards.entry(id).or_default();
-        if entry.birth < shard.drop_birth {
+        if entry.birth < shard.void_before(piece.key.layer) {
             return false;
         }
         let mut is_changed = false;
@@ -310,7 +406,7 @@ impl Ledger {
         is_changed
     }
 
-    /// What an entry says besides its blocks. True if it drops its shard.
+    /// What an entry says besides its blocks. True if it makes void what leaves hold.
     pub(crate) fn apply_entry(&mut self, entry: &Entry, inline: &[u8], segment: u32) -> bool {
         if entry.kind.is_note() {
             self.segments.add_note(segment);
@@ -344,6 +440,15 @@ impl Ledger {
                 }
             }
             Kind::Drop => return self.apply_drop(id, entry.birth),
+            Kind::LayersGone => return self.apply_gone(id, entry.layers(), entry.birth),
+            Kind::LayersRevision => {
+                let shard = self.shard(id);
+                if entry.birth > shard.drop_birth && entry.seq > shard.revision {
+                    shard.is_known = true;
+                    shard.revision = entry.seq;
+                    shard.revision_birth = entry.birth;
+                }
+            }
             Kind::Open => self.apply_open(entry),
             Kind::Checkpoint => {}
         }
@@ -358,6 +463,10 @@ impl Ledger {
         shard.drop_birth = birth;
         shard.drops_coming = shard.drops_coming.saturating_sub(1);
         shard.is_purging = shard.layers.values().any(|leaves| !leaves.is_empty());
+        shard.gone.retain(|gone| gone.birth > birth);
+        if shard.revision_birth < birth {
+            (shard.revision, shard.revision_birth) = (0, 0);
+        }
         // In a rebuild a moved drop can come after what was said later: that stays.
         if shard.record_birth < birth {
             shard.record.clear();
@@ -370,6 +479,25 @@ impl Ledger {
             shard.end_birth = birth;
         }
         shard.is_known = shard.record_birth > birth;
+        true
+    }
+
+    fn apply_gone(&mut self, id: ShardId, layers: RangeInclusive<LayerId>, birth: u64) -> bool {
+        let shard = self.shard(id);
+        if birth <= shard.drop_birth || shard.gone.iter().any(|gone| is_within(&layers, &gone.layers)) {
+            return false;
+        }
+        shard.is_known = true;
+        shard.gone.retain(|gone| !is_within(&gone.layers, &layers));
+        let at = shard
+            .gone
+            .partition_point(|gone| gone.layers.start() < layers.start());
+        let has_leaves = shard
+            .layers
+            .range(layers.clone())
+            .any(|(_, leaves)| !leaves.is_empty());
+        shard.is_purging |= has_leaves;
+        shard.gone.insert(at, Gone { layers, birth });
         true
     }
 
@@ -487,6 +615,8 @@ mod tests {
             numbers: [u64; 5],
             bits: [bool; 2],
             record: Vec<u8>,
+            gone in prop::collection::btree_map(0u32..90, (0u32..200, any::<u64>()), 0..4),
+            revision: [u64; 2],
             leaves in prop::collection::btree_map(any::<u32>(), prop::collection::vec(0u32..60_000, 1..20), 0..4),
         ) {
             let mut shard = Shard {
@@ -503,6 +633,15 @@ mod tests {
                 drop_birth: numbers[3],
                 data_blocks: numbers[4],
                 layers: BTreeMap::new(),
+                gone: (0..)
+                    .zip(gone)
+                    .map(|(at, (first, (more, birth)))| Gone {
+                        layers: LayerId(at * 100 + first)..=LayerId(at * 300 + 90 + more),
+                        birth,
+                    })
+                    .collect(),
+                revision: revision[0],
+                revision_birth: if revision[0] > 0 { revision[1] } else { 0 },
             };
             for (layer, list) in leaves {
                 let set = shard.layers.entry(LayerId(layer)).or_default();

@@ -2,7 +2,8 @@
 //!
 //! What is not data is kept as follows. Clears: as long as they are current, like data, because they also hide
 //! what layers below hold; and voids, which hide what the log still says of their own layer. Drops: until their segment is the oldest, because older ones may hold what they made
-//! void. Records and ends: as long as they are the shard's last word. Data that fails its checksum becomes
+//! void. That layers are gone: as long as the shard is there, because older segments and late writes may hold something of
+//! them. Records, ends and revisions: as long as they are the shard's last word. Data that fails its checksum becomes
 //! [`Kind::Lost`]: readers go on being told, and the segment can be used again.
 
 use std::collections::BTreeSet;
@@ -42,8 +43,8 @@ pub(crate) struct Moving {
     clear_blocks: u32,
     notes: Vec<Entry>,
     notes_at: usize,
-    /// Whose record (or drop) is among the notes: what was moved before may lie in a segment many times.
-    noted: BTreeSet<(u64, bool)>,
+    /// Births of the notes: what was moved before may lie in a segment many times.
+    noted: BTreeSet<u64>,
     /// Shards whose end must be said again.
     ends: BTreeSet<ShardId>,
     /// Of the last batch with something moved.
@@ -125,8 +126,10 @@ impl<B: Payload> Store<B> {
                 }
                 _ if entry.birth < shard.drop_birth => continue,
                 Kind::Record if entry.birth == shard.record_birth => moving.note(entry),
+                Kind::LayersGone if shard.says_gone(entry.birth) => moving.note(entry),
+                Kind::LayersRevision if entry.birth == shard.revision_birth => moving.note(entry),
                 Kind::SetEnd if entry.birth == shard.end_birth => drop(moving.ends.insert(id)),
-                Kind::Record | Kind::SetEnd => {}
+                Kind::Record | Kind::SetEnd | Kind::LayersGone | Kind::LayersRevision => {}
                 Kind::Data => moving.add_data(entry, position + 1 + first_sum as u32),
                 Kind::Zero | Kind::Trim | Kind::Lost | Kind::Void => moving.clears.push(*entry),
             }
@@ -426,6 +429,8 @@ impl<B: Payload> Store<B> {
             };
             let is_current = match entry.kind {
                 Kind::Record => entry.birth == shard.record_birth && shard.is_known,
+                Kind::LayersGone => shard.says_gone(entry.birth),
+                Kind::LayersRevision => entry.birth == shard.revision_birth,
                 _ => entry.birth == shard.drop_birth,
             };
             let is_forgotten = entry.kind == Kind::Drop && is_oldest && !shard.is_purging;
@@ -500,7 +505,7 @@ impl Moving {
     }
 
     fn note(&mut self, entry: &Entry) {
-        if self.noted.insert((entry.shard, entry.kind == Kind::Record)) {
+        if self.noted.insert(entry.birth) {
             self.notes.push(*entry);
         }
     }

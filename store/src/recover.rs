@@ -771,6 +771,8 @@ impl<'a> Replay<'a> {
                     (Kind::Record, Some(shard)) => entry.birth == shard.record_birth,
                     (Kind::SetEnd, Some(shard)) => entry.birth == shard.end_birth,
                     (Kind::Drop, Some(shard)) => entry.birth == shard.drop_birth,
+                    (Kind::LayersGone, Some(shard)) => shard.says_gone(entry.birth),
+                    (Kind::LayersRevision, Some(shard)) => entry.birth == shard.revision_birth,
                     (Kind::Zero | Kind::Trim | Kind::Lost | Kind::Void, Some(_)) => {
                         if self.is_in_a_leaf(entry, generation)? {
                             return Ok(false);
@@ -828,7 +830,7 @@ impl<'a> Replay<'a> {
             true => load_leaf(self.kv, key)?,
             false => Leaf::empty(),
         };
-        let is_dirty = self.plan.ledger.purge(key.shard, &mut leaf);
+        let is_dirty = self.plan.ledger.purge(key, &mut leaf);
         self.leaves.insert(key, (leaf, is_dirty));
         Ok(())
     }
@@ -836,7 +838,7 @@ impl<'a> Replay<'a> {
     fn purge_leaves(&mut self, shard: ShardId) {
         for (key, (leaf, is_dirty)) in &mut self.leaves {
             if key.shard == shard {
-                *is_dirty |= self.plan.ledger.purge(shard, leaf);
+                *is_dirty |= self.plan.ledger.purge(*key, leaf);
             }
         }
     }

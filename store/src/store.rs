@@ -18,7 +18,7 @@ use edge::{Completion, DiskError, DiskOp, DiskOutcome, IoId};
 use types::{BLOCK_BYTES, InFlight, Instant, Payload, RequestId, ShardId};
 
 use crate::append::{Flight, KEPT_SEGMENTS, Op};
-use crate::batch::SegmentKey;
+use crate::batch::{SegmentKey, batch_of};
 use crate::cache::{Cache, CacheAt};
 use crate::checkpoint::Checkpoint;
 use crate::clean::{Cleaner, Piece};
@@ -255,6 +255,8 @@ impl<B: Payload> Store<B> {
             | Request::SetEnd { shard, .. }
             | Request::ChangedLeaves { shard, .. }
             | Request::LeafVersions { shard, .. }
+            | Request::DropLayers { shard, .. }
+            | Request::LayersRevision { shard }
             | Request::DropShard { shard } => Some(*shard),
         };
         if let Some(shard) = shard
@@ -283,6 +285,13 @@ impl<B: Payload> Store<B> {
             } => Lookup::new(id, shard, Want::changed(newer_than, from)),
             Request::LeafVersions { shard, lineage, leaf } => {
                 Lookup::new(id, shard, Want::versions(lineage, leaf))
+            }
+            Request::LayersRevision { shard } => {
+                let known = &self.ledger.shards[&shard];
+                // What a crash may take back was not applied.
+                let is_durable = batch_of(known.revision_birth) <= self.syncs.durable;
+                let revision = if is_durable { known.revision } else { 0 };
+                return effects.push(Effect::Reply(id, Ok(Reply::Revision(revision))));
             }
             append => return self.queue.push_back(Op::new(id, append)),
         };
@@ -485,8 +494,7 @@ impl<B: Payload> Store<B> {
         self.cache.fill(at, leaf);
         self.cache.pin(at);
         let ledger = &mut self.ledger;
-        self.cache
-            .update(at, 0..SLOTS, |leaf| ledger.purge(key.shard, leaf));
+        self.cache.update(at, 0..SLOTS, |leaf| ledger.purge(key, leaf));
         for lookup in self.cache.take_waiters(at) {
             self.drive(lookup, effects);
         }
@@ -494,19 +502,20 @@ impl<B: Payload> Store<B> {
         self.cache.unpin(at);
     }
 
-    /// After a drop: leaves in memory are emptied at once, the others one after another.
+    /// After a drop of a shard or of layers: leaves in memory are emptied at once, the others one after another.
     pub(crate) fn start_purge(&mut self, id: ShardId) {
         self.cache.maps.forget_shard(id);
         for at in self.cache.select(|key| key.shard == id) {
             let ledger = &mut self.ledger;
-            self.cache.update(at, 0..SLOTS, |leaf| ledger.purge(id, leaf));
+            let key = self.cache.get(at).key;
+            self.cache.update(at, 0..SLOTS, |leaf| ledger.purge(key, leaf));
         }
         let Some(shard) = self.ledger.shards.get(&id) else {
             return;
         };
-        let first = shard.layers.keys().map(|layer| LeafKey {
+        let first = shard.void_layers().map(|layer| LeafKey {
             shard: id,
-            layer: *layer,
+            layer,
             leaf: types::LeafNo(0),
         });
         self.purging.extend(first);

@@ -21,7 +21,7 @@ pub const SEGMENTS_MIN: u64 = 8;
 const MAGIC: u64 = 0x3142_5053_5446_4557; // "WEFTSPB1"
 /// Version of the format of a disk that this program writes; see `docs/format.md`. It reads every earlier one, and a disk
 /// that it opens has this one from then on.
-pub const FORMAT_VERSION: u16 = 2;
+pub const FORMAT_VERSION: u16 = 3;
 const CRC_AT: usize = 12;
 
 /// What a disk says of itself.
@@ -313,7 +313,7 @@ mod tests {
         for version in 0..5 {
             let superblock = Superblock { version, ..example() };
             let wanted = match version {
-                1 | 2 => Copy::Good(superblock),
+                1..=3 => Copy::Good(superblock),
                 other => Copy::Newer(other),
             };
             assert_eq!(Superblock::decode(&superblock.encode().0), wanted);

@@ -8,7 +8,7 @@ use support::{BLOCK, Crash, Geometry, Rng, World, content, small_settings};
 use types::{
     BlockNo, HeapBlock, LayerId, LeafNo, Lineage, LineageStep, Payload, Seq, ShardId, ShardNo, VdiId, crc32c,
 };
-use weft_store::{BlockState, ClearKind, Event, Origin, ReadPart, Reply, Request, StoreError};
+use weft_store::{BlockState, ClearKind, Event, Origin, ReadPart, Reply, Request, StoreError, recover};
 
 const SMALL: Geometry = Geometry {
     segments: 64,
@@ -49,6 +49,8 @@ enum What {
     Zeros,
     /// Nothing: as if the layer had never been written there.
     Void,
+    /// Layers from the change's to this one are gone.
+    Gone(u32),
 }
 
 impl Change {
@@ -64,6 +66,13 @@ impl Change {
                 block,
                 count: self.count,
                 live_from,
+            };
+        }
+        if let What::Gone(last) = self.what {
+            return Request::DropLayers {
+                shard,
+                layers: vec![layer..=LayerId(last)],
+                revision: seq,
             };
         }
         if self.what != What::Data {
@@ -91,7 +100,7 @@ impl Change {
     }
 
     fn covers(&self, block: u32) -> bool {
-        (self.block..self.block + self.count).contains(&block)
+        matches!(self.what, What::Gone(_)) || (self.block..self.block + self.count).contains(&block)
     }
 }
 
@@ -393,6 +402,205 @@ fn what_is_void_shows_the_layer_below_and_stays_void() {
     assert_reads(&mut world, &both, 12, &[Some(3), Some(1)]);
 }
 
+/// A branch that no lineage has any more: its layers give back their space, and no entry that the log still has of them,
+/// nor one that comes late, ever counts again.
+#[test]
+fn layers_that_are_gone_stay_gone_and_give_their_space_back() {
+    let mut world = world(&[1, 9], 1);
+    for layer in 0..6 {
+        change(&mut world, write(1, layer, 10 + layer, 50, u64::from(layer) + 1));
+    }
+    let all = lineage(&[(1, 0, 9)]);
+    let before = world.store.stats().live_blocks;
+    let gone = |first, last| Change {
+        what: What::Gone(last),
+        ..write(1, first, 0, 1, 0)
+    };
+    assert_reads(&mut world, &all, 14, &[Some(5), Some(6), Some(6)]);
+    change(&mut world, gone(4, 4));
+    change(&mut world, gone(2, 3));
+    change(&mut world, gone(3, 7));
+    assert_eq!(world.store.stats().live_blocks, before - 4 * 50);
+    assert_eq!(world.store.shards()[0].data_blocks, 2 * 50);
+    change(&mut world, write(1, 3, 0, 20, 7));
+    let check = |world: &mut World| {
+        assert_reads(world, &all, 8, &[None, None, Some(1), Some(2), Some(2)]);
+        assert_reads(world, &all, 59, &[Some(2), Some(2), None]);
+        for layer in 2..8 {
+            assert!(
+                states(world, layer)
+                    .iter()
+                    .all(|state| *state == BlockState::Absent)
+            );
+        }
+        assert_eq!(world.store.shards()[0].data_blocks, 2 * 50);
+    };
+    check(&mut world);
+    for life in 1..5 {
+        world.crash_and(Crash::Kill, |_, kv| {
+            if life % 2 == 0 {
+                kv.0.clear();
+            }
+        });
+        check(&mut world);
+        clean_everything(&mut world, life);
+        check(&mut world);
+        world
+            .call(write(1, 4, 30, 3, 100 + life).request())
+            .expect("late");
+        check(&mut world);
+    }
+    // Another life of the shard knows nothing of it.
+    world
+        .call(Request::DropShard { shard: shard(1, 0) })
+        .expect("dropped");
+    put_record(&mut world, shard(1, 0));
+    change(&mut world, write(1, 4, 30, 1, 1));
+    assert_reads(&mut world, &all, 29, &[None, Some(1), None]);
+    world.crash_and(Crash::Kill, |_, kv| kv.0.clear());
+    assert_reads(&mut world, &all, 29, &[None, Some(1), None]);
+}
+
+fn revision(world: &mut World, shard: ShardId) -> u64 {
+    let Ok(Reply::Revision(revision)) = world.call(Request::LayersRevision { shard }) else {
+        panic!("a revision")
+    };
+    revision
+}
+
+/// The last write of the stream is in a layer that goes, and its segment is emptied with it; another one is written into
+/// it late. Whoever rebuilds the index finds the shard's end all the same, and the revision.
+#[test]
+fn layers_that_go_leave_the_end_of_the_shard() {
+    let mut world = world(&[1, 9], 1);
+    let repaired = |world: &mut World| {
+        for at in 1..9 {
+            let live_from = Seq(u64::MAX);
+            let origin = Origin::Repair { live_from };
+            change(
+                world,
+                Change {
+                    origin,
+                    ..write(1, 1, at * 100, 16, 1)
+                },
+            );
+        }
+    };
+    let in_dead_segments = |world: &mut World, seq| {
+        repaired(world);
+        change(world, write(1, 1, 0, 16, seq));
+        repaired(world);
+    };
+    let shard = shard(1, 0);
+    change(&mut world, write(1, 0, 5, 1, 1));
+    in_dead_segments(&mut world, 2);
+    assert_eq!(revision(&mut world, shard), 0);
+    let drop_it = |revision| Request::DropLayers {
+        shard,
+        layers: vec![LayerId(3)..=LayerId(4), LayerId(1)..=LayerId(1)],
+        revision,
+    };
+    let batches = |world: &World| world.store.stats().batches;
+    world.call(drop_it(7)).expect("dropped");
+    let before = batches(&world);
+    world.call(drop_it(7)).expect("dropped before");
+    world.call(drop_it(6)).expect("dropped before, and said late");
+    assert_eq!(batches(&world), before, "nothing new is logged");
+    let mut round = 0;
+    for seq in 2..5 {
+        // Every segment is used again, most of them without having been looked at.
+        for _ in 0..20 {
+            round += 1;
+            churn(&mut world, round, 40);
+            world.crash_and(Crash::Kill, |_, kv| kv.0.clear());
+            let shards = world.store.shards();
+            let known = shards.into_iter().find(|known| known.shard == shard);
+            let known = known.expect("it is there");
+            let is_left = (known.end, known.data_blocks, revision(&mut world, shard));
+            assert_eq!(is_left, (Seq(seq), 1, 7));
+        }
+        in_dead_segments(&mut world, seq + 1);
+    }
+}
+
+/// What a crash may take back is not said to be applied.
+#[test]
+fn a_revision_is_said_when_it_is_durable() {
+    let mut world = world(&[1], 1);
+    let shard = shard(1, 0);
+    let layers = vec![LayerId(1)..=LayerId(1)];
+    world.ask(Request::DropLayers {
+        shard,
+        layers,
+        revision: 3,
+    });
+    let mut before = 0;
+    let mut said = Vec::new();
+    for _ in 0..40 {
+        let id = world.ask(Request::LayersRevision { shard });
+        let Some(Ok(Reply::Revision(revision))) = world.replies.remove(&id) else {
+            panic!("an answer at once")
+        };
+        let mut copy = (world.disk.clone(), world.kv.clone());
+        copy.0.cut_power(0, &mut Rng(1));
+        let (recovered, _) = recover(&mut copy.0, &mut copy.1, 5).expect("recovers");
+        let mut after = World::over(copy.0, copy.1, recovered, 5, small_settings());
+        let after = self::revision(&mut after, shard);
+        assert!(
+            revision <= after,
+            "{revision} was said, {after} is what a crash leaves"
+        );
+        assert!(revision >= before);
+        before = revision;
+        said.push(revision);
+        world.turn_end();
+        world.happen();
+    }
+    assert_eq!((said[0], before), (0, 3));
+}
+
+/// The request is answered when the log says so durably; a crash before that leaves all or nothing.
+#[test]
+fn a_drop_of_layers_holds_from_its_answer_on() {
+    for seed in 0..40 {
+        let mut world = World::new(seed, &SMALL, small_settings());
+        put_record(&mut world, shard(1, 0));
+        change(&mut world, write(1, 0, 5, 1, 1));
+        change(&mut world, write(1, 1, 5, 50, 2));
+        world
+            .call(Request::Flush { shard: shard(1, 0) })
+            .expect("flushed");
+        let what = What::Gone(1);
+        let id = world.ask(
+            Change {
+                what,
+                ..write(1, 1, 0, 1, 0)
+            }
+            .request(),
+        );
+        world.turn_end();
+        for _ in 0..seed % 8 {
+            world.happen();
+            world.turn_end();
+        }
+        let is_answered = world.replies.contains_key(&id);
+        world.crash(Crash::Power(50));
+        let blocks = world.store.shards()[0].data_blocks;
+        world.settle();
+        let is_gone = world.store.shards()[0].data_blocks == 1;
+        assert!(
+            is_gone || (blocks == 51 && !is_answered),
+            "seed {seed}: {blocks} blocks"
+        );
+        let shown = if is_gone {
+            [Some(1), None]
+        } else {
+            [Some(2), Some(2)]
+        };
+        assert_reads(&mut world, &lineage(&[(1, 0, 1)]), 5, &shown);
+    }
+}
+
 /// Everything that was asked, and what each lineage must show of it.
 struct Model {
     seed: u64,
@@ -455,6 +663,9 @@ impl Model {
         // Repair writes into layers that are no head any more. What waits for a leaf is passed by others, so nothing but
         // reads is under way then.
         let is_repair = self.rng.chance(8);
+        // Layers below the head, of one shard.
+        let gone = self.rng.below(u64::from(head) + 1) as u32..head;
+        let is_gone = is_repair && !gone.is_empty() && self.rng.chance(15);
         if is_repair {
             self.world.settle();
             self.collect();
@@ -485,6 +696,14 @@ impl Model {
                 Origin::Live
             },
         };
+        let change = match is_gone {
+            true => Change {
+                layer: gone.start,
+                what: What::Gone(gone.start + self.rng.below(gone.len() as u64) as u32),
+                ..change
+            },
+            false => change,
+        };
         let id = self.world.ask(change.request());
         self.changes.push((change, id));
         if is_repair {
@@ -503,11 +722,22 @@ impl Model {
     /// What a block holds after so many changes.
     fn holds(&self, asks: ShardId, lineage: &Lineage, block: u32, changes: usize) -> Option<u64> {
         let mut layers = BTreeMap::new();
+        let mut gone = Vec::new();
         for (change, _) in &self.changes[..changes] {
             if change.shard.no != asks.no || !change.covers(block) {
                 continue;
             }
-            let Some(step) = lineage.step_of(change.shard.vdi, LayerId(change.layer)) else {
+            let vdi = change.shard.vdi;
+            if let What::Gone(last) = change.what {
+                for layer in change.layer..=last {
+                    gone.push((vdi, layer));
+                    let step = lineage.step_of(vdi, LayerId(layer));
+                    step.and_then(|step| layers.remove(&(std::cmp::Reverse(step), layer)));
+                }
+                continue;
+            }
+            let step = lineage.step_of(vdi, LayerId(change.layer));
+            let Some(step) = step.filter(|_| !gone.contains(&(vdi, change.layer))) else {
                 continue;
             };
             let rank = (std::cmp::Reverse(step), change.layer);

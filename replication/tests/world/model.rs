@@ -179,6 +179,7 @@ impl MapStore {
             Request::Flush { .. }
             | Request::PutRecord { .. }
             | Request::SetEnd { .. }
+            | Request::DropLayers { .. }
             | Request::DropShard { .. } => {
                 self.since.push(request.clone());
                 apply(&mut self.shards, request);
@@ -186,6 +187,7 @@ impl MapStore {
                 self.since.clear();
                 Ok(Reply::Done)
             }
+            Request::LayersRevision { .. } => panic!("no writer asks for this yet"),
             Request::Write { .. } | Request::Clear { .. } | Request::Void { .. } => {
                 self.since.push(request.clone());
                 apply(&mut self.shards, request);
@@ -313,6 +315,7 @@ fn apply(shards: &mut Shards, request: &Request<HeapBlock>) {
                 of != layer || !voided.contains(no) || block.version.seq >= *live_from
             });
         }
+        Request::DropLayers { .. } => panic!("no writer asks for this yet: {request:?}"),
         Request::PutRecord { shard, record } => shards.entry(*shard).or_default().record = record.clone(),
         Request::SetEnd { shard, end } => {
             shards.get_mut(shard).expect("a shard is made by its record").end = *end;

@@ -63,6 +63,17 @@ impl World {
                     self.dropped.extend(model.map(|model| (shard, model)));
                 }
             }
+            Pending::Layers { shard, revision } => {
+                self.summary.layers_changed += 1;
+                let model = self.shard_mut(shard);
+                model.revision = model.revision.max(revision);
+            }
+            Pending::Revision { shard } => {
+                let Reply::Revision(revision) = reply else {
+                    panic!("{id}: a revision brought {reply:?}")
+                };
+                self.learn_revision(shard, revision as usize);
+            }
             Pending::Versions {
                 shard,
                 layer,
@@ -128,6 +139,22 @@ impl World {
         }
     }
 
+    /// After a crash: what was answered is applied, and what was not is said again, as a writer would.
+    fn learn_revision(&mut self, shard: ShardId, revision: usize) {
+        let may_forget = self.lies();
+        let model = self.shard_mut(shard);
+        let issued = model.changes.len();
+        assert!(
+            (model.revision <= revision || may_forget) && revision <= issued,
+            "{shard} says revision {revision} of its layers; it answered {} of {issued}",
+            model.revision
+        );
+        model.revision = revision;
+        for revision in revision + 1..=issued {
+            self.send_change_of_layers(shard, revision);
+        }
+    }
+
     pub(super) fn shard_mut(&mut self, shard: ShardId) -> &mut ShardModel {
         self.shards.get_mut(&shard).expect("known to the oracle")
     }
@@ -172,8 +199,7 @@ impl World {
         );
     }
 
-    /// Layer by layer, the newest first: each may say what its operations left, and only where none of them was complete
-    /// may it leave the word to the next.
+    /// What a block may hold in any of the revisions that its shards may have had.
     fn check_block(
         &self,
         lineage: &Lineage,
@@ -181,13 +207,45 @@ impl World {
         floors: &[Floor],
         bytes: Option<&[u8]>,
     ) -> Result<(), String> {
+        let revisions = |at: usize| {
+            let floor = floors.get(at)?;
+            let model = self.shards.get(&floor.shard)?;
+            Some(model.revisions_since(floor.revision))
+        };
+        // The parent's is the last; all before it are of the shard that was asked.
+        let (own, parents) = (
+            revisions(0).unwrap_or(0..=0),
+            revisions(floors.len() - 1).unwrap_or(0..=0),
+        );
+        let mut result = Ok(());
+        for (own, parents) in own.flat_map(|own| parents.clone().map(move |parents| (own, parents))) {
+            let revision = |shard: ShardId| if shard == floors[0].shard { own } else { parents };
+            result = self.check_block_at(lineage, block, floors, &revision, bytes);
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    /// Layer by layer, the newest first: each may say what its operations left, and only where none of them was complete
+    /// may it leave the word to the next.
+    fn check_block_at(
+        &self,
+        lineage: &Lineage,
+        block: u32,
+        floors: &[Floor],
+        revision: &dyn Fn(ShardId) -> usize,
+        bytes: Option<&[u8]>,
+    ) -> Result<(), String> {
         let mut said = Vec::new();
         for (step, floor) in lineage.steps().iter().zip(floors) {
             let Some(model) = self.shards.get(&floor.shard) else {
                 continue;
             };
-            let of_step = |layer: &&LayerId| step.contains(step.vdi, **layer);
-            for layer in LAYERS.iter().rev().filter(of_step) {
+            let view = model.view(revision(floor.shard));
+            let is_seen = |layer: &&LayerId| step.contains(step.vdi, **layer) && !view.is_gone(**layer);
+            for layer in LAYERS.iter().rev().filter(is_seen) {
                 let (allowed, may_be_untouched) = model.allowed(*layer, block, floor.completed);
                 let got = match bytes {
                     None => Some(0),
@@ -228,6 +286,14 @@ impl World {
     /// Reads everything and compares versions, data counts and content; nothing else is under way.
     pub(super) fn audit(&mut self) {
         self.settle();
+        // What is gone is emptied though nobody reads it.
+        for _ in 0..300 {
+            if !self.store.is_busy() {
+                self.compare_counts();
+                break;
+            }
+            self.turn();
+        }
         for shard in self.shards.keys().copied().collect::<Vec<_>>() {
             let mut lineages = LAYERS.map(|layer| Lineage::of_layer(shard.vdi, layer)).to_vec();
             lineages.extend([self.lineage(shard), self.lineage(shard)]);
@@ -242,7 +308,19 @@ impl World {
                 self.settle();
             }
         }
+        self.compare_counts();
+    }
+
+    fn compare_counts(&self) {
         let summaries = self.store.shards();
+        let counted: u64 = summaries.iter().map(|summary| summary.data_blocks).sum();
+        if !self.has_failed && !self.lies() {
+            assert_eq!(
+                counted,
+                self.store.stats().live_blocks,
+                "blocks that live, shard by shard"
+            );
+        }
         for summary in summaries {
             let Some(model) = self.shards.get(&summary.shard) else {
                 continue;

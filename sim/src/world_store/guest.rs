@@ -9,7 +9,7 @@ use types::{
 use super::pending::{Floor, Pending};
 use super::{LAYERS, PATIENCE, Profile, REQUESTS_MAX, World};
 use crate::content;
-use crate::store_oracle::{ShardModel, Value, address};
+use crate::store_oracle::{LayersChange, ShardModel, Value, address};
 use crate::trace::tell;
 
 const PARENT: VdiId = VdiId(7);
@@ -102,6 +102,9 @@ impl World {
         if !model.is_known {
             return; // its first record is under way
         }
+        if self.rng.chance(1, 80) {
+            return self.issue_change_of_layers(shard);
+        }
         match self.rng.below(100) {
             0..=54 => self.issue_write(shard),
             55..=64 => self.issue_clear(shard),
@@ -114,6 +117,31 @@ impl World {
             }
             _ => self.issue_read(shard),
         }
+    }
+
+    /// Layers below the head go, some of them perhaps once more.
+    fn issue_change_of_layers(&mut self, shard: ShardId) {
+        let head = self.shards[&shard].head;
+        let is_compared = |p: &Pending| matches!(p, Pending::Versions { .. } | Pending::Leaves { .. });
+        let is_compared = self.pending.values().any(|p| is_compared(p) && p.touches(shard));
+        if head == 0 || is_compared {
+            return;
+        }
+        let first = self.rng.index(head);
+        let last = self.rng.between(first as u64, head as u64 - 1) as usize;
+        let change = LayersChange::Drop(LAYERS[first]..=LAYERS[last]);
+        let revision = self.shard_mut(shard).change_layers(change);
+        self.send_change_of_layers(shard, revision);
+    }
+
+    pub(super) fn send_change_of_layers(&mut self, shard: ShardId, revision: usize) {
+        let LayersChange::Drop(layers) = self.shards[&shard].changes[revision - 1].clone();
+        let request = Request::DropLayers {
+            shard,
+            layers: vec![layers],
+            revision: revision as u64,
+        };
+        self.send(request, Pending::Layers { shard, revision });
     }
 
     /// A range of up to `most` blocks, small ones mostly, hot near the start of the shard.
@@ -208,6 +236,7 @@ impl World {
                 shard,
                 life: model.map(|model| model.life),
                 completed: model.map_or(Seq(0), |model| model.completed),
+                revision: model.map_or(0, |model| model.revision),
             }
         };
         let pending = Pending::Read {

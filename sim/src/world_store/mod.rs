@@ -6,7 +6,7 @@
 //!  oracle    ◀──       ──▶ SimKv       recover ──▶ oracle holds the summaries and reads against its marks
 //! ```
 //! Guests write in one layer after another and read through lineages: the head's, a snapshot's, that of a head rolled
-//! back, and of a clone, whose shard lies on the same disk as its parent's.
+//! back, and of a clone, whose shard lies on the same disk as its parent's. Layers below the head are dropped.
 //!
 //! A seed picks a profile. `Clean` has crashes only: no request may ever fail. `KvLost` also deletes the index
 //! store or rolls it back to an old copy at a crash, which must change nothing. `Rot`, `Lying` and `Failing` add
@@ -33,7 +33,14 @@ use pending::Pending;
 pub use summary::StoreSummary;
 
 const SEGMENT_BYTES: u64 = 256 << 10;
-const LAYERS: [LayerId; 4] = [LayerId(0), LayerId(1), LayerId(2), LayerId(5)];
+const LAYERS: [LayerId; 6] = [
+    LayerId(0),
+    LayerId(1),
+    LayerId(2),
+    LayerId(5),
+    LayerId(6),
+    LayerId(9),
+];
 const REQUESTS_MAX: usize = 24;
 /// Turns after which a request without an answer, full disk apart, is a hang.
 const PATIENCE: u32 = 20_000;

@@ -26,6 +26,13 @@ pub(super) enum Pending {
     Drop {
         shard: ShardId,
     },
+    Layers {
+        shard: ShardId,
+        revision: usize,
+    },
+    Revision {
+        shard: ShardId,
+    },
     Versions {
         shard: ShardId,
         layer: LayerId,
@@ -47,6 +54,8 @@ pub(super) struct Floor {
     /// Which stay of the shard on the disk, if it was there.
     pub life: Option<u64>,
     pub completed: Seq,
+    /// Of its layers.
+    pub revision: usize,
 }
 
 impl Pending {
@@ -64,6 +73,8 @@ impl Pending {
             | Pending::Read { shard, .. }
             | Pending::Record { shard, .. }
             | Pending::Drop { shard }
+            | Pending::Layers { shard, .. }
+            | Pending::Revision { shard }
             | Pending::Versions { shard, .. }
             | Pending::Leaves { shard, .. } => Some(*shard),
             Pending::Flush { .. } => None,
@@ -77,6 +88,8 @@ impl Pending {
             Pending::Flush { .. } => "flush",
             Pending::Record { .. } => "record",
             Pending::Drop { .. } => "drop",
+            Pending::Layers { .. } => "change of layers",
+            Pending::Revision { .. } => "revision",
             Pending::Versions { .. } => "versions",
             Pending::Leaves { .. } => "leaves",
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use store::Request;
 use types::{RequestId, Seq, ShardId};
 
 use super::pending::Pending;
@@ -111,6 +112,9 @@ impl World {
             found.is_empty() || damage_allows_loss,
             "shards nobody made, or that were dropped: {found:?}"
         );
+        for shard in self.shards.keys().copied().collect::<Vec<_>>() {
+            self.send(Request::LayersRevision { shard }, Pending::Revision { shard });
+        }
     }
 
     /// A log that lost its tail, and says so, lost the drops in it as well: a shard may be back as it was before.

@@ -21,6 +21,8 @@ pub struct StoreSummary {
     pub checkpoints: u64,
     /// Reads through more than one layer.
     pub reads_of_layers: u64,
+    /// Changes of layers applied.
+    pub layers_changed: u64,
     /// Times the store said it was full.
     pub fulls: u64,
     /// Index stores deleted or rolled back.
@@ -45,6 +47,7 @@ impl StoreSummary {
             ("blocks cleaned", self.cleaned_blocks),
             ("checkpoints", self.checkpoints),
             ("reads of layers", self.reads_of_layers),
+            ("changes of layers", self.layers_changed),
             ("times full", self.fulls),
             ("indexes lost", self.indexes_lost),
             ("recoveries broken off", self.broken_recoveries),

@@ -26,8 +26,8 @@ const NOTES_PER_BLOCK: u32 = 96;
 struct Moves {
     batches: Vec<(Header, Vec<u8>)>,
     template: Header,
-    /// Whose record (or drop) is among them: what was moved before may lie in a segment many times.
-    noted: BTreeSet<(u64, bool)>,
+    /// Births of the notes among them: what was moved before may lie in a segment many times.
+    noted: BTreeSet<u64>,
 }
 
 impl Moves {
@@ -211,13 +211,15 @@ impl Replay<'_> {
         let inline: &[u8] = match entry.kind {
             Kind::Record if entry.birth == shard.record_birth && shard.is_known => &shard.record,
             Kind::Drop if entry.birth == shard.drop_birth => &[],
+            Kind::LayersGone if shard.says_gone(entry.birth) => &[],
+            Kind::LayersRevision if entry.birth == shard.revision_birth => &[],
             _ => return,
         };
         let moved = Entry {
             flags: entry.flags | FLAG_RELOCATED,
             ..*entry
         };
-        if moves.noted.insert((entry.shard, entry.kind == Kind::Record)) {
+        if moves.noted.insert(entry.birth) {
             moves.push(moved, None, inline);
         }
     }
