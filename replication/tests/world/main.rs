@@ -31,7 +31,7 @@ use weft_replication::{
 
 const BLOCKS: [u32; 6] = [0, 1, 2, 255, 256, 300];
 const SHARD_BLOCKS: u32 = 512;
-const SNAPSHOTS_MAX: usize = 5;
+const SNAPSHOTS_MAX: usize = 8;
 
 fn shard() -> ShardId {
     ShardId {
@@ -719,6 +719,10 @@ impl World {
     fn disk_fault(&mut self) {
         let index = self.rng.below(self.disks.len());
         if !self.disks[index].is_up {
+            // What waited for it was sent in one layer, and is sent again in the next.
+            if self.rng.chance(30) {
+                self.cut();
+            }
             self.disk_up(index);
             return;
         }
