@@ -945,6 +945,19 @@ impl World {
             }
         }
     }
+
+    /// A scrub mends in every layer what one replica has and another lost.
+    fn mend(&mut self) {
+        let life = self.current();
+        self.lives[life].is_scrubbing = true;
+        self.tell(life, WriterEvent::Scrub);
+        self.heal();
+        let replicas = self.disks.iter().filter(|disk| self.record.replicas.contains(&disk.id));
+        let held: Vec<_> = replicas.map(|disk| disk.node.store().content(shard())).collect();
+        for other in &held[1..] {
+            assert_eq!(held[0], *other, "replicas differ after a scrub");
+        }
+    }
 }
 
 fn values_of(parts: &ReadParts<HeapBlock>) -> Vec<u64> {
@@ -973,6 +986,7 @@ fn run(seed: u64, lies: Lies) -> World {
         world.lives[life].is_alive = false;
     }
     world.compare();
+    world.mend();
     for snapshot in 0..world.snapshots.len() {
         world.read_whole_past(snapshot);
     }
