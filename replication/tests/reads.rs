@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use edge::DiskError;
 use smallvec::smallvec;
-use store::{ReadPart, StoreError};
+use store::{BlockState, BlockVersion, ClearKind, ReadPart, StoreError};
 use types::{
-    BlockNo, DiskId, HeapBlock, Incarnation, Instant, LayerId, Lineage, RequestId, Seq, ShardId, ShardNo,
-    Token, VdiId,
+    BlockNo, BlockSum, DiskId, HeapBlock, Incarnation, Instant, LayerId, Lineage, LineageStep, Payload,
+    RequestId, Seq, ShardId, ShardNo, Token, VdiId,
 };
 use weft_replication::{
-    FromReplica, Refusal, ReplicaReply, ReplicaRequest, ShardError, ShardOp, ShardRecord, Sharing, Writer,
-    WriterEffect, WriterEvent, WriterNotice,
+    FromReplica, Refusal, RepairContent, ReplicaReply, ReplicaRequest, ShardError, ShardOp, ShardRecord,
+    Sharing, Writer, WriterEffect, WriterEvent, WriterNotice,
 };
 
 const SHARD: ShardId = ShardId {
@@ -21,6 +21,15 @@ const SHARD: ShardId = ShardId {
 const GUEST: RequestId = RequestId(1);
 
 type Question = (DiskId, Token, RequestId, ReplicaRequest<HeapBlock>);
+
+fn layers(lowest: u32, highest: u32) -> Lineage {
+    let step = LineageStep {
+        vdi: SHARD.vdi,
+        lowest: LayerId(lowest),
+        highest: LayerId(highest),
+    };
+    Lineage::new(&[step]).expect("a range")
+}
 
 struct Bench {
     writer: Writer<HeapBlock>,
@@ -42,14 +51,7 @@ impl Bench {
         record.was_written = true;
         let up: Vec<DiskId> = (1..=disks).map(DiskId).collect();
         let mut bench = Bench {
-            writer: Writer::new(
-                record,
-                1024,
-                Lineage::of_layer(SHARD.vdi, LayerId(1)),
-                Incarnation(7),
-                &up,
-                Sharing::Alone,
-            ),
+            writer: Writer::new(record, 1024, layers(0, 1), Incarnation(7), &up, Sharing::Alone),
             now: Instant::default(),
             asked: Vec::new(),
             replies: Vec::new(),
@@ -136,13 +138,17 @@ impl Bench {
     }
 
     fn refuse(&mut self, disk: u128) {
+        self.refuse_in(disk, 1);
+    }
+
+    fn refuse_in(&mut self, disk: u128, layer: u32) {
         let (_, token, id, request) = self.take(disk);
         let ReplicaRequest::Read { block, .. } = request else {
             panic!("not a read: {request:?}");
         };
         let corrupt = StoreError::Corrupt {
             shard: SHARD,
-            layer: LayerId(1),
+            layer: LayerId(layer),
             block,
         };
         self.answer(disk, token, id, Err(Refusal::Store(corrupt)));
@@ -319,4 +325,107 @@ fn another_is_asked_where_one_answers_something_else() {
     let next = bench.asked()[0];
     bench.give(next);
     assert_eq!(bench.replies, [(GUEST, Ok(()))]);
+}
+
+/// What a refusal says of the layer is where the repair goes, from its first question to its last.
+#[test]
+fn a_bad_copy_is_mended_in_the_layer_that_has_it() {
+    let versions = |state| {
+        let seq = Seq(if state == BlockState::Absent { 0 } else { 4 });
+        ReplicaReply::Versions(vec![BlockVersion { seq, state }; 256])
+    };
+    for state in [
+        BlockState::Data(BlockSum(9)),
+        BlockState::Clear(ClearKind::Trim),
+        BlockState::Absent,
+    ] {
+        let mut bench = Bench::of(2, &[2]);
+        bench.step(WriterEvent::Cut {
+            lineage: layers(0, 7),
+        });
+        bench.read(0);
+        let (disk, token, id, request) = bench.take(1);
+        let ReplicaRequest::Read { lineage, .. } = &request else {
+            panic!("{request:?}")
+        };
+        assert_eq!(*lineage, layers(0, 7));
+        bench.asked.push((disk, token, id, request));
+        bench.refuse_in(1, 3);
+        bench.give(2);
+        assert_eq!(bench.replies, [(GUEST, Ok(()))]);
+
+        let (_, token, id, request) = bench.take(2);
+        let ReplicaRequest::LeafVersions { lineage, .. } = request else {
+            panic!("{request:?}")
+        };
+        assert_eq!(lineage, layers(3, 3));
+        bench.answer(2, token, id, Ok(versions(state)));
+        if matches!(state, BlockState::Data(_)) {
+            let (_, token, id, request) = bench.take(2);
+            let ReplicaRequest::Read { lineage, .. } = request else {
+                panic!("{request:?}")
+            };
+            assert_eq!(lineage, layers(3, 3));
+            let content = smallvec![ReadPart::Data(HeapBlock::zeroed(4096))];
+            bench.answer(2, token, id, Ok(ReplicaReply::Read(content)));
+        }
+        let (_, token, id, request) = bench.take(1);
+        let layer = match (state, request) {
+            (
+                BlockState::Data(_),
+                ReplicaRequest::Repair {
+                    layer,
+                    content: RepairContent::Data(..),
+                    ..
+                },
+            )
+            | (
+                BlockState::Clear(_),
+                ReplicaRequest::Repair {
+                    layer,
+                    content: RepairContent::Clear(..),
+                    ..
+                },
+            )
+            | (BlockState::Absent, ReplicaRequest::Void { layer, .. }) => layer,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(layer, LayerId(3));
+        bench.answer(1, token, id, Ok(ReplicaReply::Done));
+        let (_, _, _, request) = bench.take(1);
+        let ReplicaRequest::Read { lineage, .. } = request else {
+            panic!("{request:?}")
+        };
+        assert_eq!(lineage, layers(3, 3), "it is read back");
+    }
+}
+
+/// A snapshot is read through its own layers, whatever is cut meanwhile; the head through what it is when somebody is asked.
+#[test]
+fn whom_is_asked_again_is_asked_for_what_the_reader_sees() {
+    for (of, again) in [(None, layers(0, 2)), (Some(layers(0, 0)), layers(0, 0))] {
+        let mut bench = Bench::of(2, &[2]);
+        let first = of.clone().unwrap_or(layers(0, 1));
+        let (block, count) = (BlockNo(0), 1);
+        bench.step(WriterEvent::Request(GUEST, ShardOp::Read { block, count, of }));
+        bench.step(WriterEvent::Cut {
+            lineage: layers(0, 2),
+        });
+        bench.wait(100);
+        for (disk, expected) in [(1, first), (2, again)] {
+            let (.., request) = bench.take(disk);
+            let ReplicaRequest::Read { lineage, .. } = request else {
+                panic!("{request:?}")
+            };
+            assert_eq!(lineage, expected);
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "a cut from layer 1 to 1")]
+fn a_cut_goes_up() {
+    Bench::open(&[]).step(WriterEvent::Cut {
+        lineage: layers(0, 1),
+    });
 }

@@ -952,7 +952,10 @@ impl World {
         self.lives[life].is_scrubbing = true;
         self.tell(life, WriterEvent::Scrub);
         self.heal();
-        let replicas = self.disks.iter().filter(|disk| self.record.replicas.contains(&disk.id));
+        let replicas = self
+            .disks
+            .iter()
+            .filter(|disk| self.record.replicas.contains(&disk.id));
         let held: Vec<_> = replicas.map(|disk| disk.node.store().content(shard())).collect();
         for other in &held[1..] {
             assert_eq!(held[0], *other, "replicas differ after a scrub");

@@ -85,12 +85,12 @@ async fn what_waits_for_space_on_a_full_disk_holds_up_nothing_else() {
     for seq in 1..=150 {
         peer.write_mib(new, channel, seq, seq as u32 % 80, &bytes);
     }
-    let read = |place: u32| ReplicaRequest::Read {
-        lineage: Lineage::of_layer(old, LayerId(0)),
+    let read = |vdi, place: u32| ReplicaRequest::Read {
+        lineage: Lineage::of_layer(vdi, LayerId(0)),
         block: BlockNo(256 * place),
         count: 1,
     };
-    peer.ask_of(old, channel, 1000, read(1));
+    peer.ask_of(old, channel, 1000, read(old, 1));
     peer.flush();
     while peer.hear_reply().0 != 1000 {}
     // Beyond its bound the disk is away for that link, so that its writers go on without it...
@@ -118,7 +118,7 @@ async fn what_waits_for_space_on_a_full_disk_holds_up_nothing_else() {
     assert!(matches!(another.hear_reply(), (1, Ok(ReplicaReply::Done))));
     let (again, _) = peer.hear_disk();
     assert!(again > channel);
-    peer.ask_of(new, again, 1001, read(1));
+    peer.ask_of(new, again, 1001, read(new, 1));
     peer.flush();
     assert!(matches!(peer.hear_reply(), (1001, Ok(ReplicaReply::Read(_)))));
     host.stop().await;

@@ -214,11 +214,11 @@ async fn who_does_not_belong_is_told_so_by_name_and_the_others_go_on() {
         ),
         (
             Hello {
-                versions: (2, 3),
+                versions: (wire::VERSION + 1, wire::VERSION + 2),
                 ..hello(2, 1)
             },
             RefusedCode::Version,
-            "speaks protocol versions 2 to 3",
+            "speaks protocol versions 3 to 4",
         ),
     ];
     for (hello, code, text) in cases {
