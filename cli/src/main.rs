@@ -2,6 +2,7 @@
 //! table of the answer. Only `disk inspect`, `disk fsck`, `pool export` and `pool recover` open disks
 //! themselves.
 
+mod backup;
 mod client;
 mod disk;
 mod failure;
@@ -79,6 +80,9 @@ enum Command {
     Vdi(vdi::VdiCommand),
     /// Read and verify all data, and repair what is bad
     Scrub(scrub::ScrubArgs),
+    /// Back up disks to a directory or a bucket, and restore them
+    #[command(subcommand)]
+    Backup(backup::BackupCommand),
     /// Show everything at a glance
     Status(status::StatusArgs),
     /// Show the versions of this command and of the daemon
@@ -136,6 +140,9 @@ fn usage(error: &clap::Error, words: &[OsString]) -> Failure {
 
 fn run(cli: Cli) -> Outcome<()> {
     let Global { socket, json } = cli.global;
+    if let Command::Backup(command) = cli.command {
+        return backup::run(command, json);
+    }
     let offline = match &cli.command {
         Command::Disk(command) => disk::run_offline(command, json),
         Command::Pool(command) => pool::run_offline(command, json),
@@ -156,6 +163,7 @@ fn run(cli: Cli) -> Outcome<()> {
             Command::Disk(command) => disk::run(&client, command).await,
             Command::Vdi(command) => vdi::run(&client, command).await,
             Command::Scrub(args) => scrub::run(&client, args).await,
+            Command::Backup(_) => unreachable!("done above"),
             Command::Status(args) => status::run(&client, &args).await,
             Command::Version => status::version(&client).await,
             Command::Completions { shell } => {

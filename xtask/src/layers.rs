@@ -26,6 +26,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("vhost-blk", &["types", "vdi"]),
     ("nbd", &["types"]),
     ("control", &["types", "edge", "replication", "snapshot"]),
+    // Disks of any kind to object storage and back: knows nothing of pools.
+    ("backup", &["types"]),
     (
         "blockd",
         &[
@@ -41,7 +43,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     // Offline tools read disks themselves; all else goes through REST.
-    ("cli", &["types", "control", "edge", "store", "replication"]),
+    (
+        "cli",
+        &["types", "backup", "control", "edge", "store", "replication"],
+    ),
     ("fio-tests", &["types"]),
     // Drives the cores as the daemon does, with its buffers, and counts.
     ("request-cost", &["types", "edge", "store", "replication", "vdi"]),
