@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use types::{HeapBlock, Payload, RequestId};
+use types::{HeapBlock, LayerId, Lineage, Payload, RequestId, VdiId};
 use vdi::{Extent, Op, Outcome, ReadPart, VdiError};
 
 use crate::content;
+use crate::past::{Past, layers};
 use crate::trace::tell;
 use crate::vdi_oracle::{GuestOracle, Moment};
 use crate::{Rng, SECTOR_BYTES};
@@ -24,6 +25,7 @@ struct Waiting {
 pub(crate) struct Guest {
     rng: Rng,
     oracle: GuestOracle,
+    past: Past,
     pub bytes: u64,
     sector_bytes: u64,
     shard_bytes: u64,
@@ -40,6 +42,9 @@ pub(crate) struct Guest {
     pub may_see_errors: bool,
     pub answers: u64,
     pub errors: u64,
+    /// Snapshots cut, and answers about them.
+    pub cuts: u64,
+    pub past_answers: u64,
 }
 
 impl Guest {
@@ -49,6 +54,7 @@ impl Guest {
         Guest {
             rng: Rng::new(seed),
             oracle,
+            past: Past::default(),
             bytes,
             sector_bytes,
             shard_bytes,
@@ -61,6 +67,8 @@ impl Guest {
             may_see_errors: false,
             answers: 0,
             errors: 0,
+            cuts: 0,
+            past_answers: 0,
         }
     }
 
@@ -88,6 +96,57 @@ impl Guest {
             Some((id, waiting)) => format!("{id}: {}", in_words(&waiting.op)),
             None => "nothing".into(),
         }
+    }
+
+    pub fn may_cut(&self) -> bool {
+        self.past.may_cut()
+    }
+
+    /// The layers up to `highest` are a snapshot from now on.
+    pub fn cut(&mut self, highest: LayerId) {
+        tell(|| format!("  cut: {highest} is a snapshot's"));
+        let awaited = self.waiting.keys().copied().collect();
+        self.past.cut(highest, self.oracle.possible(), awaited);
+        self.cuts += 1;
+    }
+
+    /// The flush with which a snapshot is made, when what was under way at its cut has ended.
+    pub fn ask_seal(&mut self) -> Option<(RequestId, Op<HeapBlock>)> {
+        let wants = self.past.wants_flush(self.next_request);
+        wants.then(|| self.register(Op::Flush))
+    }
+
+    /// Every snapshot that can be read.
+    pub fn snapshots(&self) -> Vec<LayerId> {
+        self.past.made()
+    }
+
+    /// A read of a snapshot of the VDI.
+    pub fn ask_past(&mut self, of: Lineage, offset: u64, length: u64) -> (RequestId, Op<HeapBlock>) {
+        let of = Some(of);
+        self.register(Op::Read { offset, length, of })
+    }
+
+    /// A question about some snapshot, if there is one.
+    pub fn ask_some_past(&mut self, vdi: VdiId) -> Option<(RequestId, Op<HeapBlock>)> {
+        let made = self.past.made();
+        if made.is_empty() {
+            return None;
+        }
+        let of = Some(layers(vdi, self.rng.pick(&made)));
+        let op = if self.rng.chance(3, 4) {
+            let (offset, length) = self.range(512 << 10);
+            Op::Read { offset, length, of }
+        } else {
+            let (offset, length) = self.range(self.bytes);
+            Op::Extents { offset, length, of }
+        };
+        Some(self.register(op))
+    }
+
+    /// The daemon died or was taken over.
+    pub fn daemon_gone(&mut self) {
+        self.past.abandon();
     }
 
     /// Power is lost: the guest and its requests are gone.
@@ -297,6 +356,7 @@ impl Guest {
                     in_words(&op)
                 );
                 self.errors += 1;
+                self.past.ended(id.0);
                 for (sectors, _, _) in effects_of(&op) {
                     self.oracle.complete(id.0, sectors, false, true);
                 }
@@ -304,7 +364,22 @@ impl Guest {
             }
         };
         tell(|| format!("  guest {id}: done"));
+        self.past.ended(id.0);
         match (&op, outcome) {
+            (
+                Op::Read {
+                    offset,
+                    length,
+                    of: Some(of),
+                },
+                Outcome::Read(parts),
+            ) => self.check_past(id, of, *offset, *length, &parts),
+            (
+                Op::Extents {
+                    offset, of: Some(of), ..
+                },
+                Outcome::Extents(extents),
+            ) => self.check_past_extents(id, of, *offset, &extents),
             (Op::Read { offset, length, .. }, Outcome::Read(parts)) => {
                 self.check_read(id, *offset, *length, &parts, issued, has_quorum);
             }
@@ -327,6 +402,47 @@ impl Guest {
         }
     }
 
+    fn check_past(
+        &mut self,
+        id: RequestId,
+        of: &Lineage,
+        offset: u64,
+        length: u64,
+        parts: &[ReadPart<HeapBlock>],
+    ) {
+        let bytes = flat(parts);
+        assert_eq!(
+            bytes.len() as u64,
+            length,
+            "guest {id}: length of a read at {offset}"
+        );
+        self.past_answers += 1;
+        for (sector, got) in (offset / SECTOR_BYTES..).zip(bytes.chunks(SECTOR_BYTES as usize)) {
+            let result = match content::sector_version(sector, got) {
+                Some(version) => self.past.read(of, sector, version),
+                None => Err(format!("sector {sector} holds what nobody wrote there")),
+            };
+            if let Err(why) = result {
+                panic!("guest {id}: a read of {length} B at {offset} lied: {why}");
+            }
+        }
+    }
+
+    fn check_past_extents(&mut self, id: RequestId, of: &Lineage, offset: u64, extents: &[Extent]) {
+        self.past_answers += 1;
+        let mut at = offset;
+        for extent in extents {
+            let to = at + extent.length;
+            for sector in at / SECTOR_BYTES..to / SECTOR_BYTES {
+                assert!(
+                    extent.is_data || self.past.may_be_empty(of, sector),
+                    "guest {id}: extents call sector {sector} of the snapshot {of} empty, it holds data"
+                );
+            }
+            at = to;
+        }
+    }
+
     fn check_read(
         &mut self,
         id: RequestId,
@@ -336,13 +452,7 @@ impl Guest {
         issued: Moment,
         has_quorum: bool,
     ) {
-        let mut bytes = Vec::with_capacity(length as usize);
-        for part in parts {
-            match part {
-                ReadPart::Data(data) => bytes.extend_from_slice(data.bytes()),
-                ReadPart::Zeros(count) => bytes.resize(bytes.len() + *count as usize, 0),
-            }
-        }
+        let bytes = flat(parts);
         assert_eq!(
             bytes.len() as u64,
             length,
@@ -411,6 +521,17 @@ impl Guest {
     }
 }
 
+fn flat(parts: &[ReadPart<HeapBlock>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for part in parts {
+        match part {
+            ReadPart::Data(data) => bytes.extend_from_slice(data.bytes()),
+            ReadPart::Zeros(count) => bytes.resize(bytes.len() + *count as usize, 0),
+        }
+    }
+    bytes
+}
+
 /// Which sectors a request changes, to which version, and whether surely: a discard may leave the parts of
 /// blocks at its edges as they were.
 pub(crate) fn effects_of(op: &Op<HeapBlock>) -> Vec<(std::ops::Range<u64>, u64, bool)> {
@@ -438,11 +559,17 @@ pub(crate) fn effects_of(op: &Op<HeapBlock>) -> Vec<(std::ops::Range<u64>, u64, 
 
 pub(crate) fn in_words(op: &Op<HeapBlock>) -> String {
     match op {
-        Op::Read { offset, length, .. } => format!("read {length} B at {offset}"),
+        Op::Read { offset, length, of } => format!("read {length} B at {offset} {}", whose(of.as_ref())),
         Op::Write { offset, data, fua } => format!("write {} B at {offset}, fua {fua}", data.length()),
         Op::Flush => "flush".into(),
         Op::Discard { offset, length } => format!("discard {length} B at {offset}"),
         Op::WriteZeroes { offset, length, fua } => format!("zero {length} B at {offset}, fua {fua}"),
-        Op::Extents { offset, length, .. } => format!("extents of {length} B at {offset}"),
+        Op::Extents { offset, length, of } => {
+            format!("extents of {length} B at {offset} {}", whose(of.as_ref()))
+        }
     }
+}
+
+fn whose(of: Option<&Lineage>) -> String {
+    of.map_or_else(String::new, |of| format!("of {of}"))
 }

@@ -13,6 +13,7 @@ mod host;
 mod kv;
 mod medium;
 mod network;
+mod past;
 mod rng;
 pub mod runner;
 mod store_oracle;

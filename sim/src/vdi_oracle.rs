@@ -162,6 +162,24 @@ impl GuestOracle {
         Ok(())
     }
 
+    /// By sector, every value that is there now or may come to be by what is under way.
+    pub fn possible(&self) -> Vec<Vec<u64>> {
+        let of = |history: &Vec<Mark>| {
+            let is_sure = |w: &&Mark| !w.is_maybe && w.done.is_some();
+            let newest = history
+                .iter()
+                .filter(is_sure)
+                .map(|w| w.issued)
+                .max()
+                .unwrap_or(0);
+            let current = history
+                .iter()
+                .filter(|v| v.done.is_none_or(|done| done >= newest));
+            current.map(|v| v.value).collect()
+        };
+        self.sectors.iter().map(of).collect()
+    }
+
     /// Whether the sector may hold zeros or nothing for a question issued at `issued`.
     pub fn may_be_empty(&self, sector: u64, issued: Moment) -> bool {
         let history = &self.sectors[sector as usize];

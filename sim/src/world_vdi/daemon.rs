@@ -11,6 +11,7 @@ use crate::trace::tell;
 impl World {
     pub(super) fn open(&mut self) {
         self.incarnation += 1;
+        self.guest.daemon_gone();
         let up = self.up();
         let records = self.records.values().cloned().collect();
         tell(|| format!("open, incarnation {}, up {up:?}", self.incarnation));

@@ -23,6 +23,10 @@ impl World {
                 self.hosts[at].disk.set_faults(Faults::default());
                 self.hosts[at].start();
             }
+            // What waited for it was sent in one layer, and is sent again in the next.
+            if self.rng.chance(1, 10) {
+                self.cut();
+            }
             self.is_linked[at] = true;
             let disk = self.hosts[at].id;
             tell(|| format!("  disk {disk} is up"));

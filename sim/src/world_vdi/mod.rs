@@ -39,11 +39,12 @@ use std::time::Duration;
 use edge::Network;
 use replication::{FromReplica, ShardRecord, ToReplica};
 use store::StoreSettings;
-use types::{DiskId, HeapBlock, Instant, LayerId, Lineage, ShardId, ShardNo, VdiId};
+use types::{DiskId, HeapBlock, Instant, LayerId, ShardId, ShardNo, VdiId};
 use vdi::{Event, Vdi, VdiSpec};
 
 use crate::guest::Guest;
 use crate::host::Host;
+use crate::past::layers;
 use crate::trace::tell;
 use crate::{Rng, SimDisk, SimNetwork};
 
@@ -134,6 +135,8 @@ pub fn run(seed: u64, ops: u64) -> VdiSummary {
     }
     world.end();
     world.summary.answers = world.guest.answers;
+    world.summary.snapshots = world.guest.cuts;
+    world.summary.past_answers = world.guest.past_answers;
     world.summary
 }
 
@@ -200,7 +203,7 @@ impl World {
             bytes,
             sector_bytes,
             shard_bytes: SHARD_BYTES,
-            lineage: Lineage::of_layer(ID, HEAD),
+            lineage: layers(ID, HEAD),
             sharing: replication::Sharing::Alone,
         };
         tell(|| {
@@ -321,6 +324,38 @@ impl World {
         }
     }
 
+    /// The head becomes a snapshot under load; the daemon may die before it hears that the counter was raised.
+    fn cut_or_die(&mut self) {
+        if self.is_wounded || self.rng.chance(9, 10) {
+            return self.cut();
+        }
+        let head = self.spec.lineage.newest().1;
+        self.spec.lineage = layers(ID, LayerId(head.0 + 1));
+        self.crash_everything();
+    }
+
+    fn cut(&mut self) {
+        if !self.guest.may_cut() || self.zombie.is_some() {
+            return;
+        }
+        let head = self.spec.lineage.newest().1;
+        let lineage = layers(ID, LayerId(head.0 + 1));
+        self.spec.lineage = lineage.clone();
+        self.guest.cut(head);
+        self.step(Event::Cut { lineage });
+    }
+
+    fn ask_past(&mut self) {
+        if self.guest.wants_more()
+            && let Some((id, op)) = self.guest.ask_some_past(ID)
+        {
+            self.step(Event::Request(id, op));
+        }
+        if let Some((id, op)) = self.guest.ask_seal() {
+            self.step(Event::Request(id, op));
+        }
+    }
+
     fn live(&mut self, requests: u64) {
         let mut left = requests;
         let (mut patience, mut answers) = (PATIENCE, 0);
@@ -337,6 +372,10 @@ impl World {
             }
             if self.rng.chance(1, 3) {
                 self.ballast_asks();
+            }
+            self.ask_past();
+            if self.rng.chance(1, 150) {
+                self.cut_or_die();
             }
             self.turn();
             self.small_misfortune();

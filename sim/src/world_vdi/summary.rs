@@ -33,6 +33,10 @@ pub struct VdiSummary {
     pub full_turns: u64,
     /// VDIs deleted.
     pub deletions: u64,
+    /// Snapshots cut under load.
+    pub snapshots: u64,
+    /// Answers about snapshots.
+    pub past_answers: u64,
 }
 
 impl VdiSummary {
@@ -55,6 +59,8 @@ impl VdiSummary {
             ("meddled with", self.meddled),
             ("full turns", self.full_turns),
             ("deletions", self.deletions),
+            ("snapshots", self.snapshots),
+            ("answers about snapshots", self.past_answers),
         ]
     }
 }

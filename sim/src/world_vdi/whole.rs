@@ -1,10 +1,11 @@
 //! The pool at rest: healing, scrubbing, and the comparison of everything with everything at the end.
 
 use replication::ShardRecord;
-use types::DiskId;
+use types::{DiskId, LayerId};
 use vdi::Event;
 
-use super::{Ballast, HEAD, PATIENCE, Profile, SHARD_BYTES, World};
+use super::{Ballast, HEAD, ID, PATIENCE, Profile, SHARD_BYTES, World};
+use crate::past::layers;
 
 impl World {
     /// Lets the pool heal: the guest's requests end, every disk returns, every shard gets in sync everywhere.
@@ -123,6 +124,7 @@ impl World {
             self.step(Event::Request(id, op));
             offset += length;
         }
+        self.read_every_snapshot();
         self.become_whole();
         let ballast = self.ballast.iter().flat_map(|ballast| ballast.records.values());
         for record in self.records.values().chain(ballast).cloned().collect::<Vec<_>>() {
@@ -130,7 +132,27 @@ impl World {
         }
     }
 
+    fn read_every_snapshot(&mut self) {
+        for highest in self.guest.snapshots() {
+            let mut offset = 0;
+            while offset < self.spec.bytes {
+                let length = (self.spec.bytes - offset).min(512 << 10);
+                let (id, op) = self.guest.ask_past(layers(ID, highest), offset, length);
+                self.step(Event::Request(id, op));
+                offset += length;
+            }
+        }
+    }
+
     pub(super) fn compare_replicas(&mut self, record: &ShardRecord) {
+        let own = record.shard.vdi == ID;
+        let head = if own { self.spec.lineage.newest().1 } else { HEAD };
+        for layer in HEAD.0..=head.0 {
+            self.compare_layer(record, LayerId(layer));
+        }
+    }
+
+    fn compare_layer(&mut self, record: &ShardRecord, layer: LayerId) {
         let mut first: Option<(DiskId, Vec<u8>)> = None;
         for at in 0..self.hosts.len() {
             let disk = self.hosts[at].id;
@@ -138,7 +160,7 @@ impl World {
                 continue;
             }
             let blocks = (SHARD_BYTES / 4096) as u32;
-            let content = self.hosts[at].content(self.now, record.shard, HEAD, blocks);
+            let content = self.hosts[at].content(self.now, record.shard, layer, blocks);
             match &first {
                 None => first = Some((disk, content)),
                 Some((other, expected)) => {
@@ -148,7 +170,7 @@ impl World {
                         .position(|(a, b)| a != b);
                     assert_eq!(
                         differs, None,
-                        "first block of shard {} that differs between disks {other} and {disk}",
+                        "first block of shard {} layer {layer} that differs between disks {other} and {disk}",
                         record.shard
                     );
                 }
