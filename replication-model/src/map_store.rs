@@ -258,7 +258,9 @@ fn apply(shards: &mut Shards, request: &Request<Value>) {
                 of != layer || !voided.contains(no) || block.version.seq >= *live_from
             });
         }
-        Request::DropLayers { .. } => panic!("no writer asks for this yet: {request:?}"),
+        Request::DropLayers { .. } | Request::MergeLayers { .. } => {
+            panic!("no writer asks for this yet: {request:?}")
+        }
         Request::PutRecord { shard, record } => shards.entry(*shard).or_default().record.clone_from(record),
         Request::SetEnd { shard, end } => {
             shards.get_mut(shard).expect("a shard is made by its record").end = *end;

@@ -7,6 +7,7 @@
 //! * A read returns, block by block, the value of the last operation completed before the read was issued, or
 //!   of any later one issued by the time of the answer. Through a lineage: that of the newest layer that has one, and of
 //!   one below only where every operation on the block above it was still under way.
+//! * Layers that were merged are read where their name is: of the latest that has the block.
 //! * Layers that are gone say nothing, from the moment on that somebody was told so, whatever crashes; until then
 //!   they say all or nothing, and the store says which by the revision it names after a crash.
 //! * After a power loss a shard holds exactly a prefix of its stream, named by `ShardSummary::end`, which covers
@@ -62,18 +63,44 @@ impl Doubt {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct View {
     gone: BTreeSet<LayerId>,
+    /// What those that were merged are called.
+    names: BTreeMap<LayerId, LayerId>,
 }
 
 impl View {
     pub fn is_gone(&self, layer: LayerId) -> bool {
         self.gone.contains(&layer)
     }
+
+    /// What a layer is called.
+    pub fn name(&self, layer: LayerId) -> LayerId {
+        self.names.get(&layer).copied().unwrap_or(layer)
+    }
+
+    fn change(&mut self, change: &LayersChange) {
+        match change {
+            LayersChange::Drop(layers) => {
+                let names: BTreeSet<LayerId> = layers.iter().map(|layer| self.name(*layer)).collect();
+                self.gone.extend(layers);
+                let parts = self.names.iter().filter(|(_, name)| names.contains(name));
+                self.gone.extend(parts.map(|(layer, _)| *layer));
+            }
+            LayersChange::Merge(layers, called) => {
+                for name in self.names.values_mut().filter(|name| layers.contains(name)) {
+                    *name = *called;
+                }
+                self.names.extend(layers.iter().map(|layer| (*layer, *called)));
+            }
+        }
+    }
 }
 
 /// What was asked for to come from one revision to the next.
 #[derive(Clone, Debug)]
 pub(crate) enum LayersChange {
-    Drop(RangeInclusive<LayerId>),
+    Drop(Vec<LayerId>),
+    /// Those with a name, the highest of which is the last; and that.
+    Merge(Vec<LayerId>, LayerId),
 }
 
 /// Everything the oracle believes of one shard that the disk knows.
@@ -124,6 +151,7 @@ impl ShardModel {
     pub fn view(&self, revision: usize) -> &View {
         static NOTHING_GONE: View = View {
             gone: BTreeSet::new(),
+            names: BTreeMap::new(),
         };
         match revision {
             0 => &NOTHING_GONE,
@@ -134,11 +162,7 @@ impl ShardModel {
     /// Asks for one more change; which revision that makes.
     pub fn change_layers(&mut self, change: LayersChange) -> usize {
         let mut view = self.view(self.changes.len()).clone();
-        match &change {
-            LayersChange::Drop(layers) => {
-                view.gone.extend((layers.start().0..=layers.end().0).map(LayerId));
-            }
-        }
+        view.change(&change);
         self.changes.push(change);
         self.views.push(view);
         self.changes.len()
@@ -171,6 +195,7 @@ impl ShardModel {
         may_be_lost: bool,
     ) -> Result<(), String> {
         let first = leaf.first_block().0;
+        let layer = self.view(self.revision).name(layer);
         for (i, version) in got.iter().enumerate() {
             let block = first + i as u32;
             let last = self.last(layer, block);
@@ -179,13 +204,13 @@ impl ShardModel {
                     seq: Seq(0),
                     state: BlockState::Absent,
                 },
-                Some((seq, Value::Clear(kind))) => BlockVersion {
+                Some((_, seq, Value::Clear(kind))) => BlockVersion {
                     seq,
                     state: BlockState::Clear(kind),
                 },
-                Some((seq, Value::Data(version))) => BlockVersion {
+                Some((origin, seq, Value::Data(version))) => BlockVersion {
                     seq,
-                    state: BlockState::Data(block_sum(shard, layer, block, seq, version)),
+                    state: BlockState::Data(block_sum(shard, layer, origin, block, seq, version)),
                 },
             };
             // What was rotten when its segment was cleaned is known by its seq, and by a sum that fits nothing.
@@ -205,24 +230,43 @@ impl ShardModel {
 
     /// Leaves with a block whose last operation is above `newer_than`, while nothing is under way.
     pub fn changed_leaves(&self, layer: LayerId, newer_than: Seq) -> Vec<LeafNo> {
-        if self.view(self.revision).is_gone(layer) {
-            return Vec::new();
-        }
-        let mut leaves: Vec<LeafNo> = self
-            .blocks
-            .iter()
-            .filter(|((l, _), history)| *l == layer && history.last().is_some_and(|(s, _)| *s > newer_than))
-            .map(|((_, block), _)| BlockNo(*block).leaf())
-            .collect();
-        leaves.dedup();
-        leaves
+        let layer = self.view(self.revision).name(layer);
+        let blocks: BTreeSet<u32> = self.blocks.keys().map(|(_, block)| *block).collect();
+        let is_newer = |block: &u32| {
+            self.last(layer, *block)
+                .is_some_and(|(_, seq, _)| seq > newer_than)
+        };
+        let leaves = blocks
+            .into_iter()
+            .filter(is_newer)
+            .map(|block| BlockNo(block).leaf());
+        let leaves: BTreeSet<LeafNo> = leaves.collect();
+        leaves.into_iter().collect()
     }
 
-    fn last(&self, layer: LayerId, block: u32) -> Option<(Seq, Value)> {
-        if self.view(self.revision).is_gone(layer) {
-            return None;
+    /// What a layer says of a block, and for which of those merged into it that was written. `layer` is a name.
+    fn last(&self, layer: LayerId, block: u32) -> Option<(LayerId, Seq, Value)> {
+        let view = self.view(self.revision);
+        let is_of_it = |part: &LayerId| view.name(*part) == layer && !view.is_gone(*part);
+        let parts = crate::world_store::LAYERS.iter().rev().copied().filter(is_of_it);
+        let mut said = parts.filter_map(|part| {
+            let (seq, value) = *self.blocks.get(&(part, block))?.last()?;
+            Some((part, seq, value))
+        });
+        said.next()
+    }
+
+    /// Makes void what a layer says of blocks, unless it was said at `live_from` or later. Nothing is under way.
+    pub fn void(&mut self, layer: LayerId, first: u32, count: u32, live_from: Seq) {
+        let view = self.view(self.revision).clone();
+        for block in first..first + count {
+            let said = self.last(view.name(layer), block);
+            if said.is_none_or(|(_, seq, _)| seq >= live_from) {
+                continue;
+            }
+            self.blocks
+                .retain(|(part, other), _| *other != block || view.name(*part) != view.name(layer));
         }
-        self.blocks.get(&(layer, block)).and_then(|h| h.last().copied())
     }
 
     /// Forgets what no read can be asked about any more: all but the last operation up to `seq` per block.
@@ -276,14 +320,28 @@ impl ShardModel {
 
     /// Blocks of data the shard holds when nothing is under way.
     pub fn data_blocks(&self) -> u64 {
-        let is_data =
-            |(layer, block): &&(LayerId, u32)| matches!(self.last(*layer, *block), Some((_, Value::Data(_))));
-        self.blocks.keys().filter(is_data).count() as u64
+        let view = self.view(self.revision);
+        let blocks: BTreeSet<(LayerId, u32)> = self
+            .blocks
+            .keys()
+            .map(|(layer, block)| (view.name(*layer), *block))
+            .collect();
+        let is_data = |(layer, block): &&(LayerId, u32)| {
+            matches!(self.last(*layer, *block), Some((_, _, Value::Data(_))))
+        };
+        blocks.iter().filter(is_data).count() as u64
     }
 }
 
-fn block_sum(shard: ShardId, layer: LayerId, block: u32, seq: Seq, version: u64) -> types::BlockSum {
-    let content = crate::content::sectors(address(shard, layer, block), 8, version);
+fn block_sum(
+    shard: ShardId,
+    layer: LayerId,
+    origin: LayerId,
+    block: u32,
+    seq: Seq,
+    version: u64,
+) -> types::BlockSum {
+    let content = crate::content::sectors(address(shard, origin, block), 8, version);
     let key = types::SumKey {
         shard,
         layer,

@@ -137,6 +137,18 @@ pub enum Request<B> {
         /// revision the last says it, and those before it the revision before.
         revision: u64,
     },
+    /// Makes layers one: where several have a block, the latest layer's counts, and whoever names one of them means all. The
+    /// space of what is hidden comes back, no data is copied. Durable when replied. Saying it again changes nothing.
+    MergeLayers {
+        /// Whose.
+        shard: ShardId,
+        /// Which: ranges in any order, none of them empty or above `called`. Layers between two ranges are others'.
+        layers: Vec<RangeInclusive<LayerId>>,
+        /// The highest of them, whose name all of them have from now on. In a lineage they are where this one is.
+        called: LayerId,
+        /// As in [`Request::DropLayers`].
+        revision: u64,
+    },
     /// Asks which revision of its VDI's layers the shard has applied. Zero if it was never told of any, or if what it was
     /// told last is not durable yet.
     LayersRevision {

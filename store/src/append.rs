@@ -45,9 +45,11 @@ enum OpKind<B> {
     Drop {
         shard: ShardId,
     },
-    DropLayers {
+    Layers {
         shard: ShardId,
         layers: Vec<RangeInclusive<LayerId>>,
+        /// What they are called from now on; `None` if they are gone.
+        called: Option<LayerId>,
         revision: u64,
     },
     /// What a change of layers logs, perhaps partly in a batch already.
@@ -72,6 +74,8 @@ struct Blocks<B> {
     origin: Origin,
     /// Blocks already dealt with.
     taken: u32,
+    /// Of the next block, entries already logged: a void may need several.
+    parts: usize,
 }
 
 impl<B: Payload> Op<B> {
@@ -107,6 +111,7 @@ impl<B: Payload> Op<B> {
                     data: Some((data, crcs)),
                     origin,
                     taken: 0,
+                    parts: 0,
                 })
             }
             Request::Clear {
@@ -130,6 +135,7 @@ impl<B: Payload> Op<B> {
                 data: None,
                 origin,
                 taken: 0,
+                parts: 0,
             }),
             Request::Void {
                 shard,
@@ -147,6 +153,7 @@ impl<B: Payload> Op<B> {
                 data: None,
                 origin: Origin::Repair { live_from },
                 taken: 0,
+                parts: 0,
             }),
             Request::Flush { shard } => OpKind::Flush { shard },
             Request::PutRecord { shard, record } => {
@@ -160,9 +167,25 @@ impl<B: Payload> Op<B> {
                 revision,
             } => {
                 assert!(layers.iter().all(|range| !range.is_empty()), "layers {layers:?}");
-                OpKind::DropLayers {
+                OpKind::Layers {
                     shard,
                     layers,
+                    called: None,
+                    revision,
+                }
+            }
+            Request::MergeLayers {
+                shard,
+                layers,
+                called,
+                revision,
+            } => {
+                let is_good = |range: &RangeInclusive<LayerId>| !range.is_empty() && *range.end() <= called;
+                assert!(layers.iter().all(is_good), "layers {layers:?} called {called}");
+                OpKind::Layers {
+                    shard,
+                    layers,
+                    called: Some(called),
                     revision,
                 }
             }
@@ -475,15 +498,17 @@ impl<B: Payload> Store<B> {
                 Taken::All
             }
             OpKind::Checkpoint => self.take_checkpoint(draft),
-            OpKind::DropLayers {
+            OpKind::Layers { shard, .. } if self.is_changing(shard) => Taken::Hold(Op { id, kind }),
+            OpKind::Layers {
                 shard,
                 layers,
+                called,
                 revision,
             } => {
-                let id = id.expect("only requests drop layers");
-                self.take_drop_of_layers(id, shard, &layers, revision, draft, effects)
+                let id = id.expect("only requests change layers");
+                self.take_layers(id, shard, &layers, called, revision, draft, effects)
             }
-            OpKind::Entries(entries) => take_entries(id, entries, draft),
+            OpKind::Entries(entries) => self.take_entries(id, entries, draft),
             kind => self.take_note(id, kind, draft),
         }
     }
@@ -498,12 +523,25 @@ impl<B: Payload> Store<B> {
         self.syncs.flush(id, upto);
     }
 
-    /// Which entries say that layers are gone, where the log does not say it yet.
-    fn take_drop_of_layers(
+    /// Whether a change of layers is on its way to the log. What holds leaves of the shard's waits for it to be applied:
+    /// afterwards others may have what is said of the same layers.
+    pub(crate) fn is_changing(&self, shard: ShardId) -> bool {
+        self.ledger.has_fates
+            && self
+                .ledger
+                .shards
+                .get(&shard)
+                .is_some_and(|shard| shard.changes_coming > 0)
+    }
+
+    /// Which entries say that layers are gone, or one, where the log does not say it yet.
+    #[allow(clippy::too_many_arguments, reason = "a request's fields")]
+    fn take_layers(
         &mut self,
         id: RequestId,
         shard: ShardId,
         layers: &[RangeInclusive<LayerId>],
+        called: Option<LayerId>,
         revision: u64,
         draft: &mut Draft<B>,
         effects: &mut Vec<Effect<B>>,
@@ -522,11 +560,18 @@ impl<B: Payload> Store<B> {
             seq,
             birth: 0,
         };
-        let mut entries: VecDeque<Entry> = known
-            .not_yet_gone(layers)
-            .into_iter()
-            .map(|range| entry(Kind::LayersGone, *range.start(), u64::from(range.end().0)))
-            .collect();
+        let (ranges, called) = match called {
+            Some(called) => known.fates.to_merge(layers, called),
+            None => (known.fates.to_drop(layers), None),
+        };
+        let say = |range: RangeInclusive<LayerId>| {
+            let last = u64::from(range.end().0);
+            match called {
+                Some(called) => entry(Kind::LayersOne, *range.start(), u64::from(called.0) << 32 | last),
+                None => entry(Kind::LayersGone, *range.start(), last),
+            }
+        };
+        let mut entries: VecDeque<Entry> = ranges.into_iter().map(say).collect();
         if !entries.is_empty() {
             // The block that made the shard's end may be among what goes, and its segment with it.
             entries.push_back(entry(Kind::SetEnd, LayerId(0), known.end_submitted));
@@ -540,7 +585,7 @@ impl<B: Payload> Store<B> {
             self.flush_upto(id, draft);
             return Taken::All;
         }
-        take_entries(Some(id), entries, draft)
+        self.take_entries(Some(id), entries, draft)
     }
 
     fn take_checkpoint(&mut self, draft: &mut Draft<B>) -> Taken<B> {
@@ -596,7 +641,7 @@ impl<B: Payload> Store<B> {
             }
             OpKind::Blocks(_)
             | OpKind::Flush { .. }
-            | OpKind::DropLayers { .. }
+            | OpKind::Layers { .. }
             | OpKind::Entries(_)
             | OpKind::Checkpoint => unreachable!("not a note"),
         };
@@ -625,6 +670,15 @@ impl<B: Payload> Store<B> {
             let id = id.expect("only requests have blocks");
             effects.push(Effect::Reply(id, Err(StoreError::NoShard(shard))));
             return Taken::All;
+        }
+        if self.is_changing(shard) {
+            if !held.repairs.contains(&shard) {
+                held.repairs.push(shard);
+            }
+            return Taken::Hold(Op {
+                id,
+                kind: OpKind::Blocks(blocks),
+            });
         }
         let is_behind = held.shards.contains(&shard);
         let may_use_slack = self.slack_shards.contains(&shard) && self.has_slack(draft);
@@ -666,7 +720,8 @@ impl<B: Payload> Store<B> {
             return false;
         }
         let (block, count) = (blocks.block + blocks.taken, blocks.count - blocks.taken);
-        pieces(blocks.shard, blocks.layer, block, count).all(|piece| {
+        let home = self.ledger.home(blocks.shard, blocks.layer);
+        pieces(blocks.shard, home, block, count).all(|piece| {
             let LeafPlace::Ready(at) = self.locate(piece.key, 0, effects) else {
                 return false;
             };
@@ -748,8 +803,8 @@ impl<B: Payload> Store<B> {
         }
         if let Some(shard) = self.ledger.shards.get_mut(&blocks.shard) {
             shard.end_submitted = shard.end_submitted.max(blocks.seq);
-            if shard.is_gone(blocks.layer) {
-                // No block keeps its segment.
+            if shard.is_gone(blocks.layer) || shard.home(blocks.layer) != blocks.layer {
+                // Perhaps no block keeps its segment.
                 self.say_end(blocks.shard);
             }
         }
@@ -785,6 +840,8 @@ impl<B: Payload> Store<B> {
         held: &mut Held,
         effects: &mut Vec<Effect<B>>,
     ) -> Taken<B> {
+        // Who repairs has seen what was merged as one, by whatever name.
+        blocks.layer = self.ledger.home(blocks.shard, blocks.layer);
         let rest = blocks.count - blocks.taken;
         for piece in pieces(blocks.shard, blocks.layer, blocks.block + blocks.taken, rest) {
             // The worst case: every other block of the leaf wins. One that does not fit has an emptier draft next.
@@ -815,17 +872,19 @@ impl<B: Payload> Store<B> {
                 let index = blocks.taken;
                 let slot = BlockNo(blocks.block + index).slot();
                 let present = self.effective(piece.key, at, slot, draft);
-                let is_kept = match present.state.is_there() {
-                    true => present.seq >= live_from.0,
-                    // Nothing takes the place of nothing.
-                    false => blocks.kind == Kind::Void,
-                };
+                let is_begun = blocks.parts > 0;
+                let is_kept = !is_begun
+                    && match present.state.is_there() {
+                        true => present.seq >= live_from.0,
+                        // Nothing takes the place of nothing.
+                        false => blocks.kind == Kind::Void,
+                    };
                 if is_kept {
                     blocks.taken += 1;
                     continue;
                 }
                 self.keep_end(blocks.shard, present);
-                if !self.push_repair(&blocks, index, at, draft) {
+                if !self.push_repair(&mut blocks, index, at, draft) {
                     return Taken::Rest(Op {
                         id,
                         kind: OpKind::Blocks(blocks),
@@ -874,7 +933,35 @@ impl<B: Payload> Store<B> {
         }
     }
 
-    fn push_repair(&mut self, blocks: &Blocks<B>, index: u32, at: CacheAt, draft: &mut Draft<B>) -> bool {
+    /// Puts as many entries into the draft as there is room for; the request is answered with the last of them, when it
+    /// is durable.
+    fn take_entries(
+        &mut self,
+        id: Option<RequestId>,
+        mut entries: VecDeque<Entry>,
+        draft: &mut Draft<B>,
+    ) -> Taken<B> {
+        // All or nothing, as far as one batch holds them.
+        let is_split = !draft.is_empty() && entries.len() <= ENTRIES_MAX / 2;
+        let has_room = !is_split || draft.has_room_for(entries.len());
+        while let Some(entry) = entries.front() {
+            if !has_room || !draft.has_inline_room(0) {
+                let kind = OpKind::Entries(entries);
+                return Taken::Rest(Op { id, kind });
+            }
+            draft.push(*entry);
+            if entry.kind.is_of_layers() {
+                self.ledger.layers_coming(entry.shard_id());
+            }
+            entries.pop_front();
+        }
+        if let Some(id) = id {
+            draft.waiters.push(Waiter { id, is_durable: true });
+        }
+        Taken::All
+    }
+
+    fn push_repair(&mut self, blocks: &mut Blocks<B>, index: u32, at: CacheAt, draft: &mut Draft<B>) -> bool {
         let is_data = blocks.data.is_some();
         let block = blocks.block + index;
         let continues = draft.entries.last().is_some_and(|last| {
@@ -889,6 +976,9 @@ impl<B: Payload> Store<B> {
         match draft.room() {
             Some(room) if room > 0 || !is_data => {}
             _ => return false,
+        }
+        if blocks.kind == Kind::Void {
+            return self.push_void(blocks, index, draft);
         }
         if continues {
             draft.entries.last_mut().expect("looked at").count += 1;
@@ -908,6 +998,39 @@ impl<B: Payload> Store<B> {
         true
     }
 
+    /// A void reaches down through all that was merged: an entry for each range of numbers.
+    fn push_void(&self, blocks: &mut Blocks<B>, index: u32, draft: &mut Draft<B>) -> bool {
+        let known = &self.ledger.shards[&blocks.shard];
+        let parts = known.fates.parts(blocks.layer);
+        let is_one = parts.len() == 1;
+        for part in parts.into_iter().skip(blocks.parts) {
+            if !draft.has_room_for(1) {
+                return false;
+            }
+            blocks.parts += 1;
+            let entry = Entry {
+                layer: part.end().0,
+                seq: u64::from(part.end().0 - part.start().0),
+                ..blocks.entry(index, 1, FLAG_NO_END)
+            };
+            let last = draft.entries.last_mut().filter(|last| {
+                let next = Entry {
+                    block: last.block + last.count,
+                    count: 1,
+                    birth: 0,
+                    ..**last
+                };
+                is_one && next == entry && BlockNo(entry.block).slot() != 0
+            });
+            match last {
+                Some(last) => last.count += 1,
+                None => draft.push(entry),
+            }
+        }
+        blocks.parts = 0;
+        true
+    }
+
     /// What a block will hold when everything in flight and in the draft is applied.
     pub(crate) fn effective(&self, key: LeafKey, at: CacheAt, slot: usize, draft: &Draft<B>) -> Slot {
         let block = key.leaf.first_block().0 + slot as u32;
@@ -915,29 +1038,40 @@ impl<B: Payload> Store<B> {
         let mut present = leaf.get(slot);
         let under_way = self.flights.iter().flat_map(|flight| &flight.entries);
         for entry in under_way.chain(&draft.entries) {
-            if entry.shard != key.shard.to_u64() || entry.birth < present.birth {
+            if entry.shard != key.shard.to_u64() {
                 continue;
             }
-            let covers = entry.kind.is_blocks()
-                && entry.layer == key.layer.0
-                && (entry.block..entry.block + entry.count).contains(&block);
-            if covers {
-                present = Slot {
-                    state: match entry.kind {
-                        Kind::Data => State::Data,
-                        Kind::Void => State::Void,
-                        _ => State::Zero,
-                    },
-                    is_no_end: !entry.advances_end(),
-                    seq: entry.seq,
-                    birth: entry.birth,
-                    address: 0,
-                    sum: 0,
-                };
-            } else if entry.kind == Kind::Drop
-                || (entry.kind == Kind::LayersGone && entry.layers().contains(&key.layer))
-            {
+            if entry.kind == Kind::Drop && entry.birth >= present.birth {
                 present = Slot::default();
+            }
+            let covers = entry.kind.is_blocks()
+                && (entry.block..entry.block + entry.count).contains(&block)
+                && self.ledger.home(key.shard, LayerId(entry.layer)) == key.layer;
+            if !covers {
+                continue;
+            }
+            let below = key.layer.0 - entry.layer;
+            if entry.kind == Kind::Void {
+                let reach = below..=below + entry.seq as u32;
+                if reach.contains(&present.below) && present.birth < entry.birth {
+                    present = Slot::default();
+                }
+                continue;
+            }
+            let coming = Slot {
+                state: match entry.kind {
+                    Kind::Data => State::Data,
+                    _ => State::Zero,
+                },
+                is_no_end: !entry.advances_end(),
+                seq: entry.seq,
+                birth: entry.birth,
+                address: 0,
+                sum: 0,
+                below,
+            };
+            if !present.state.is_there() || !present.beats(&coming) {
+                present = coming;
             }
         }
         present
@@ -956,13 +1090,15 @@ impl<B: Payload> Store<B> {
             return false;
         }
         let held_before = draft.leaves.len();
-        for piece in pieces(entry.shard_id(), LayerId(entry.layer), entry.block, entry.count) {
+        let home = self.ledger.home(entry.shard_id(), LayerId(entry.layer));
+        for piece in pieces(entry.shard_id(), home, entry.block, entry.count) {
             match self.locate_or_make(piece.key, 0, effects) {
-                LeafPlace::Ready(at) | LeafPlace::Loading(at) => {
+                // While others are folded into it, one of those is what is waited for.
+                LeafPlace::Ready(at) | LeafPlace::Loading(at) if self.cache.get(at).key == piece.key => {
                     self.cache.pin(at);
                     draft.hold(at);
                 }
-                LeafPlace::Nowhere | LeafPlace::NoMemory => {
+                LeafPlace::Ready(_) | LeafPlace::Loading(_) | LeafPlace::Nowhere | LeafPlace::NoMemory => {
                     for at in draft.leaves.drain(held_before..) {
                         self.cache.unpin(at);
                     }
@@ -1034,30 +1170,6 @@ impl<B: Payload> Store<B> {
             effects,
         );
     }
-}
-
-/// Puts as many entries into the draft as there is room for; the request is answered with the last of them, when it
-/// is durable.
-fn take_entries<B: Payload>(
-    id: Option<RequestId>,
-    mut entries: VecDeque<Entry>,
-    draft: &mut Draft<B>,
-) -> Taken<B> {
-    // All or nothing, as far as one batch holds them.
-    let is_split = !draft.is_empty() && entries.len() <= ENTRIES_MAX / 2;
-    let has_room = !is_split || draft.has_room_for(entries.len());
-    while let Some(entry) = entries.front() {
-        if !has_room || !draft.has_inline_room(0) {
-            let kind = OpKind::Entries(entries);
-            return Taken::Rest(Op { id, kind });
-        }
-        draft.push(*entry);
-        entries.pop_front();
-    }
-    if let Some(id) = id {
-        draft.waiters.push(Waiter { id, is_durable: true });
-    }
-    Taken::All
 }
 
 impl<B: Payload> Op<B> {

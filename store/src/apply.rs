@@ -68,6 +68,9 @@ impl<B: Payload> Store<B> {
             }
             let inline_end = flight.progress.inline + entry.inline_bytes();
             let inline = &flight.inline[flight.progress.inline..inline_end];
+            if entry.kind.is_of_layers() && !entry.is_relocated() {
+                self.ledger.layers_came(entry.shard_id());
+            }
             if self.ledger.apply_entry(&entry, inline, flight.segment) {
                 self.start_purge(entry.shard_id());
             }
@@ -81,8 +84,9 @@ impl<B: Payload> Store<B> {
 
     /// The leaves are held by the flight; all or nothing.
     fn apply_data(&mut self, entry: &Entry, flight: &mut Flight) -> bool {
+        let home = self.ledger.home(entry.shard_id(), LayerId(entry.layer));
         let list: smallvec::SmallVec<[Piece; 4]> =
-            pieces(entry.shard_id(), LayerId(entry.layer), entry.block, entry.count).collect();
+            pieces(entry.shard_id(), home, entry.block, entry.count).collect();
         let first = flight.progress.leaf;
         let leaves = &flight.leaves[first..first + list.len()];
         if !leaves.iter().all(|at| self.cache.is_ready(*at)) {
@@ -106,9 +110,10 @@ impl<B: Payload> Store<B> {
     fn apply_clear(&mut self, entry: &Entry, flight: &mut Flight, effects: &mut Vec<Effect<B>>) -> bool {
         let done_blocks = flight.progress.blocks;
         let (block, count) = (entry.block + done_blocks, entry.count - done_blocks);
-        for piece in pieces(entry.shard_id(), LayerId(entry.layer), block, count) {
+        let home = self.ledger.home(entry.shard_id(), LayerId(entry.layer));
+        for piece in pieces(entry.shard_id(), home, block, count) {
             let LeafPlace::Ready(at) = self.locate_or_make(piece.key, 1, effects) else {
-                let ahead = pieces(entry.shard_id(), LayerId(entry.layer), block, count);
+                let ahead = pieces(entry.shard_id(), home, block, count);
                 let behind = ahead
                     .skip_while(|other| other.key != piece.key)
                     .skip(1)

@@ -46,12 +46,15 @@ pub(crate) enum Kind {
     Open = 8,
     /// Checkpoint `seq` is durable in the index; segments older than generation `shard` are free.
     Checkpoint = 9,
-    /// Blocks that are not there in this layer (any more): what layers below hold shows.
+    /// Blocks that are not there in this layer and `seq` more below it (any more): what layers below those hold shows.
     Void = 10,
     /// Layers from `layer` to `seq` of the shard are gone: nothing that any entry says of them counts.
     LayersGone = 11,
     /// Revision `seq` of its VDI's layers is applied to the shard.
     LayersRevision = 12,
+    /// Layers from `layer` to the one in the low 32 bits of `seq` are one with the one in the high, which is no lower and
+    /// whose name they have.
+    LayersOne = 13,
 }
 
 impl Kind {
@@ -69,6 +72,7 @@ impl Kind {
             10 => Kind::Void,
             11 => Kind::LayersGone,
             12 => Kind::LayersRevision,
+            13 => Kind::LayersOne,
             _ => return None,
         })
     }
@@ -79,6 +83,11 @@ impl Kind {
             self,
             Kind::Data | Kind::Zero | Kind::Trim | Kind::Lost | Kind::Void
         )
+    }
+
+    /// Whether the entry says what became of layers.
+    pub(crate) fn is_of_layers(self) -> bool {
+        matches!(self, Kind::LayersGone | Kind::LayersOne)
     }
 
     /// Whether cleaning must look at the entry even when its segment holds no live data. Fences and checkpoints
@@ -139,7 +148,12 @@ impl Entry {
         }
     }
 
-    /// The layers that a [`Kind::LayersGone`] is about.
+    /// The name that layers have by a [`Kind::LayersOne`].
+    pub(crate) fn called(&self) -> Option<LayerId> {
+        (self.kind == Kind::LayersOne).then_some(LayerId((self.seq >> 32) as u32))
+    }
+
+    /// The layers that a [`Kind::LayersGone`] or [`Kind::LayersOne`] is about.
     pub(crate) fn layers(&self) -> RangeInclusive<LayerId> {
         LayerId(self.layer)..=LayerId(self.seq as u32)
     }
@@ -364,9 +378,14 @@ fn decode_entry(fields: &mut Reader<'_>, number: u64, position: usize) -> Option
     };
     let is_in_range = match kind {
         Kind::LayersGone => (u64::from(layer)..=u64::from(u32::MAX)).contains(&seq),
+        Kind::LayersOne => {
+            let (last, called) = (seq as u32, (seq >> 32) as u32);
+            layer <= last && last <= called
+        }
         kind if kind.is_blocks() => {
             let end = block.checked_add(count);
-            count > 0 && end.is_some_and(|end| end <= types::SHARD_BLOCKS_MAX)
+            let is_deep = kind == Kind::Void && seq > u64::from(layer);
+            count > 0 && !is_deep && end.is_some_and(|end| end <= types::SHARD_BLOCKS_MAX)
         }
         _ => true,
     };

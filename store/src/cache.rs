@@ -269,6 +269,14 @@ impl Cache {
         }
     }
 
+    /// Takes the content of a leaf that is here and is nobody's any more; the index need not hear of it by this leaf.
+    pub(crate) fn take(&mut self, at: CacheAt) -> Box<Leaf> {
+        self.change(at, |slot| {
+            let leaf = slot.leaf.as_mut().expect("a leaf that is here");
+            std::mem::replace(leaf, Leaf::empty())
+        })
+    }
+
     /// Tells a map what the leaf of one of its layers says, if that layer has it.
     pub(crate) fn add_to_map(&mut self, map: u64, rank: Rank, at: Option<CacheAt>) {
         let slot = at.map(|at| self.slots[at.0 as usize].as_ref().expect("a cached leaf"));

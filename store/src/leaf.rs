@@ -4,19 +4,28 @@
 //! because neighbours are mostly written together: a sequentially written leaf takes 1.1 KiB, of which 1 KiB is
 //! sums. Every slot carries its birth (see [`crate::batch`]); a later birth always wins, which makes replay,
 //! replay twice, and rebuild from any set of segments come to the same content.
+//!
+//! Of layers that were merged one leaf is left. Its slots say how far below the leaf's layer their block was written, and
+//! a later layer wins over any birth. What a void hides stands beside the slots: it may be above what a slot holds.
 
 use types::{BlockNo, LayerId, LeafNo, ShardId};
 
 use crate::LeafKey;
-use crate::bytes::{Reader, put_varint_at};
+use crate::bytes::{Reader, put_varint, put_varint_at};
 
 pub(crate) const SLOTS: usize = types::LEAF_BLOCKS as usize;
 const VERSION: u8 = 1;
 const ADDRESS_BITS: u32 = 48;
 const ADDRESS_MASK: u64 = (1 << ADDRESS_BITS) - 1;
 const NO_END: u8 = 0x80;
-/// Slot, length and tag, two varints of 64 bits and one of 48.
-const RUN_HEAD_MAX: usize = 3 + 10 + 10 + 7;
+/// How far below its leaf's layer a slot was written follows.
+const BELOW: u8 = 0x40;
+/// In the place of a state: blocks that were made void.
+const VOID: u8 = 5;
+/// More in one leaf is nothing that we wrote.
+const VOIDS_MAX: usize = 1 << 16;
+/// Slot, length and tag, two varints of 64 bits, one of 32 and one of 48.
+const RUN_HEAD_MAX: usize = 3 + 10 + 10 + 5 + 7;
 /// Version, a run for every slot, crc; and room for one head more, which is only looked at.
 pub(crate) const ENCODED_MAX: usize = 1 + SLOTS * (RUN_HEAD_MAX + 4) + 4 + RUN_HEAD_MAX;
 
@@ -34,14 +43,12 @@ pub(crate) enum State {
     Trim,
     /// Its data was found corrupt.
     Lost,
-    /// Not there in this layer: as good as never written, and remembered so that older entries stay void.
-    Void,
 }
 
 impl State {
     /// Whether a layer with this of a block hides what is below.
     pub(crate) fn is_there(self) -> bool {
-        !matches!(self, State::Absent | State::Void)
+        self != State::Absent
     }
 
     fn from_u8(value: u8) -> Option<State> {
@@ -51,7 +58,6 @@ impl State {
             2 => State::Zero,
             3 => State::Trim,
             4 => State::Lost,
-            5 => State::Void,
             _ => return None,
         })
     }
@@ -69,6 +75,42 @@ pub(crate) struct Slot {
     pub(crate) birth: u64,
     /// Bound checksum, for data.
     pub(crate) sum: u32,
+    /// How far below its leaf's layer the one is that it was written for.
+    pub(crate) below: u32,
+}
+
+impl Slot {
+    /// Whether this counts where `other` is said of the same block.
+    pub(crate) fn beats(&self, other: &Slot) -> bool {
+        (self.below, other.birth) < (other.below, self.birth)
+    }
+}
+
+/// A block is not there in these layers, whatever older entries say; remembered for as long as it may matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Voided {
+    pub(crate) slot: u8,
+    pub(crate) lowest: LayerId,
+    pub(crate) highest: LayerId,
+    pub(crate) birth: u64,
+}
+
+impl Voided {
+    fn hides(&self, layer: LayerId, birth: u64) -> bool {
+        (self.lowest..=self.highest).contains(&layer) && birth < self.birth
+    }
+
+    fn place(&self) -> (u64, LayerId, LayerId, u8) {
+        (self.birth, self.highest, self.lowest, self.slot)
+    }
+
+    /// Whether it says all that `other` says.
+    fn covers(&self, other: &Voided) -> bool {
+        self.slot == other.slot
+            && self.lowest <= other.lowest
+            && other.highest <= self.highest
+            && other.birth <= self.birth
+    }
 }
 
 /// 256 slots.
@@ -79,6 +121,10 @@ pub(crate) struct Leaf {
     births: [u64; SLOTS],
     sums: [u32; SLOTS],
     used: u16,
+    /// Of leaves that hold merged blocks.
+    belows: Option<Box<[u32; SLOTS]>>,
+    /// In no order.
+    voids: Vec<Voided>,
 }
 
 impl Leaf {
@@ -89,12 +135,58 @@ impl Leaf {
             births: [0; SLOTS],
             sums: [0; SLOTS],
             used: 0,
+            belows: None,
+            voids: Vec::new(),
         })
     }
 
-    /// Slots that are not absent.
+    /// Slots that are not absent, and voids.
     pub(crate) fn used(&self) -> usize {
-        usize::from(self.used)
+        usize::from(self.used) + self.voids.len()
+    }
+
+    pub(crate) fn voids(&self) -> &[Voided] {
+        &self.voids
+    }
+
+    /// Whether a void of this birth is remembered.
+    pub(crate) fn has_void(&self, slot: usize, birth: u64) -> bool {
+        let is_it = |void: &Voided| usize::from(void.slot) == slot && void.birth == birth;
+        self.voids.iter().any(is_it)
+    }
+
+    /// Whether what was written for a layer is void.
+    pub(crate) fn is_voided(&self, slot: usize, layer: LayerId, birth: u64) -> bool {
+        let hides = |void: &Voided| usize::from(void.slot) == slot && void.hides(layer, birth);
+        self.voids.iter().any(hides)
+    }
+
+    /// Remembers a void; false if it is known. `of` is the layer of the leaf. What it hides is the caller's to take out first.
+    pub(crate) fn add_void(&mut self, of: LayerId, new: Voided) -> bool {
+        if self.voids.iter().any(|void| void.covers(&new)) || self.is_above(of, &new) {
+            return false;
+        }
+        self.voids.retain(|void| !new.covers(void));
+        self.voids.push(new);
+        true
+    }
+
+    /// Forgets voids of a slot that what is there makes needless: nothing below it counts.
+    pub(crate) fn forget_voids(&mut self, of: LayerId, slot: usize) {
+        if !self.voids.is_empty() {
+            let mut voids = std::mem::take(&mut self.voids);
+            voids.retain(|void| usize::from(void.slot) != slot || !self.is_above(of, void));
+            self.voids = voids;
+        }
+    }
+
+    fn is_above(&self, of: LayerId, void: &Voided) -> bool {
+        let slot = self.get(usize::from(void.slot));
+        slot.state.is_there() && void.highest.0 <= of.0 - slot.below
+    }
+
+    pub(crate) fn forget_voids_before(&mut self, birth: u64) {
+        self.voids.retain(|void| void.birth >= birth);
     }
 
     pub(crate) fn max_seq(&self) -> u64 {
@@ -125,6 +217,7 @@ impl Leaf {
             seq: self.seqs[slot],
             birth: self.births[slot],
             sum: self.sums[slot],
+            below: self.belows.as_ref().map_or(0, |belows| belows[slot]),
         }
     }
 
@@ -138,6 +231,19 @@ impl Leaf {
         self.seqs[slot] = value.seq;
         self.births[slot] = value.birth;
         self.sums[slot] = value.sum;
+        if value.below > 0 || self.belows.is_some() {
+            self.belows.get_or_insert_with(|| Box::new([0; SLOTS]))[slot] = value.below;
+        }
+    }
+
+    /// What a slot comes to when `value` is said of it, by what stands there and beside it; `of` is the layer of the leaf.
+    /// False if nothing changes.
+    pub(crate) fn takes(&self, of: LayerId, slot: usize, value: &Slot) -> bool {
+        let old = self.get(slot);
+        // A move only ever changes the place of what is there, or says that it is lost.
+        !(old.state.is_there() && old.beats(value))
+            && old != *value
+            && !self.is_voided(slot, LayerId(of.0 - value.below), value.birth)
     }
 
     /// Runs of slots that differ only by position: same write, consecutive addresses. Put together in `bytes`, of
@@ -156,12 +262,17 @@ impl Leaf {
             }
             let is_data = state == State::Data as u8;
             let end = self.run_end(slot, u64::from(is_data));
+            let below = self.get(slot).below;
+            let tag = if below > 0 { tag | BELOW } else { tag };
             let run: &mut [u8; RUN_HEAD_MAX] = bytes[at..]
                 .first_chunk_mut()
                 .expect("room for the longest encoding");
             run[..3].copy_from_slice(&[slot as u8, (end - slot - 1) as u8, tag]);
             let mut used = put_varint_at(run, 3, self.seqs[slot]);
             used = put_varint_at(run, used, self.births[slot]);
+            if below > 0 {
+                used = put_varint_at(run, used, u64::from(below));
+            }
             if is_data {
                 used = put_varint_at(run, used, place & ADDRESS_MASK);
             }
@@ -175,19 +286,53 @@ impl Leaf {
             }
             slot = end;
         }
+        if !self.voids.is_empty() {
+            return self.encode_voids(key, bytes[..at].to_vec());
+        }
         let crc = sign(key, &bytes[..at]);
         bytes[at..at + 4].copy_from_slice(&crc.to_le_bytes());
         bytes[..at + 4].to_vec()
+    }
+
+    /// Behind the runs of slots, runs of voids of the same entry.
+    fn encode_voids(&self, key: LeafKey, mut bytes: Vec<u8>) -> Vec<u8> {
+        let mut voids = self.voids.clone();
+        let of = |void: &Voided| (void.birth, void.highest, void.lowest);
+        voids.sort_unstable_by_key(Voided::place);
+        let goes_on = |a: &Voided, b: &Voided| of(a) == of(b) && a.slot.checked_add(1) == Some(b.slot);
+        for run in voids.chunk_by(goes_on) {
+            let first = run[0];
+            let (below, reach) = (key.layer.0 - first.highest.0, first.highest.0 - first.lowest.0);
+            let tag = if below > 0 || reach > 0 {
+                VOID | BELOW
+            } else {
+                VOID
+            };
+            bytes.extend_from_slice(&[first.slot, (run.len() - 1) as u8, tag]);
+            put_varint(&mut bytes, 0);
+            put_varint(&mut bytes, first.birth);
+            if tag != VOID {
+                put_varint(&mut bytes, u64::from(below));
+                put_varint(&mut bytes, u64::from(reach));
+            }
+        }
+        let crc = sign(key, &bytes);
+        bytes.extend_from_slice(&crc.to_le_bytes());
+        bytes
     }
 
     /// One past the last slot that continues the run of `first`; addresses go on by `step`.
     fn run_end(&self, first: usize, step: u64) -> usize {
         let (seq, birth) = (self.seqs[first], self.births[first]);
         let mut place = self.places[first];
+        let below = |slot: usize| self.belows.as_ref().map_or(0, |belows| belows[slot]);
         let mut next = first + 1;
         while next < SLOTS {
             place += step;
             if self.births[next] != birth || self.places[next] != place || self.seqs[next] != seq {
+                break;
+            }
+            if below(next) != below(first) {
                 break;
             }
             next += 1;
@@ -211,13 +356,20 @@ impl Leaf {
             let first = usize::from(fields.u8()?);
             let length = usize::from(fields.u8()?) + 1;
             let tag = fields.u8()?;
+            if tag & !(NO_END | BELOW) == VOID {
+                leaf.decode_voids(key, first, length, tag & BELOW != 0, &mut fields)?;
+                continue;
+            }
             let mut value = Slot {
-                state: State::from_u8(tag & !NO_END)?,
+                state: State::from_u8(tag & !(NO_END | BELOW))?,
                 is_no_end: tag & NO_END != 0,
                 seq: fields.varint()?,
                 birth: fields.varint()?,
                 ..Slot::default()
             };
+            if tag & BELOW != 0 {
+                value.below = u32::try_from(fields.varint()?).ok()?;
+            }
             let is_data = value.state == State::Data;
             if is_data {
                 value.address = fields.varint()?;
@@ -226,7 +378,7 @@ impl Leaf {
             if first < least || first + length > SLOTS || last_address > ADDRESS_MASK {
                 return None;
             }
-            if value.state == State::Absent {
+            if value.state == State::Absent || value.below > key.layer.0 {
                 return None;
             }
             for index in 0..length {
@@ -238,7 +390,40 @@ impl Leaf {
             }
             least = first + length;
         }
+        leaf.voids.sort_unstable_by_key(Voided::place);
         Some(leaf)
+    }
+
+    fn decode_voids(
+        &mut self,
+        key: LeafKey,
+        first: usize,
+        length: usize,
+        is_merged: bool,
+        fields: &mut Reader<'_>,
+    ) -> Option<()> {
+        fields.varint()?;
+        let birth = fields.varint()?;
+        let mut down = |from: LayerId| {
+            let by = if is_merged {
+                u32::try_from(fields.varint()?).ok()?
+            } else {
+                0
+            };
+            from.0.checked_sub(by).map(LayerId)
+        };
+        let highest = down(key.layer)?;
+        let lowest = down(highest)?;
+        if first + length > SLOTS || self.voids.len() + length > VOIDS_MAX {
+            return None;
+        }
+        self.voids.extend((first..first + length).map(|slot| Voided {
+            slot: slot as u8,
+            lowest,
+            highest,
+            birth,
+        }));
+        Some(())
     }
 }
 
@@ -323,16 +508,17 @@ mod tests {
 
     fn slots() -> impl Strategy<Value = Vec<(usize, Slot)>> {
         let slot = (
-            0u8..6,
+            0u8..5,
             any::<bool>(),
             0u64..1 << 47,
             0u64..4,
             0u64..4,
             any::<u32>(),
+            0u32..3,
         );
         prop::collection::vec((0..SLOTS, slot), 0..300).prop_map(|list| {
             list.into_iter()
-                .map(|(at, (state, is_no_end, address, seq, birth, sum))| {
+                .map(|(at, (state, is_no_end, address, seq, birth, sum, below))| {
                     let state = State::from_u8(state).unwrap();
                     let slot = match state {
                         State::Absent => Slot::default(),
@@ -343,12 +529,14 @@ mod tests {
                             seq,
                             birth,
                             sum,
+                            below,
                         },
                         _ => Slot {
                             state,
                             is_no_end,
                             seq,
                             birth,
+                            below,
                             ..Slot::default()
                         },
                     };
@@ -371,6 +559,7 @@ mod tests {
                     seq: 9,
                     birth: 1 << 30,
                     sum: slot as u32,
+                    below: 0,
                 },
             );
         }
@@ -391,14 +580,31 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trip(list in slots()) {
+        fn round_trip(
+            list in slots(),
+            voids in prop::collection::vec((0u8..=255, 0u8..9, 0u32..3, 0u32..2, 0u64..9), 0..20),
+        ) {
             let mut leaf = Leaf::empty();
             for (at, slot) in list {
                 leaf.set(at, slot);
             }
+            for (first, more, below, reach, birth) in voids {
+                for slot in first..=first.saturating_add(more) {
+                    let highest = LayerId(3 - below);
+                    let lowest = LayerId(highest.0 - reach.min(highest.0));
+                    leaf.add_void(key().layer, Voided { slot, lowest, highest, birth });
+                }
+            }
             let encoded = leaf.encode(key(), &mut [0xff; ENCODED_MAX]);
             let decoded = Leaf::decode(key(), &encoded).expect("own encoding");
-            prop_assert!(*decoded == *leaf);
+            prop_assert!((0..SLOTS).all(|slot| decoded.get(slot) == leaf.get(slot)));
+            let sorted = |leaf: &Leaf| {
+                let mut voids: Vec<_> = leaf.voids.iter().map(|v| (v.slot, v.lowest, v.highest, v.birth)).collect();
+                voids.sort_unstable();
+                voids
+            };
+            prop_assert_eq!(sorted(&decoded), sorted(&leaf));
+            prop_assert_eq!(decoded.used(), leaf.used());
             let other = LeafKey { leaf: LeafNo(5), ..key() };
             prop_assert!(Leaf::decode(other, &encoded).is_none());
         }

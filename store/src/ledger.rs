@@ -5,13 +5,13 @@
 //! birth and changes only the address; nothing of a shard counts that is older than the shard's drop.
 
 use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
 
 use types::{BLOCK_BYTES, LayerId, LeafNo, Seq, ShardId};
 
 use crate::batch::{Entry, Kind, batch_of};
 use crate::bytes::{Reader, put_varint};
-use crate::leaf::{Leaf, Piece, Slot, State};
+use crate::fates::{Fates, Said};
+use crate::leaf::{Leaf, Piece, SLOTS, Slot, State, Voided};
 use crate::segment::{Geometry, SegmentTable};
 use crate::{LeafKey, ShardSummary};
 
@@ -51,6 +51,13 @@ impl LeafSet {
         self.words.is_empty()
     }
 
+    fn add(&mut self, other: &LeafSet) {
+        self.words.resize(self.words.len().max(other.words.len()), 0);
+        for (word, more) in self.words.iter_mut().zip(&other.words) {
+            *word |= more;
+        }
+    }
+
     /// The first leaf at or after `from`.
     pub(crate) fn next(&self, from: LeafNo) -> Option<LeafNo> {
         let mut at = from.0 as usize;
@@ -63,14 +70,6 @@ impl LeafSet {
         }
         None
     }
-}
-
-/// Layers that hold nothing, whatever any entry says of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Gone {
-    pub(crate) layers: RangeInclusive<LayerId>,
-    /// Of the entry that says so.
-    pub(crate) birth: u64,
 }
 
 /// What the disk holds of one shard.
@@ -98,8 +97,12 @@ pub(crate) struct Shard {
     pub(crate) is_purging: bool,
     pub(crate) data_blocks: u64,
     pub(crate) layers: BTreeMap<LayerId, LeafSet>,
-    /// Ascending, none within another.
-    pub(crate) gone: Vec<Gone>,
+    /// Which layers are gone, and which were merged.
+    pub(crate) fates: Fates,
+    /// By home, the leaves that other layers still have of it. Not kept: it follows from the two above.
+    pub(crate) unfolded: BTreeMap<LayerId, LeafSet>,
+    /// Changes of layers on the way to the log. Not kept.
+    pub(crate) changes_coming: u32,
     /// Of its VDI's layers: the last that was applied, and the birth of the entry that says so.
     pub(crate) revision: u64,
     pub(crate) revision_birth: u64,
@@ -108,10 +111,6 @@ pub(crate) struct Shard {
 const VERSION: u8 = 1;
 /// Words of a leaf set of the largest shard; bounds what a value of the index can make us allocate.
 const LEAF_WORDS_MAX: u64 = (types::SHARD_BLOCKS_MAX / types::LEAF_BLOCKS / 64) as u64;
-
-fn is_within(a: &RangeInclusive<LayerId>, b: &RangeInclusive<LayerId>) -> bool {
-    b.contains(a.start()) && b.contains(a.end())
-}
 
 impl Shard {
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -136,15 +135,10 @@ impl Shard {
             }
         }
         // As it was before there was any of this, where there is none.
-        if !self.gone.is_empty() || self.revision > 0 {
+        if !self.fates.is_empty() || self.revision > 0 {
             put_varint(&mut out, self.revision);
             put_varint(&mut out, self.revision_birth);
-            put_varint(&mut out, self.gone.len() as u64);
-        }
-        for gone in &self.gone {
-            put_varint(&mut out, u64::from(gone.layers.start().0));
-            put_varint(&mut out, u64::from(gone.layers.end().0));
-            put_varint(&mut out, gone.birth);
+            self.fates.encode(&mut out);
         }
         let crc = crc32c::crc32c(&out);
         out.extend_from_slice(&crc.to_le_bytes());
@@ -187,49 +181,64 @@ impl Shard {
         }
         shard.revision = fields.varint()?;
         shard.revision_birth = fields.varint()?;
-        for _ in 0..fields.varint()? {
-            let mut layer = || fields.varint().and_then(|layer| u32::try_from(layer).ok());
-            let layers = LayerId(layer()?)..=LayerId(layer()?);
-            let birth = fields.varint()?;
-            let is_behind =
-                |last: &Gone| last.layers.start() < layers.start() && last.layers.end() < layers.end();
-            if layers.is_empty() || !shard.gone.last().is_none_or(is_behind) {
-                return None;
-            }
-            shard.gone.push(Gone { layers, birth });
-        }
+        shard.fates = Fates::decode(&mut fields)?;
+        shard.find_unfolded();
         fields.is_empty().then_some(shard)
     }
 
     /// Whether a layer holds nothing, whatever any entry says of it.
     pub(crate) fn is_gone(&self, layer: LayerId) -> bool {
-        let later = self.gone.partition_point(|gone| *gone.layers.start() <= layer);
-        // Of those that begin before it, the last also ends last.
-        later > 0 && layer <= *self.gone[later - 1].layers.end()
+        !self.fates.is_empty() && self.fates.is_gone(layer)
     }
 
-    /// Whether an entry of this birth is the one that says so of some layers.
-    pub(crate) fn says_gone(&self, birth: u64) -> bool {
-        self.gone.iter().any(|gone| gone.birth == birth)
+    /// The layer whose leaves hold what is said of a layer. What is gone is at home where it was, and holds nothing.
+    pub(crate) fn home(&self, layer: LayerId) -> LayerId {
+        if self.fates.is_empty() {
+            return layer;
+        }
+        self.fates.home(layer).unwrap_or(layer)
     }
 
-    /// What the log is to say for all of these to be gone: each range with what is gone next to it, so that one entry
-    /// will say it of all. Nothing of a range that is gone.
-    pub(crate) fn not_yet_gone(&self, layers: &[RangeInclusive<LayerId>]) -> Vec<RangeInclusive<LayerId>> {
-        let known = self.gone.iter().map(|gone| gone.layers.clone());
-        let mut all: Vec<_> = known.chain(layers.iter().cloned()).collect();
-        all.sort_unstable_by_key(|range| *range.start());
-        let mut joined: Vec<RangeInclusive<LayerId>> = Vec::new();
-        for range in all {
-            match joined.last_mut() {
-                Some(last) if range.start().0 <= last.end().0.saturating_add(1) => {
-                    *last = *last.start()..=*last.end().max(range.end());
-                }
-                _ => joined.push(range),
+    /// Finds the leaves that are still to be folded into those of their homes.
+    pub(crate) fn find_unfolded(&mut self) {
+        let mut unfolded: BTreeMap<LayerId, LeafSet> = BTreeMap::new();
+        for (layer, leaves) in &self.layers {
+            let home = self.home(*layer);
+            if home != *layer && !leaves.is_empty() {
+                unfolded.entry(home).or_default().add(leaves);
             }
         }
-        joined.retain(|range| !self.gone.iter().any(|gone| is_within(range, &gone.layers)));
-        joined
+        self.unfolded = unfolded;
+        // So that whoever looks for layers finds it there.
+        for home in self.unfolded.keys() {
+            self.layers.entry(*home).or_default();
+        }
+    }
+
+    /// A leaf that others are to be folded into.
+    pub(crate) fn next_unfolded(&self) -> Option<(LayerId, LeafNo)> {
+        let (layer, leaves) = self.unfolded.first_key_value()?;
+        leaves.next(LeafNo(0)).map(|leaf| (*layer, leaf))
+    }
+
+    /// Whether leaves of other layers have to be folded into this one before it is looked at.
+    pub(crate) fn is_unfolded(&self, layer: LayerId, leaf: LeafNo) -> bool {
+        let leaves = self.unfolded.get(&layer);
+        leaves.is_some_and(|leaves| leaves.contains(leaf))
+    }
+
+    /// The layers that have such a leaf still.
+    pub(crate) fn to_fold(&self, home: LayerId, leaf: LeafNo) -> Vec<LayerId> {
+        let parts = self.layers.iter().rev();
+        parts
+            .filter(|(layer, leaves)| **layer != home && leaves.contains(leaf) && self.home(**layer) == home)
+            .map(|(layer, _)| *layer)
+            .collect()
+    }
+
+    /// Whether a layer shows a leaf to readers: it has it, or what was merged with it has.
+    pub(crate) fn shows(&self, layer: LayerId, leaves: &LeafSet, leaf: LeafNo) -> bool {
+        (leaves.contains(leaf) && self.home(layer) == layer) || self.is_unfolded(layer, leaf)
     }
 
     /// What a slot of this layer must not be older than.
@@ -240,10 +249,10 @@ impl Shard {
         }
     }
 
-    /// Layers whose leaves may hold what counts no more.
+    /// Layers whose leaves may hold what counts no more, or are to be folded into others.
     pub(crate) fn void_layers(&self) -> impl Iterator<Item = LayerId> + '_ {
         let layers = self.layers.keys().copied();
-        layers.filter(|layer| self.void_before(*layer) > 0)
+        layers.filter(|layer| self.void_before(*layer) > 0 || self.home(*layer) != *layer)
     }
 
     /// Whether it is known, and no drop is on the way.
@@ -269,9 +278,13 @@ impl Shard {
 
     /// The first leaf, by layer and number, from `from` on.
     pub(crate) fn next_leaf(&self, from: (LayerId, LeafNo)) -> Option<(LayerId, LeafNo)> {
-        self.layers.range(from.0..).find_map(|(layer, leaves)| {
+        let shown = self.layers.range(from.0..);
+        let mut shown = shown.filter(|(layer, _)| self.home(**layer) == **layer);
+        shown.find_map(|(layer, leaves)| {
             let first = if *layer == from.0 { from.1 } else { LeafNo(0) };
-            leaves.next(first).map(|leaf| (*layer, leaf))
+            let others = self.unfolded.get(layer).and_then(|leaves| leaves.next(first));
+            let leaf = leaves.next(first).into_iter().chain(others).min();
+            leaf.map(|leaf| (*layer, leaf))
         })
     }
 
@@ -280,7 +293,7 @@ impl Shard {
         !self.is_known
             && !self.is_purging
             && self.drop_birth == 0
-            && self.gone.is_empty()
+            && self.fates.is_empty()
             && self.revision == 0
             && self.layers.values().all(LeafSet::is_empty)
     }
@@ -295,6 +308,10 @@ pub(crate) struct Ledger {
     pub(crate) dirty_shards: std::collections::BTreeSet<ShardId>,
     /// (generation, number): batches in older segments count only up to that number. Oldest first.
     pub(crate) opens: Vec<(u64, u64)>,
+    /// Leaves that were folded into others, to leave the index with the next checkpoint.
+    pub(crate) folded: std::collections::BTreeSet<LeafKey>,
+    /// Some shard may have layers that are gone or merged.
+    pub(crate) has_fates: bool,
     /// Shards whose record is in no later batch than this may lack what they completed. Kept in the superblock.
     pub(crate) doubt: u64,
 }
@@ -306,8 +323,35 @@ impl Ledger {
             shards: BTreeMap::new(),
             dirty_shards: std::collections::BTreeSet::new(),
             opens: Vec::new(),
+            folded: std::collections::BTreeSet::new(),
+            has_fates: false,
             doubt: 0,
         }
+    }
+
+    /// The layer whose leaves hold what is said of a layer.
+    pub(crate) fn home(&self, shard: ShardId, layer: LayerId) -> LayerId {
+        if !self.has_fates {
+            return layer;
+        }
+        self.shards.get(&shard).map_or(layer, |shard| shard.home(layer))
+    }
+
+    /// A change of layers leaves for the log.
+    pub(crate) fn layers_coming(&mut self, id: ShardId) {
+        self.has_fates = true;
+        self.shard(id).changes_coming += 1;
+    }
+
+    /// It is applied.
+    pub(crate) fn layers_came(&mut self, id: ShardId) {
+        let shard = self.shard(id);
+        shard.changes_coming = shard.changes_coming.saturating_sub(1);
+    }
+
+    pub(crate) fn is_unfolded(&self, key: LeafKey) -> bool {
+        let shard = self.has_fates.then(|| self.shards.get(&key.shard)).flatten();
+        shard.is_some_and(|shard| shard.is_unfolded(key.layer, key.leaf))
     }
 
     fn shard(&mut self, id: ShardId) -> &mut Shard {
@@ -327,7 +371,10 @@ impl Ledger {
             return false;
         }
         let mut is_changed = false;
-        for at in 0..crate::leaf::SLOTS {
+        let voids = leaf.voids().len();
+        leaf.forget_voids_before(dropped);
+        is_changed |= leaf.voids().len() < voids;
+        for at in 0..SLOTS {
             let slot = leaf.get(at);
             if slot.state != State::Absent && slot.birth < dropped {
                 if slot.state == State::Data {
@@ -342,6 +389,71 @@ impl Ledger {
             self.dirty_shards.insert(id);
         }
         is_changed
+    }
+
+    /// Takes what a leaf of another layer holds into the leaf of its home: of each block the later layer's counts. True if
+    /// the home's changed. The other is empty from now on, and the index is to forget it.
+    pub(crate) fn fold(&mut self, key: LeafKey, into: &mut Leaf, from: LeafKey, other: &Leaf) -> bool {
+        let Ledger {
+            segments,
+            shards,
+            dirty_shards,
+            folded,
+            ..
+        } = self;
+        let shard = shards.get_mut(&key.shard).expect("a shard with layers");
+        let mut is_changed = false;
+        for void in other.voids() {
+            is_changed |= add_void(segments, shard, key, into, *void);
+        }
+        for at in 0..SLOTS {
+            let mut slot = other.get(at);
+            if slot.state == State::Absent {
+                continue;
+            }
+            slot.below += key.layer.0 - from.layer.0;
+            let old = into.get(at);
+            let is_beaten = old.state.is_there() && !slot.beats(&old);
+            let origin = LayerId(key.layer.0 - slot.below);
+            let dead = match is_beaten || into.is_voided(at, origin, slot.birth) {
+                true => slot,
+                false => {
+                    into.set(at, slot);
+                    into.forget_voids(key.layer, at);
+                    is_changed = true;
+                    old
+                }
+            };
+            if dead.state == State::Data {
+                segments.drop_live(dead.address);
+                shard.data_blocks -= 1;
+            }
+        }
+        if let Some(leaves) = shard.layers.get_mut(&from.layer) {
+            leaves.remove(from.leaf);
+            if leaves.is_empty() {
+                shard.layers.remove(&from.layer);
+            }
+        }
+        if is_changed {
+            shard.layers.entry(key.layer).or_default().insert(key.leaf);
+        }
+        folded.insert(from);
+        dirty_shards.insert(key.shard);
+        is_changed
+    }
+
+    /// Nothing is left to be folded into a leaf.
+    pub(crate) fn folded(&mut self, key: LeafKey) {
+        let Some(shard) = self.shards.get_mut(&key.shard) else {
+            return;
+        };
+        if let Some(leaves) = shard.unfolded.get_mut(&key.layer) {
+            leaves.remove(key.leaf);
+            if leaves.is_empty() {
+                shard.unfolded.remove(&key.layer);
+            }
+        }
     }
 
     /// Applies what a blocks entry says of one leaf; `address` and `sums` are of the piece's first block.
@@ -365,10 +477,14 @@ impl Ledger {
         if entry.birth < shard.void_before(piece.key.layer) {
             return false;
         }
+        if entry.kind == Kind::Void {
+            return self.apply_void(entry, piece, leaf);
+        }
         let mut is_changed = false;
         let mut value = Slot {
             state: state_of(entry.kind),
             is_no_end: !entry.advances_end(),
+            below: piece.key.layer.0 - entry.layer,
             seq: entry.seq,
             birth: entry.birth,
             ..Slot::default()
@@ -379,14 +495,10 @@ impl Ledger {
                 value.sum = *sums.get(index).expect("a sum for every block");
             }
             let at = piece.slot + index;
-            if leaf.birth(at) > entry.birth {
+            if !leaf.takes(piece.key.layer, at, &value) {
                 continue;
             }
             let old = leaf.get(at);
-            // A move only ever changes the place of what is there, or says that it is lost.
-            if old == value {
-                continue;
-            }
             if old.state == State::Data {
                 segments.drop_live(old.address);
                 shard.data_blocks -= 1;
@@ -396,12 +508,40 @@ impl Ledger {
                 shard.data_blocks += 1;
             }
             leaf.set(at, value);
+            leaf.forget_voids(piece.key.layer, at);
             is_changed = true;
         }
         if is_changed {
             let leaves = shard.layers.entry(piece.key.layer).or_default();
             leaves.insert(piece.key.leaf);
             dirty_shards.insert(id);
+        }
+        is_changed
+    }
+
+    fn apply_void(&mut self, entry: &Entry, piece: Piece, leaf: &mut Leaf) -> bool {
+        let Ledger {
+            segments,
+            shards,
+            dirty_shards,
+            ..
+        } = self;
+        let shard = shards.get_mut(&piece.key.shard).expect("the caller has looked");
+        let mut is_changed = false;
+        for at in piece.slots() {
+            let void = Voided {
+                slot: at as u8,
+                lowest: LayerId(entry.layer - entry.seq as u32),
+                // In a rebuild a lower layer's leaf is told of its own part.
+                highest: LayerId(entry.layer).min(piece.key.layer),
+                birth: entry.birth,
+            };
+            is_changed |= add_void(segments, shard, piece.key, leaf, void);
+        }
+        if is_changed {
+            let leaves = shard.layers.entry(piece.key.layer).or_default();
+            leaves.insert(piece.key.leaf);
+            dirty_shards.insert(piece.key.shard);
         }
         is_changed
     }
@@ -440,7 +580,7 @@ impl Ledger {
                 }
             }
             Kind::Drop => return self.apply_drop(id, entry.birth),
-            Kind::LayersGone => return self.apply_gone(id, entry.layers(), entry.birth),
+            Kind::LayersGone | Kind::LayersOne => return self.apply_fate(entry),
             Kind::LayersRevision => {
                 let shard = self.shard(id);
                 if entry.birth > shard.drop_birth && entry.seq > shard.revision {
@@ -463,7 +603,8 @@ impl Ledger {
         shard.drop_birth = birth;
         shard.drops_coming = shard.drops_coming.saturating_sub(1);
         shard.is_purging = shard.layers.values().any(|leaves| !leaves.is_empty());
-        shard.gone.retain(|gone| gone.birth > birth);
+        shard.fates.forget_before(birth);
+        shard.find_unfolded();
         if shard.revision_birth < birth {
             (shard.revision, shard.revision_birth) = (0, 0);
         }
@@ -482,22 +623,23 @@ impl Ledger {
         true
     }
 
-    fn apply_gone(&mut self, id: ShardId, layers: RangeInclusive<LayerId>, birth: u64) -> bool {
-        let shard = self.shard(id);
-        if birth <= shard.drop_birth || shard.gone.iter().any(|gone| is_within(&layers, &gone.layers)) {
+    /// True if leaves have to follow.
+    fn apply_fate(&mut self, entry: &Entry) -> bool {
+        let shard = self.shard(entry.shard_id());
+        let said = Said {
+            layers: entry.layers(),
+            called: entry.called(),
+            birth: entry.birth,
+        };
+        if entry.birth <= shard.drop_birth || !shard.fates.say(said) {
             return false;
         }
         shard.is_known = true;
-        shard.gone.retain(|gone| !is_within(&gone.layers, &layers));
-        let at = shard
-            .gone
-            .partition_point(|gone| gone.layers.start() < layers.start());
-        let has_leaves = shard
-            .layers
-            .range(layers.clone())
-            .any(|(_, leaves)| !leaves.is_empty());
-        shard.is_purging |= has_leaves;
-        shard.gone.insert(at, Gone { layers, birth });
+        shard.find_unfolded();
+        let is_filled = |(layer, leaves): (&LayerId, &LeafSet)| !leaves.is_empty() && shard.is_gone(*layer);
+        let must_follow = shard.layers.iter().any(is_filled) || !shard.unfolded.is_empty();
+        shard.is_purging |= must_follow;
+        self.has_fates = true;
         true
     }
 
@@ -542,13 +684,35 @@ impl Ledger {
     }
 }
 
+/// Makes a block void in a leaf; false if that is known.
+fn add_void(
+    segments: &mut SegmentTable,
+    shard: &mut Shard,
+    key: LeafKey,
+    leaf: &mut Leaf,
+    void: Voided,
+) -> bool {
+    let at = usize::from(void.slot);
+    let slot = leaf.get(at);
+    let origin = LayerId(key.layer.0 - slot.below);
+    let is_hidden =
+        slot.state.is_there() && (void.lowest..=void.highest).contains(&origin) && slot.birth < void.birth;
+    if is_hidden {
+        if slot.state == State::Data {
+            segments.drop_live(slot.address);
+            shard.data_blocks -= 1;
+        }
+        leaf.set(at, Slot::default());
+    }
+    leaf.add_void(key.layer, void) || is_hidden
+}
+
 fn state_of(kind: Kind) -> State {
     match kind {
         Kind::Data => State::Data,
         Kind::Zero => State::Zero,
         Kind::Trim => State::Trim,
         Kind::Lost => State::Lost,
-        Kind::Void => State::Void,
         other => panic!("{other:?} has no blocks"),
     }
 }
@@ -615,7 +779,7 @@ mod tests {
             numbers: [u64; 5],
             bits: [bool; 2],
             record: Vec<u8>,
-            gone in prop::collection::btree_map(0u32..90, (0u32..200, any::<u64>()), 0..4),
+            fates in prop::collection::vec((1u32..90, 0u32..20, prop::option::of(0u32..20), any::<u64>()), 0..4),
             revision: [u64; 2],
             leaves in prop::collection::btree_map(any::<u32>(), prop::collection::vec(0u32..60_000, 1..20), 0..4),
         ) {
@@ -633,13 +797,9 @@ mod tests {
                 drop_birth: numbers[3],
                 data_blocks: numbers[4],
                 layers: BTreeMap::new(),
-                gone: (0..)
-                    .zip(gone)
-                    .map(|(at, (first, (more, birth)))| Gone {
-                        layers: LayerId(at * 100 + first)..=LayerId(at * 300 + 90 + more),
-                        birth,
-                    })
-                    .collect(),
+                fates: Fates::default(),
+                unfolded: BTreeMap::new(),
+                changes_coming: 0,
                 revision: revision[0],
                 revision_birth: if revision[0] > 0 { revision[1] } else { 0 },
             };
@@ -647,6 +807,12 @@ mod tests {
                 let set = shard.layers.entry(LayerId(layer)).or_default();
                 list.into_iter().for_each(|leaf| set.insert(LeafNo(leaf)));
             }
+            for (first, more, up, birth) in fates {
+                let last = LayerId(first + more);
+                let called = up.map(|up| LayerId(last.0 + up));
+                shard.fates.say(Said { layers: LayerId(first)..=last, called, birth });
+            }
+            shard.find_unfolded();
             let mut bytes = shard.encode();
             prop_assert_eq!(Shard::decode(&bytes), Some(shard));
             bytes[2] ^= 1;

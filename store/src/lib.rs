@@ -11,6 +11,7 @@ mod bytes;
 mod cache;
 mod checkpoint;
 mod clean;
+mod fates;
 mod flush;
 mod format;
 mod fsck;

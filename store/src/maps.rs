@@ -137,13 +137,12 @@ fn candidates<'a>(
             let highest = seen.map_or(Bound::Included(step.highest), Bound::Excluded);
             let layers = (Bound::Included(step.lowest), highest);
             let shard = ledger.shards.get(&ShardId { vdi: step.vdi, no });
-            let known = shard
-                .into_iter()
-                .flat_map(move |shard| shard.layers.range(layers));
-            known
-                .rev()
-                .filter(move |(_, leaves)| leaves.contains(leaf))
-                .map(move |(layer, _)| Rank::new(at, *layer))
+            shard.into_iter().flat_map(move |shard| {
+                let known = shard.layers.range(layers).rev();
+                known
+                    .filter(move |(layer, leaves)| shard.shows(**layer, leaves, leaf))
+                    .map(move |(layer, _)| Rank::new(at, *layer))
+            })
         })
 }
 
@@ -396,7 +395,7 @@ pub(crate) fn source(
         };
         for (layer, leaves) in known.layers.range(step.lowest..=step.highest).rev() {
             walked += 1;
-            let has_it = leaves.contains(leaf);
+            let has_it = known.shows(*layer, leaves, leaf);
             if (has_it && found.is_some()) || walked > WALKED_MAX {
                 return Source::Several;
             }

@@ -121,11 +121,18 @@ pub(crate) fn checkpoint_batch<'a>(
         if let Some(shard) = ledger.shards.get_mut(&key.shard) {
             if let Some(set) = shard.layers.get_mut(&key.layer) {
                 set.remove(key.leaf);
-                if set.is_empty() {
+                if set.is_empty() && !shard.unfolded.contains_key(&key.layer) {
                     shard.layers.remove(&key.layer);
                 }
             }
             ledger.dirty_shards.insert(key.shard);
+        }
+    }
+    for key in std::mem::take(&mut ledger.folded) {
+        // Another life of the shard may have such a leaf again.
+        let shard = ledger.shards.get(&key.shard);
+        if !shard.is_some_and(|shard| shard.has_leaf(key.layer, key.leaf)) {
+            batch.deletes.push(encode_key(key).to_vec());
         }
     }
     for id in std::mem::take(&mut ledger.dirty_shards) {

@@ -14,7 +14,6 @@ use crate::append::Draft;
 use crate::batch::{Entry, FLAG_NO_END, FLAG_RELOCATED, Header, Kind};
 use crate::clean::{Content, Found, JOBS_MAX};
 use crate::leaf::{SLOTS, State, pieces};
-use crate::read::kind_of;
 use crate::store::{LeafPlace, Store};
 use crate::{Effect, LeafKey};
 
@@ -126,10 +125,10 @@ impl<B: Payload> Store<B> {
                 }
                 _ if entry.birth < shard.drop_birth => continue,
                 Kind::Record if entry.birth == shard.record_birth => moving.note(entry),
-                Kind::LayersGone if shard.says_gone(entry.birth) => moving.note(entry),
+                kind if kind.is_of_layers() && shard.fates.says(entry.birth) => moving.note(entry),
                 Kind::LayersRevision if entry.birth == shard.revision_birth => moving.note(entry),
                 Kind::SetEnd if entry.birth == shard.end_birth => drop(moving.ends.insert(id)),
-                Kind::Record | Kind::SetEnd | Kind::LayersGone | Kind::LayersRevision => {}
+                Kind::Record | Kind::SetEnd | Kind::LayersGone | Kind::LayersOne | Kind::LayersRevision => {}
                 Kind::Data => moving.add_data(entry, position + 1 + first_sum as u32),
                 Kind::Zero | Kind::Trim | Kind::Lost | Kind::Void => moving.clears.push(*entry),
             }
@@ -137,6 +136,12 @@ impl<B: Payload> Store<B> {
                 moving.ends.insert(id);
             }
         }
+    }
+
+    /// Where what was said of a layer's leaf is found.
+    fn home_of(&self, key: LeafKey) -> LeafKey {
+        let layer = self.ledger.home(key.shard, key.layer);
+        LeafKey { layer, ..key }
     }
 
     /// Moves what may be moved now.
@@ -222,7 +227,7 @@ impl<B: Payload> Store<B> {
         }
         let start = self.ledger.segments.geometry.start(victim);
         while let Some(item) = window.items.get(window.at).copied() {
-            match self.locate(item.key, 0, effects) {
+            match self.locate(self.home_of(item.key), 0, effects) {
                 LeafPlace::Ready(at) => {
                     let slot = self.cache.get(at).leaf.as_ref().expect("ready");
                     let slot = slot.get(usize::from(item.slot));
@@ -261,7 +266,7 @@ impl<B: Payload> Store<B> {
         let mut asked = 0;
         for item in items {
             if last != Some(item.key) {
-                self.locate(item.key, 0, effects);
+                self.locate(self.home_of(item.key), 0, effects);
                 last = Some(item.key);
                 asked += 1;
                 if asked == LEAVES_AHEAD {
@@ -302,7 +307,11 @@ impl<B: Payload> Store<B> {
             if draft.room().is_none_or(|room| room == 0) {
                 return Pause::Full;
             }
-            let at = match self.locate(item.key, 0, effects) {
+            if self.is_changing(item.key.shard) {
+                return Pause::Wait;
+            }
+            let home = self.home_of(item.key);
+            let at = match self.locate(home, 0, effects) {
                 LeafPlace::Ready(at) => at,
                 LeafPlace::Nowhere => {
                     window.at += 1;
@@ -318,7 +327,7 @@ impl<B: Payload> Store<B> {
             let slot = self.cache.get(at).leaf.as_ref().expect("ready").get(slot_at);
             let is_current = slot.state == State::Data
                 && slot.address == start + u64::from(item.position)
-                && self.effective(item.key, at, slot_at, draft).birth == slot.birth;
+                && self.effective(home, at, slot_at, draft).birth == slot.birth;
             if !is_current {
                 window.at += 1;
                 continue;
@@ -381,7 +390,11 @@ impl<B: Payload> Store<B> {
         while let Some(entry) = moving.clears.get(moving.clears_at).copied() {
             let done = moving.clear_blocks;
             let (block, count) = (entry.block + done, entry.count - done);
-            for piece in pieces(entry.shard_id(), LayerId(entry.layer), block, count) {
+            if self.is_changing(entry.shard_id()) {
+                return Pause::Wait;
+            }
+            let home = self.ledger.home(entry.shard_id(), LayerId(entry.layer));
+            for piece in pieces(entry.shard_id(), home, block, count) {
                 let at = match self.locate(piece.key, 0, effects) {
                     LeafPlace::Ready(at) => at,
                     LeafPlace::Nowhere => {
@@ -391,18 +404,23 @@ impl<B: Payload> Store<B> {
                     LeafPlace::Loading(_) | LeafPlace::NoMemory => return Pause::Wait,
                 };
                 for slot_at in piece.slot..piece.slot + piece.count {
-                    let slot = self.cache.get(at).leaf.as_ref().expect("ready").get(slot_at);
-                    let is_current = slot.state != State::Absent
-                        && slot.state != State::Data
-                        && slot.birth == entry.birth
-                        && self.effective(piece.key, at, slot_at, draft).birth == slot.birth;
+                    let leaf = self.cache.leaf(at);
+                    let slot = leaf.get(slot_at);
+                    let is_current = match entry.kind {
+                        Kind::Void => leaf.has_void(slot_at, entry.birth),
+                        _ => {
+                            slot.state != State::Absent
+                                && slot.state != State::Data
+                                && slot.birth == entry.birth
+                                && self.effective(piece.key, at, slot_at, draft).birth == slot.birth
+                        }
+                    };
                     if is_current {
                         if draft.room().is_none() {
                             return Pause::Full;
                         }
                         let moved = Entry {
-                            kind: kind_of(slot.state),
-                            flags: FLAG_RELOCATED | if slot.is_no_end { FLAG_NO_END } else { 0 },
+                            flags: entry.flags | FLAG_RELOCATED,
                             block: piece.key.leaf.first_block().0 + slot_at as u32,
                             count: 1,
                             ..entry
@@ -429,7 +447,7 @@ impl<B: Payload> Store<B> {
             };
             let is_current = match entry.kind {
                 Kind::Record => entry.birth == shard.record_birth && shard.is_known,
-                Kind::LayersGone => shard.says_gone(entry.birth),
+                kind if kind.is_of_layers() => shard.fates.says(entry.birth),
                 Kind::LayersRevision => entry.birth == shard.revision_birth,
                 _ => entry.birth == shard.drop_birth,
             };

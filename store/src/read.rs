@@ -8,8 +8,8 @@
 use edge::DiskOp;
 use smallvec::SmallVec;
 use types::{
-    BLOCK_BYTES, BlockNo, LEAF_BLOCKS, LayerId, LeafNo, Lineage, Payload, RequestId, Seq, ShardId, SumKey,
-    VdiId,
+    BLOCK_BYTES, BlockNo, LEAF_BLOCKS, LayerId, LeafNo, Lineage, LineageStep, Payload, RequestId, Seq,
+    ShardId, SumKey, VdiId,
 };
 
 use crate::batch::Kind;
@@ -219,6 +219,10 @@ impl<B: Payload> Store<B> {
         let Want::Read(read) = &lookup.want else {
             unreachable!("called for reads")
         };
+        if let Some(lineage) = self.as_merged(shard, &read.lineage) {
+            self.read_mut(number).lineage = lineage;
+            return self.drive_read(number, effects);
+        }
         let (block, count, only) = (read.block, read.count, read.lineage.only_layer());
         let (vdi, layer) = only.unwrap_or(read.lineage.newest());
         for piece in pieces(ShardId { vdi, ..shard }, layer, block, count) {
@@ -259,6 +263,25 @@ impl<B: Payload> Store<B> {
             self.read_span(number, at, effects);
         }
         Step::Wait
+    }
+
+    /// What a reader sees whose newest layer was merged into another.
+    fn as_merged(&self, shard: ShardId, lineage: &Lineage) -> Option<Lineage> {
+        let (vdi, newest) = lineage.newest();
+        let home = self.ledger.home(ShardId { vdi, ..shard }, newest);
+        if home == newest {
+            return None;
+        }
+        let first = LineageStep::layer(vdi, home);
+        if lineage.only_layer().is_some() {
+            return Some(Lineage::of_layer(vdi, home));
+        }
+        let steps: Vec<LineageStep> = [first]
+            .into_iter()
+            .chain(lineage.steps().iter().copied())
+            .collect();
+        // At its longest it goes without the number that says nothing any more.
+        Lineage::new(&steps).ok()
     }
 
     /// Where the leaf of a piece is to be looked for; `is_one_layer` if there is nothing to choose from.
@@ -435,17 +458,17 @@ impl<B: Payload> Read<B> {
         let index = self.resolved;
         self.resolved += 1;
         if let Some(versions) = &mut self.versions {
-            versions.push(version(slot));
+            versions.push(version(slot, key.layer));
             return;
         }
         self.checks.push(Check {
             seq: slot.seq,
             sum: slot.sum,
-            layer: key.layer,
+            layer: LayerId(key.layer.0 - slot.below),
             vdi: key.shard.vdi,
         });
         match slot.state {
-            State::Absent | State::Void | State::Zero | State::Trim => match self.parts.last_mut() {
+            State::Absent | State::Zero | State::Trim => match self.parts.last_mut() {
                 Some(Part::Zeros(count)) => *count += 1,
                 _ => self.parts.push(Part::Zeros(1)),
             },
@@ -583,13 +606,18 @@ impl<B: Payload> Read<B> {
     }
 }
 
-fn version(slot: Slot) -> BlockVersion {
+/// What replicas compare: bound to the layer that all of them have, whichever of those merged into it the block is from.
+fn version(slot: Slot, layer: LayerId) -> BlockVersion {
     let state = match slot.state {
-        State::Absent | State::Void => {
+        State::Absent => {
             return BlockVersion {
                 seq: Seq(0),
                 state: BlockState::Absent,
             };
+        }
+        State::Data if slot.below > 0 => {
+            let origin = LayerId(layer.0 - slot.below);
+            BlockState::Data(types::rebind(types::BlockSum(slot.sum), origin, layer))
         }
         State::Data => BlockState::Data(types::BlockSum(slot.sum)),
         State::Zero => BlockState::Clear(ClearKind::Zero),
@@ -610,7 +638,6 @@ pub(crate) fn kind_of(state: State) -> Kind {
         State::Zero => Kind::Zero,
         State::Trim => Kind::Trim,
         State::Lost => Kind::Lost,
-        State::Void => Kind::Void,
         State::Absent => panic!("nothing to log of an absent block"),
     }
 }

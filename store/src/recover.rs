@@ -19,7 +19,7 @@ use types::{BLOCK_BYTES, LayerId, ShardId};
 use crate::LeafKey;
 use crate::batch::{Entry, Header, Kind, SegmentKey, birth};
 use crate::format::wipe_index;
-use crate::leaf::{Leaf, encode_key, pieces};
+use crate::leaf::{Leaf, Piece, encode_key, pieces};
 use crate::ledger::{Ledger, Shard};
 use crate::meta::{LIFE_BITS, META_KEY, Meta, OPENS_MAX, checkpoint_batch};
 use crate::scan::{Found, SegmentFound, SegmentScan, find_segment, is_whole};
@@ -281,6 +281,7 @@ fn open(
         plan: &mut plan,
         report: &mut RecoveryReport::default(),
         leaves: BTreeMap::new(),
+        folds: true,
         moved: BTreeMap::new(),
     };
     replay.make_room(&mut open)?;
@@ -350,7 +351,10 @@ fn load_index(
     scan_prefix(kv, b'h', &mut |key, value| {
         let id = key.try_into().map(u64::from_be_bytes).map(ShardId::from_u64).ok();
         match id.zip(Shard::decode(value)) {
-            Some((id, shard)) => drop(ledger.shards.insert(id, shard)),
+            Some((id, shard)) => {
+                ledger.has_fates |= !shard.fates.is_empty();
+                ledger.shards.insert(id, shard);
+            }
             None => is_intact = false,
         }
     })?;
@@ -571,6 +575,8 @@ struct Replay<'a> {
     plan: &'a mut Plan,
     report: &'a mut RecoveryReport,
     leaves: BTreeMap<LeafKey, (Box<Leaf>, bool)>,
+    /// Leaves of layers that were merged are folded into their home's before they are looked at.
+    folds: bool,
     moved: BTreeMap<u64, Vec<Moved>>,
     /// Number of the last batch applied, and the generation of its segment.
     last: u64,
@@ -587,6 +593,7 @@ impl<'a> Replay<'a> {
         plan: &'a mut Plan,
         report: &'a mut RecoveryReport,
     ) -> Result<(), RecoverError> {
+        let folds = !plan.is_rebuild;
         let mut replay = Replay {
             last: plan.meta.position,
             last_generation: plan.meta.scan_from,
@@ -597,6 +604,7 @@ impl<'a> Replay<'a> {
             plan,
             report,
             leaves: BTreeMap::new(),
+            folds,
             moved: BTreeMap::new(),
         };
         // Above any that this disk ever had, also those that a lost index knew alone: an id names one state.
@@ -604,6 +612,7 @@ impl<'a> Replay<'a> {
         let meta = &mut replay.plan.meta;
         meta.id = meta.id.max(replay.plan.logged_checkpoint).max(first_of_life);
         replay.all()?;
+        replay.fold_all()?;
         let (last, durable) = (replay.last, replay.plan.durable);
         if last < durable {
             replay.report.damage.push(Damage::Batches {
@@ -715,7 +724,7 @@ impl<'a> Replay<'a> {
     }
 
     fn apply_blocks(&mut self, entry: &Entry, address: u64, sums: &[u32]) -> Result<(), RecoverError> {
-        for piece in pieces(entry.shard_id(), LayerId(entry.layer), entry.block, entry.count) {
+        for piece in self.pieces_of(entry) {
             if self.leaves.len() >= LEAVES_MAX {
                 self.save()?;
             }
@@ -771,7 +780,7 @@ impl<'a> Replay<'a> {
                     (Kind::Record, Some(shard)) => entry.birth == shard.record_birth,
                     (Kind::SetEnd, Some(shard)) => entry.birth == shard.end_birth,
                     (Kind::Drop, Some(shard)) => entry.birth == shard.drop_birth,
-                    (Kind::LayersGone, Some(shard)) => shard.says_gone(entry.birth),
+                    (Kind::LayersGone | Kind::LayersOne, Some(shard)) => shard.fates.says(entry.birth),
                     (Kind::LayersRevision, Some(shard)) => entry.birth == shard.revision_birth,
                     (Kind::Zero | Kind::Trim | Kind::Lost | Kind::Void, Some(_)) => {
                         if self.is_in_a_leaf(entry, generation)? {
@@ -798,7 +807,7 @@ impl<'a> Replay<'a> {
     }
 
     fn is_in_a_leaf(&mut self, entry: &Entry, generation: u64) -> Result<bool, RecoverError> {
-        for piece in pieces(entry.shard_id(), LayerId(entry.layer), entry.block, entry.count) {
+        for piece in self.pieces_of(entry) {
             if self.leaves.len() >= LEAVES_MAX {
                 self.save()?;
             }
@@ -806,7 +815,8 @@ impl<'a> Replay<'a> {
             let (leaf, _) = self.leaves.get(&piece.key).expect("just loaded");
             for index in 0..piece.count {
                 let block = entry.block + piece.index + index as u32;
-                if leaf.birth(piece.slot + index) == entry.birth
+                let slot = piece.slot + index;
+                if (leaf.birth(slot) == entry.birth || leaf.has_void(slot, entry.birth))
                     && !self.is_moved_on(entry.birth, generation, block)
                 {
                     return Ok(true);
@@ -816,7 +826,65 @@ impl<'a> Replay<'a> {
         Ok(false)
     }
 
+    /// A rebuild has heard everything: leaves of layers that were merged become one, so that it is known which segments
+    /// hold what counts.
+    fn fold_all(&mut self) -> Result<(), RecoverError> {
+        if self.folds {
+            return Ok(());
+        }
+        self.folds = true;
+        let shards: Vec<ShardId> = self.plan.ledger.shards.keys().copied().collect();
+        for shard in shards {
+            let known = self.plan.ledger.shards.get_mut(&shard).expect("listed");
+            known.find_unfolded();
+            while let Some((layer, leaf)) = self.plan.ledger.shards[&shard].next_unfolded() {
+                if self.leaves.len() >= LEAVES_MAX {
+                    self.save()?;
+                }
+                self.load(LeafKey { shard, layer, leaf })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The leaves that an entry is about. A rebuild may hear of merges before or after what they are about, so it leaves
+    /// each layer's leaf by itself until it has heard everything. There a void concerns every layer it reaches.
+    fn pieces_of(&self, entry: &Entry) -> Vec<Piece> {
+        let (shard, layer) = (entry.shard_id(), LayerId(entry.layer));
+        let pieces_in = |layer| pieces(shard, layer, entry.block, entry.count);
+        if self.folds {
+            return pieces_in(self.plan.ledger.home(shard, layer)).collect();
+        }
+        let mut all: Vec<Piece> = pieces_in(layer).collect();
+        if entry.kind == Kind::Void
+            && let Some(known) = self.plan.ledger.shards.get(&shard)
+        {
+            let lowest = LayerId(entry.layer - entry.seq as u32);
+            for (below, leaves) in known.layers.range(lowest..layer) {
+                all.extend(pieces_in(*below).filter(|piece| leaves.contains(piece.key.leaf)));
+            }
+        }
+        all
+    }
+
     fn load(&mut self, key: LeafKey) -> Result<(), RecoverError> {
+        self.load_stored(key)?;
+        if !self.folds || !self.plan.ledger.is_unfolded(key) {
+            return Ok(());
+        }
+        let (mut into, mut is_dirty) = self.leaves.remove(&key).expect("just loaded");
+        for layer in self.plan.ledger.shards[&key.shard].to_fold(key.layer, key.leaf) {
+            let from = LeafKey { layer, ..key };
+            self.load_stored(from)?;
+            let (other, _) = self.leaves.remove(&from).expect("just loaded");
+            is_dirty |= self.plan.ledger.fold(key, &mut into, from, &other);
+        }
+        self.plan.ledger.folded(key);
+        self.leaves.insert(key, (into, is_dirty));
+        Ok(())
+    }
+
+    fn load_stored(&mut self, key: LeafKey) -> Result<(), RecoverError> {
         if self.leaves.contains_key(&key) {
             return Ok(());
         }

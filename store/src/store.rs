@@ -70,6 +70,9 @@ pub(crate) enum LeafPlace {
     NoMemory,
 }
 
+/// Leaves that are asked for beside the one that a fold waits for.
+const FOLDED_AHEAD: usize = 8;
+
 /// The log store of one disk. See the module's comment.
 pub struct Store<B: Payload> {
     pub(crate) settings: StoreSettings,
@@ -99,7 +102,7 @@ pub struct Store<B: Payload> {
     pub(crate) parked: VecDeque<u64>,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) cleaner: Cleaner<B>,
-    /// Shards whose leaves are being emptied after a drop.
+    /// Shards whose leaves are being emptied after a drop, or folded after a merge.
     pub(crate) purging: VecDeque<LeafKey>,
     pub(crate) failed: Option<StoreError>,
     is_failure_told: bool,
@@ -256,6 +259,7 @@ impl<B: Payload> Store<B> {
             | Request::ChangedLeaves { shard, .. }
             | Request::LeafVersions { shard, .. }
             | Request::DropLayers { shard, .. }
+            | Request::MergeLayers { shard, .. }
             | Request::LayersRevision { shard }
             | Request::DropShard { shard } => Some(*shard),
         };
@@ -428,8 +432,73 @@ impl<B: Payload> Store<B> {
         true
     }
 
-    /// Brings a leaf to memory, or says what is in the way. `extra`: may exceed the limit by so many leaves.
+    /// Brings a leaf to memory, or says what is in the way. `extra`: may exceed the limit by so many leaves. `key` is of a
+    /// layer's home; leaves that are to be folded into it come first.
     pub(crate) fn locate(&mut self, key: LeafKey, extra: usize, effects: &mut Vec<Effect<B>>) -> LeafPlace {
+        if self.ledger.is_unfolded(key) {
+            return self.fold(key, extra, effects);
+        }
+        self.locate_stored(key, extra, effects)
+    }
+
+    /// Takes what other layers have of a leaf into that of their home.
+    fn fold(&mut self, key: LeafKey, extra: usize, effects: &mut Vec<Effect<B>>) -> LeafPlace {
+        let at = match self.locate_stored(key, extra, effects) {
+            LeafPlace::Ready(at) => at,
+            LeafPlace::Nowhere => match self.cache.insert(key, Some(Leaf::empty()), extra) {
+                Some(at) => at,
+                None => {
+                    self.checkpoint.is_memory_wanted = true;
+                    return LeafPlace::NoMemory;
+                }
+            },
+            place => return place,
+        };
+        self.cache.pin(at);
+        let place = self.fold_into(key, at, extra, effects);
+        self.cache.unpin(at);
+        place
+    }
+
+    fn fold_into(
+        &mut self,
+        key: LeafKey,
+        at: CacheAt,
+        extra: usize,
+        effects: &mut Vec<Effect<B>>,
+    ) -> LeafPlace {
+        let mut missing = None;
+        let mut ahead = 0;
+        for layer in self.ledger.shards[&key.shard].to_fold(key.layer, key.leaf) {
+            let from = LeafKey { layer, ..key };
+            // One above what the home's leaf was allowed.
+            match self.locate_stored(from, 2 * extra, effects) {
+                LeafPlace::Ready(other) => {
+                    let leaf = self.cache.take(other);
+                    let ledger = &mut self.ledger;
+                    self.cache
+                        .update(at, 0..SLOTS, |into| ledger.fold(key, into, from, &leaf));
+                }
+                LeafPlace::Loading(other) => {
+                    missing.get_or_insert(LeafPlace::Loading(other));
+                    ahead += 1;
+                }
+                LeafPlace::Nowhere => unreachable!("the layer has the leaf"),
+                LeafPlace::NoMemory => {
+                    missing.get_or_insert(LeafPlace::NoMemory);
+                }
+            }
+            if ahead > FOLDED_AHEAD || matches!(missing, Some(LeafPlace::NoMemory)) {
+                break;
+            }
+        }
+        missing.unwrap_or_else(|| {
+            self.ledger.folded(key);
+            LeafPlace::Ready(at)
+        })
+    }
+
+    fn locate_stored(&mut self, key: LeafKey, extra: usize, effects: &mut Vec<Effect<B>>) -> LeafPlace {
         if let Some(at) = self.cache.find(key) {
             return if self.cache.is_ready(at) {
                 LeafPlace::Ready(at)
@@ -502,7 +571,8 @@ impl<B: Payload> Store<B> {
         self.cache.unpin(at);
     }
 
-    /// After a drop of a shard or of layers: leaves in memory are emptied at once, the others one after another.
+    /// After a drop of a shard or of layers, or a merge: leaves in memory are emptied at once, the others one after another,
+    /// and so are leaves folded.
     pub(crate) fn start_purge(&mut self, id: ShardId) {
         self.cache.maps.forget_shard(id);
         for at in self.cache.select(|key| key.shard == id) {
@@ -537,8 +607,9 @@ impl<B: Payload> Store<B> {
                 self.finish_purge(key.shard);
                 continue;
             };
-            match self.locate(LeafKey { leaf, ..key }, 0, effects) {
-                // Whatever is in memory was purged when it came or when the drop was applied.
+            let layer = self.ledger.home(key.shard, key.layer);
+            match self.locate(LeafKey { leaf, layer, ..key }, 0, effects) {
+                // Whatever is in memory was purged when it came or when the drop was applied, and is folded now.
                 LeafPlace::Ready(_) | LeafPlace::Nowhere => {}
                 LeafPlace::Loading(_) | LeafPlace::NoMemory => return,
             }

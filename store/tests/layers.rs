@@ -6,9 +6,12 @@ use std::collections::BTreeMap;
 
 use support::{BLOCK, Crash, Geometry, Rng, World, content, small_settings};
 use types::{
-    BlockNo, HeapBlock, LayerId, LeafNo, Lineage, LineageStep, Payload, Seq, ShardId, ShardNo, VdiId, crc32c,
+    BlockNo, HeapBlock, LayerId, LeafNo, Lineage, LineageStep, Payload, Seq, ShardId, ShardNo, SumKey, VdiId,
+    crc32c,
 };
-use weft_store::{BlockState, ClearKind, Event, Origin, ReadPart, Reply, Request, StoreError, recover};
+use weft_store::{
+    BlockState, BlockVersion, ClearKind, Event, Origin, ReadPart, Reply, Request, StoreError, recover,
+};
 
 const SMALL: Geometry = Geometry {
     segments: 64,
@@ -557,6 +560,247 @@ fn a_revision_is_said_when_it_is_durable() {
         world.happen();
     }
     assert_eq!((said[0], before), (0, 3));
+}
+
+fn merge(world: &mut World, ranges: &[(u32, u32)], called: u32, revision: u64) {
+    let layers = ranges
+        .iter()
+        .map(|(first, last)| LayerId(*first)..=LayerId(*last));
+    let ask = Request::MergeLayers {
+        shard: shard(1, 0),
+        layers: layers.collect(),
+        called: LayerId(called),
+        revision,
+    };
+    world.call(ask).expect("merged");
+}
+
+/// What a replica says of a leaf, to be compared with another's.
+fn versions(world: &mut World, layer: u32) -> Vec<BlockVersion> {
+    let ask = Request::LeafVersions {
+        shard: shard(1, 0),
+        lineage: Lineage::of_layer(VdiId(1), LayerId(layer)),
+        leaf: LeafNo(0),
+    };
+    let Ok(Reply::Versions(versions)) = world.call(ask) else {
+        panic!("versions")
+    };
+    versions
+}
+
+/// What stands there as it would had it been written for the layer that all of it is called.
+fn bound_to(layer: u32, expected: &[Option<u64>]) -> Vec<BlockVersion> {
+    let of = |(block, seq): (u32, &Option<u64>)| match seq {
+        None => BlockVersion {
+            seq: Seq(0),
+            state: BlockState::Absent,
+        },
+        Some(seq) => {
+            let key = SumKey {
+                shard: shard(1, 0),
+                layer: LayerId(layer),
+                block: BlockNo(block),
+                seq: Seq(*seq),
+            };
+            BlockVersion {
+                seq: Seq(*seq),
+                state: BlockState::Data(types::bind(key, crc32c(&content(*seq, block)))),
+            }
+        }
+    };
+    (0..).zip(expected).map(of).collect()
+}
+
+/// A hundred snapshots are deleted: with memory for fewer leaves than they have of one place.
+#[test]
+fn a_hundred_layers_become_one() {
+    let (mut world, expected, mut seq) = deep_world();
+    let all = lineage(&[(1, 0, DEPTH - 1)]);
+    push_out(&mut world, &mut seq);
+    merge(&mut world, &[(0, 40), (60, 60)], 60, 1);
+    merge(&mut world, &[(60, 60), (41, 59)], 60, 2);
+    merge(&mut world, &[(0, DEPTH - 1)], DEPTH - 1, 3);
+    let live = expected.iter().flatten().count() as u64;
+    for life in 1..6 {
+        world.settle();
+        let known = world
+            .store
+            .shards()
+            .into_iter()
+            .find(|known| known.shard == shard(1, 0));
+        assert_eq!(
+            known.map(|known| known.data_blocks),
+            Some(live),
+            "what is hidden is not counted"
+        );
+        assert_reads(&mut world, &all, 0, &expected);
+        // By the name, by a number that it had, and through both.
+        assert_reads(&mut world, &lineage(&[(1, DEPTH - 1, DEPTH - 1)]), 0, &expected);
+        assert_reads(&mut world, &lineage(&[(1, 0, 7)]), 0, &expected);
+        assert_eq!(versions(&mut world, DEPTH - 1), bound_to(DEPTH - 1, &expected));
+        assert_eq!(versions(&mut world, 4), bound_to(DEPTH - 1, &expected));
+        clean_everything(&mut world, life);
+        world.crash_and(Crash::Kill, |_, kv| {
+            if life % 2 == 0 {
+                kv.0.clear();
+            }
+        });
+        let prefix = [&b"l"[..], &shard(1, 0).to_u64().to_be_bytes()].concat();
+        let kept = world.kv.0.keys().filter(|key| key.starts_with(&prefix));
+        assert_eq!(kept.count(), 1, "the index keeps one leaf");
+    }
+    assert_eq!(revision(&mut world, shard(1, 0)), 3);
+}
+
+/// The last write of the stream comes late for an older number, loses at once, and its segment is used again unseen.
+#[test]
+fn a_write_that_loses_to_a_later_layer_makes_the_end_all_the_same() {
+    let mut world = world(&[1, 9], 1);
+    change(&mut world, write(1, 1, 0, 16, 1));
+    merge(&mut world, &[(0, 1)], 1, 1);
+    let zeros = |seq| Change {
+        what: What::Zeros,
+        ..write(9, 0, 5000, 128, seq)
+    };
+    let mut round = 0;
+    for seq in 2..5 {
+        let filler = |world: &mut World| {
+            for at in 0..8 {
+                change(world, write(9, 0, 5000 + at * 16, 16, seq));
+            }
+        };
+        filler(&mut world);
+        change(&mut world, write(1, 0, 0, 16, seq));
+        filler(&mut world);
+        change(&mut world, zeros(seq));
+        for _ in 0..20 {
+            round += 1;
+            churn(&mut world, round, 40);
+            world.crash_and(Crash::Kill, |_, kv| kv.0.clear());
+            let shards = world.store.shards();
+            let known = shards.into_iter().find(|known| known.shard == shard(1, 0));
+            let is_left = known.map(|known| (known.end, known.data_blocks));
+            assert_eq!(is_left, Some((Seq(seq), 16)));
+        }
+    }
+}
+
+/// A void in the newer of two layers that become one: of the older one's block, which shows, and of the void the leaf has to
+/// keep both.
+#[test]
+fn a_void_goes_on_hiding_after_a_merge() {
+    let mut world = world(&[1, 9], 1);
+    change(&mut world, write(1, 0, 10, 6, 1));
+    change(&mut world, write(1, 1, 12, 6, 2));
+    // The tail's segment stays as it is, full of what lives; cleaning takes the one with the voids.
+    change(&mut world, write(9, 0, 3000, 42, 1));
+    for filler in 0..3 {
+        change(&mut world, write(9, 0, filler * 16, 16, 2));
+    }
+    change(&mut world, void(1, 12, 2, 3));
+    change(&mut world, void(1, 17, 5, 3));
+    merge(&mut world, &[(0, 1)], 1, 1);
+    let both = lineage(&[(1, 0, 1)]);
+    let shown = [1, 1, 1, 1, 2, 2, 2].map(Some);
+    for life in 1..30 {
+        world.crash_and(Crash::Kill, |_, kv| {
+            if life % 2 == 0 {
+                kv.0.clear();
+            }
+        });
+        assert_reads(&mut world, &both, 10, &shown);
+        assert_reads(&mut world, &both, 17, &[None, None]);
+        churn(&mut world, life, 60);
+    }
+}
+
+/// Leaves are folded while an append waits to be applied, and there is memory for few of them.
+#[test]
+fn a_wide_clear_of_what_was_merged_ends() {
+    let mut world = world(&[1, 9], 1);
+    let mut seq = 0;
+    for layer in 0..12 {
+        for leaf in 0..16 {
+            seq += 1;
+            change(&mut world, write(1, layer, leaf * 256 + layer, 2, seq));
+        }
+    }
+    push_out(&mut world, &mut seq);
+    merge(&mut world, &[(0, 10)], 11, 1);
+    merge(&mut world, &[(0, 11)], 11, 1);
+    seq += 1;
+    let zeros = Change {
+        what: What::Zeros,
+        ..write(1, 11, 0, 15 * 256, seq)
+    };
+    change(&mut world, zeros);
+    world.settle();
+    assert_eq!(world.store.shards()[0].data_blocks, 13);
+    assert_reads(
+        &mut world,
+        &lineage(&[(1, 0, 11)]),
+        15 * 256 - 1,
+        &[None, Some(16)],
+    );
+}
+
+/// What comes for a number that was merged: late writes of the stream stay below later layers, repair and voids mean
+/// the whole.
+#[test]
+fn what_comes_for_a_merged_number_finds_its_place() {
+    let mut world = world(&[1, 9], 1);
+    change(&mut world, write(1, 0, 9, 6, 1));
+    change(&mut world, write(1, 2, 10, 4, 2));
+    change(&mut world, write(1, 5, 11, 1, 3));
+    // Layer 5 says nothing of block 12, whatever its tail said.
+    change(&mut world, write(1, 5, 12, 1, 4));
+    change(&mut world, void(5, 12, 1, u64::MAX));
+    // Layers 3 and 4 are another branch's.
+    change(&mut world, write(1, 4, 10, 8, 5));
+    merge(&mut world, &[(2, 2), (5, 5)], 5, 1);
+    change(&mut world, write(1, 2, 11, 4, 6));
+    let head = lineage(&[(1, 5, 5), (1, 0, 2)]);
+    let branch = lineage(&[(1, 0, 4)]);
+    let mut shown = [Some(1), Some(2), Some(3), Some(6), Some(6), Some(6)];
+    let check = |world: &mut World, shown: &[Option<u64>]| {
+        for life in 1..5 {
+            assert_reads(world, &head, 9, shown);
+            let of_branch = [Some(1), Some(5), Some(5), Some(5), Some(5), Some(5)];
+            assert_reads(world, &branch, 9, &of_branch);
+            let known = world
+                .store
+                .shards()
+                .into_iter()
+                .find(|known| known.shard == shard(1, 0));
+            assert_eq!(known.map(|known| known.end), Some(Seq(6)));
+            if life % 2 == 0 {
+                churn(world, life / 2, 900);
+            }
+            world.crash_and(Crash::Kill, |_, kv| {
+                if life > 2 {
+                    kv.0.clear();
+                }
+            });
+        }
+    };
+    check(&mut world, &shown);
+    // The whole of it is void, down to the oldest part; but not below it.
+    change(&mut world, void(2, 11, 2, u64::MAX));
+    (shown[2], shown[3]) = (Some(1), Some(1));
+    check(&mut world, &shown);
+    let repair = Change {
+        origin: Origin::Repair {
+            live_from: Seq(u64::MAX),
+        },
+        ..write(1, 2, 13, 1, 3)
+    };
+    change(&mut world, repair);
+    shown[4] = Some(3);
+    check(&mut world, &shown);
+    // What came by repair is later than what comes late for an older part.
+    let late = write(1, 2, 13, 1, 6);
+    change(&mut world, late);
+    check(&mut world, &shown);
 }
 
 /// The request is answered when the log says so durably; a crash before that leaves all or nothing.

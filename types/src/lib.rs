@@ -18,7 +18,7 @@ pub use block::{
     is_block_aligned,
 };
 pub use block_crcs::BlockCrcs;
-pub use checksum::{BlockSum, SumKey, bind, crc32c};
+pub use checksum::{BlockSum, SumKey, bind, crc32c, rebind};
 pub use id::{
     DiskId, Epoch, HostId, Incarnation, LayerId, ParseIdError, PoolId, RequestId, Seq, ShardId, ShardNo,
     Token, VdiId,

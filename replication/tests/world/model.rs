@@ -180,6 +180,7 @@ impl MapStore {
             | Request::PutRecord { .. }
             | Request::SetEnd { .. }
             | Request::DropLayers { .. }
+            | Request::MergeLayers { .. }
             | Request::DropShard { .. } => {
                 self.since.push(request.clone());
                 apply(&mut self.shards, request);
@@ -315,7 +316,9 @@ fn apply(shards: &mut Shards, request: &Request<HeapBlock>) {
                 of != layer || !voided.contains(no) || block.version.seq >= *live_from
             });
         }
-        Request::DropLayers { .. } => panic!("no writer asks for this yet: {request:?}"),
+        Request::DropLayers { .. } | Request::MergeLayers { .. } => {
+            panic!("no writer asks for this yet: {request:?}")
+        }
         Request::PutRecord { shard, record } => shards.entry(*shard).or_default().record = record.clone(),
         Request::SetEnd { shard, end } => {
             shards.get_mut(shard).expect("a shard is made by its record").end = *end;

@@ -63,6 +63,8 @@ impl World {
                     self.dropped.extend(model.map(|model| (shard, model)));
                 }
             }
+            // Who asked it waits for it.
+            Pending::Void { .. } => {}
             Pending::Layers { shard, revision } => {
                 self.summary.layers_changed += 1;
                 let model = self.shard_mut(shard);
@@ -107,7 +109,9 @@ impl World {
                         let leaves = model.changed_leaves(layer, newer_than).into_iter();
                         leaves.map(move |leaf| (layer, leaf))
                     };
-                    let expected: Vec<_> = LAYERS.into_iter().flat_map(of_layer).collect();
+                    let view = model.view(model.revision);
+                    let names = LAYERS.into_iter().filter(|layer| view.name(*layer) == *layer);
+                    let expected: Vec<_> = names.flat_map(of_layer).collect();
                     assert_eq!(leaves, expected, "{id} leaves of {shard} above {newer_than}");
                 }
             }
@@ -239,13 +243,24 @@ impl World {
         bytes: Option<&[u8]>,
     ) -> Result<(), String> {
         let mut said = Vec::new();
-        for (step, floor) in lineage.steps().iter().zip(floors) {
+        for (at, (step, floor)) in lineage.steps().iter().zip(floors).enumerate() {
             let Some(model) = self.shards.get(&floor.shard) else {
                 continue;
             };
             let view = model.view(revision(floor.shard));
-            let is_seen = |layer: &&LayerId| step.contains(step.vdi, **layer) && !view.is_gone(**layer);
-            for layer in LAYERS.iter().rev().filter(is_seen) {
+            // What was merged is where its name is; the first number of a lineage means its name.
+            let (newest_vdi, newest) = lineage.newest();
+            let first =
+                Some(view.name(newest)).filter(|name| at == 0 && newest_vdi == step.vdi && *name != newest);
+            let names = LAYERS
+                .iter()
+                .rev()
+                .filter(|layer| step.contains(step.vdi, **layer));
+            let names = first
+                .iter()
+                .chain(names.filter(|layer| view.name(**layer) == **layer));
+            let parts = names.flat_map(|name| LAYERS.iter().rev().filter(|part| view.name(**part) == *name));
+            for layer in parts.filter(|part| !view.is_gone(**part)) {
                 let (allowed, may_be_untouched) = model.allowed(*layer, block, floor.completed);
                 let got = match bytes {
                     None => Some(0),

@@ -1,5 +1,7 @@
 //! Who uses the store: what is asked, of which shards and blocks, and what people do about a full disk.
 
+use std::ops::RangeInclusive;
+
 use store::{ClearKind, Event, Origin, Request};
 use types::{
     BlockNo, HeapBlock, LayerId, LeafNo, Lineage, LineageStep, Payload, RequestId, Seq, ShardId, ShardNo,
@@ -105,6 +107,9 @@ impl World {
         if self.rng.chance(1, 80) {
             return self.issue_change_of_layers(shard);
         }
+        if self.rng.chance(1, 200) {
+            return self.issue_void(shard);
+        }
         match self.rng.below(100) {
             0..=54 => self.issue_write(shard),
             55..=64 => self.issue_clear(shard),
@@ -119,7 +124,7 @@ impl World {
         }
     }
 
-    /// Layers below the head go, some of them perhaps once more.
+    /// Layers below the head go, some of them perhaps once more; or some are merged with a later one, which may be the head.
     fn issue_change_of_layers(&mut self, shard: ShardId) {
         let head = self.shards[&shard].head;
         let is_compared = |p: &Pending| matches!(p, Pending::Versions { .. } | Pending::Leaves { .. });
@@ -128,20 +133,94 @@ impl World {
             return;
         }
         let first = self.rng.index(head);
-        let last = self.rng.between(first as u64, head as u64 - 1) as usize;
-        let change = LayersChange::Drop(LAYERS[first]..=LAYERS[last]);
+        let change = if self.rng.chance(1, 4) {
+            let last = self.rng.between(first as u64, head as u64 - 1) as usize;
+            LayersChange::Drop(LAYERS[first..=last].to_vec())
+        } else {
+            let model = &self.shards[&shard];
+            let view = model.view(model.changes.len()).clone();
+            let called = LAYERS[self.rng.between(first as u64 + 1, head as u64) as usize];
+            let is_left = |layer: &LayerId| !view.is_gone(*layer) && view.name(*layer) == *layer;
+            let mut layers: Vec<LayerId> = LAYERS[first..].iter().copied().filter(is_left).collect();
+            layers.retain(|layer| *layer < called && self.rng.chance(2, 3));
+            if layers.is_empty() || !is_left(&called) {
+                return;
+            }
+            // Each says all that is true of the layers it names.
+            let mut all: Vec<LayerId> = LAYERS.to_vec();
+            all.retain(|layer| layers.contains(&view.name(*layer)) || view.name(*layer) == called);
+            all.retain(|layer| !view.is_gone(*layer));
+            LayersChange::Merge(all, called)
+        };
         let revision = self.shard_mut(shard).change_layers(change);
         self.send_change_of_layers(shard, revision);
     }
 
     pub(super) fn send_change_of_layers(&mut self, shard: ShardId, revision: usize) {
-        let LayersChange::Drop(layers) = self.shards[&shard].changes[revision - 1].clone();
-        let request = Request::DropLayers {
-            shard,
-            layers: vec![layers],
-            revision: revision as u64,
+        let change = self.shards[&shard].changes[revision - 1].clone();
+        let pending = Pending::Layers { shard, revision };
+        let revision = revision as u64;
+        let request = match change {
+            LayersChange::Drop(layers) => Request::DropLayers {
+                shard,
+                layers: self.ranges(&layers),
+                revision,
+            },
+            LayersChange::Merge(layers, called) => Request::MergeLayers {
+                shard,
+                layers: self.ranges(&layers),
+                called,
+                revision,
+            },
         };
-        self.send(request, Pending::Layers { shard, revision });
+        self.send(request, pending);
+    }
+
+    /// Neighbours as one range, with the numbers between them; now and then in disorder.
+    fn ranges(&mut self, layers: &[LayerId]) -> Vec<RangeInclusive<LayerId>> {
+        let place = |layer: &LayerId| LAYERS.iter().position(|other| other == layer);
+        let touch = |a: &LayerId, b: &LayerId| place(a).map(|at| at + 1) == place(b);
+        let ranges = layers.chunk_by(touch).map(|run| run[0]..=run[run.len() - 1]);
+        let mut ranges: Vec<_> = ranges.collect();
+        if self.rng.chance(1, 4) {
+            ranges.reverse();
+        }
+        ranges
+    }
+
+    /// Repair takes away what others do not have. Nothing else of the shard is under way, and it is flushed.
+    fn issue_void(&mut self, shard: ShardId) {
+        if !matches!(self.profile, Profile::Clean | Profile::KvLost) {
+            return;
+        }
+        self.settle();
+        let Some(model) = self.shards.get(&shard) else {
+            return; // people made room
+        };
+        let issued = model.issued;
+        let (block, count) = self.range(200);
+        let layer = self.layer_to_write(shard);
+        let live_from = match self.rng.chance(1, 2) {
+            true => Seq(u64::MAX),
+            false => Seq(self.rng.between(0, issued.0)),
+        };
+        let model = self.shard_mut(shard);
+        if model.view(model.revision).is_gone(layer) {
+            return;
+        }
+        let request = Request::Void {
+            shard,
+            layer,
+            block: BlockNo(block),
+            count,
+            live_from,
+        };
+        self.summary.voids += 1;
+        self.send(request, Pending::Void { shard });
+        self.settle();
+        self.shard_mut(shard).void(layer, block, count, live_from);
+        self.issue_flush(shard);
+        self.settle();
     }
 
     /// A range of up to `most` blocks, small ones mostly, hot near the start of the shard.

@@ -6,7 +6,8 @@
 //!  oracle    ◀──       ──▶ SimKv       recover ──▶ oracle holds the summaries and reads against its marks
 //! ```
 //! Guests write in one layer after another and read through lineages: the head's, a snapshot's, that of a head rolled
-//! back, and of a clone, whose shard lies on the same disk as its parent's. Layers below the head are dropped.
+//! back, and of a clone, whose shard lies on the same disk as its parent's. Layers below the head are
+//! dropped, and merged with later ones.
 //!
 //! A seed picks a profile. `Clean` has crashes only: no request may ever fail. `KvLost` also deletes the index
 //! store or rolls it back to an old copy at a crash, which must change nothing. `Rot`, `Lying` and `Failing` add
@@ -33,7 +34,7 @@ use pending::Pending;
 pub use summary::StoreSummary;
 
 const SEGMENT_BYTES: u64 = 256 << 10;
-const LAYERS: [LayerId; 6] = [
+pub(crate) const LAYERS: [LayerId; 6] = [
     LayerId(0),
     LayerId(1),
     LayerId(2),

@@ -33,6 +33,9 @@ pub(super) enum Pending {
     Revision {
         shard: ShardId,
     },
+    Void {
+        shard: ShardId,
+    },
     Versions {
         shard: ShardId,
         layer: LayerId,
@@ -75,6 +78,7 @@ impl Pending {
             | Pending::Drop { shard }
             | Pending::Layers { shard, .. }
             | Pending::Revision { shard }
+            | Pending::Void { shard }
             | Pending::Versions { shard, .. }
             | Pending::Leaves { shard, .. } => Some(*shard),
             Pending::Flush { .. } => None,
@@ -90,6 +94,7 @@ impl Pending {
             Pending::Drop { .. } => "drop",
             Pending::Layers { .. } => "change of layers",
             Pending::Revision { .. } => "revision",
+            Pending::Void { .. } => "void",
             Pending::Versions { .. } => "versions",
             Pending::Leaves { .. } => "leaves",
         }

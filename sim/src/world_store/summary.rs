@@ -23,6 +23,8 @@ pub struct StoreSummary {
     pub reads_of_layers: u64,
     /// Changes of layers applied.
     pub layers_changed: u64,
+    /// Ranges made void by repair.
+    pub voids: u64,
     /// Times the store said it was full.
     pub fulls: u64,
     /// Index stores deleted or rolled back.
@@ -48,6 +50,7 @@ impl StoreSummary {
             ("checkpoints", self.checkpoints),
             ("reads of layers", self.reads_of_layers),
             ("changes of layers", self.layers_changed),
+            ("voids", self.voids),
             ("times full", self.fulls),
             ("indexes lost", self.indexes_lost),
             ("recoveries broken off", self.broken_recoveries),

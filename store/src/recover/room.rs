@@ -13,7 +13,7 @@ use types::{BLOCK_BYTES, BlockNo, BlockSum, LayerId, Seq, ShardId, SumKey};
 
 use super::{FREE_WANTED, OpenSegment, RecoverError, Replay};
 use crate::batch::{BATCH_BLOCKS_MAX, Entry, FLAG_NO_END, FLAG_RELOCATED, Header, Kind, birth, header_bytes};
-use crate::leaf::{Slot, State, pieces};
+use crate::leaf::{Slot, State};
 use crate::moving::without_repeats;
 use crate::read::kind_of;
 use crate::scan::{Found, SegmentScan, find_segment};
@@ -211,7 +211,7 @@ impl Replay<'_> {
         let inline: &[u8] = match entry.kind {
             Kind::Record if entry.birth == shard.record_birth && shard.is_known => &shard.record,
             Kind::Drop if entry.birth == shard.drop_birth => &[],
-            Kind::LayersGone if shard.says_gone(entry.birth) => &[],
+            kind if kind.is_of_layers() && shard.fates.says(entry.birth) => &[],
             Kind::LayersRevision if entry.birth == shard.revision_birth => &[],
             _ => return,
         };
@@ -231,13 +231,25 @@ impl Replay<'_> {
         address: u64,
         moves: &mut Moves,
     ) -> Result<bool, RecoverError> {
-        for piece in pieces(entry.shard_id(), LayerId(entry.layer), entry.block, entry.count) {
+        for piece in self.pieces_of(entry) {
             self.load(piece.key)?;
             for index in 0..piece.count {
                 let (leaf, _) = self.leaves.get(&piece.key).expect("just loaded");
                 let slot = leaf.get(piece.slot + index);
                 let address = address + (piece.index as usize + index) as u64;
                 let block = entry.block + (piece.index as usize + index) as u32;
+                if entry.kind == Kind::Void {
+                    if leaf.has_void(piece.slot + index, entry.birth) {
+                        let moved = Entry {
+                            flags: entry.flags | FLAG_RELOCATED,
+                            block,
+                            count: 1,
+                            ..*entry
+                        };
+                        moves.push(moved, None, &[]);
+                    }
+                    continue;
+                }
                 let is_current = match slot.state {
                     State::Absent => false,
                     State::Data => entry.kind == Kind::Data && slot.address == address,
