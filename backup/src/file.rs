@@ -283,3 +283,72 @@ fn write_zeros(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_was_written_meanwhile_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        std::fs::write(&path, [1; 5000]).unwrap();
+        let source = FileSource::open(&path).unwrap();
+        assert_eq!(source.read(4990, 10).await.unwrap(), [1; 10][..]);
+        assert!(source.read(4990, 11).await.is_err());
+        source.finish().await.unwrap();
+        // To the nanosecond: the clock of a file system may be coarse.
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        let refused = source.finish().await.unwrap_err().to_string();
+        assert!(refused.contains("written while it was read"), "{refused}");
+        let source = FileSource::open(&path).unwrap();
+        file.set_len(4999).unwrap();
+        assert!(source.finish().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn holes_are_no_extents() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let file = File::create(&path).unwrap();
+        file.set_len(64 << 20).unwrap();
+        file.write_all_at(&[1; 4096], 32 << 20).unwrap();
+        let source = FileSource::open(&path).unwrap();
+        let extents = source.extents(0).await.unwrap();
+        let bytes: u64 = extents.iter().map(|extent| extent.bytes).sum();
+        assert!((4096..=64 << 20).contains(&bytes), "{extents:?}");
+        assert!(
+            extents
+                .iter()
+                .any(|extent| extent.offset <= 32 << 20 && extent.offset + extent.bytes > 32 << 20)
+        );
+        assert_eq!(source.extents(64 << 20).await.unwrap(), []);
+        assert!(FileSource::open(folder.path()).is_err(), "a folder is no disk");
+    }
+
+    #[tokio::test]
+    async fn a_new_file_is_there_when_it_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let sink = FileSink::create(&path, 10_000, false).unwrap();
+        sink.write(5000, Bytes::from_static(b"data")).await.unwrap();
+        assert!(!path.exists());
+        drop(sink);
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            0,
+            "nothing is left of what failed"
+        );
+        let sink = FileSink::create(&path, 10_000, false).unwrap();
+        sink.write(5000, Bytes::from_static(b"data")).await.unwrap();
+        sink.finish().await.unwrap();
+        drop(sink);
+        let content = std::fs::read(&path).unwrap();
+        assert_eq!((content.len(), &content[4999..5005]), (10_000, &b"\0data\0"[..]));
+        assert!(FileSink::create(&path, 10_000, false).is_err());
+        let sink = FileSink::create(&path, 4, true).unwrap();
+        sink.finish().await.unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 4);
+    }
+}

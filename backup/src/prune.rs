@@ -88,7 +88,8 @@ async fn execute(
 ) -> Result<(), Error> {
     let lists = session::condemned(repository).await?;
     let now = storage_time(repository).await?;
-    let sessions = session::seen(repository, now).await?;
+    let (sessions, left) = session::seen(repository, now, silent_seconds_max).await?;
+    repository.delete(left, || ()).await?;
     let ids: Vec<ListId> = lists.iter().map(|(id, _)| *id).collect();
     let verdict = sweep::judge(&sessions, &ids, silent_seconds_max);
     for dead in &verdict.dead {

@@ -9,7 +9,7 @@
 //! Whether it is safe to delete does not depend on clocks: a prune that takes a session for dead removes `begun` before
 //! it looks for manifests, and a run looks for its `begun` after it wrote its manifest. One of the two sees the other.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -123,22 +123,32 @@ pub(crate) async fn remove(repository: &Repository, id: &str) -> Result<(), Erro
     Ok(())
 }
 
-/// The sessions that are there. `now` is a moment of the storage's clock.
-pub(crate) async fn seen(repository: &Repository, now: i64) -> Result<Vec<SessionSeen>, Error> {
-    let (mut begun, mut last) = (BTreeSet::new(), std::collections::BTreeMap::new());
+/// The sessions that are there, and objects that runs left which ended in the middle of ending. `now` is a moment of
+/// the storage's clock.
+pub(crate) async fn seen(
+    repository: &Repository,
+    now: i64,
+    silent_seconds_max: i64,
+) -> Result<(Vec<SessionSeen>, Vec<String>), Error> {
+    let (mut begun, mut last) = (BTreeSet::new(), BTreeMap::new());
+    let mut parts = Vec::new();
     let mut listed = repository.list(FOLDER);
     while let Some(meta) = listed.next().await {
         let meta = meta?;
-        let Some((id, part)) = meta.location.filename().and_then(|name| name.split_once('.')) else {
-            continue;
-        };
+        let name = meta.location.filename().unwrap_or_default();
+        let (id, part) = name.split_once('.').unwrap_or((name, ""));
         let at = meta.last_modified.timestamp();
+        parts.push((id.to_owned(), meta.location.to_string()));
         let latest = last.entry(id.to_owned()).or_insert(at);
         *latest = at.max(*latest);
         if part == "begun" {
             begun.insert(id.to_owned());
         }
     }
+    // One that is about to begin has its `beat` before its `begun`: young ones stay.
+    let is_old = |id: &String| now.saturating_sub(last[id]) > silent_seconds_max;
+    parts.retain(|(id, _)| !begun.contains(id) && is_old(id));
+    let left = parts.into_iter().map(|(_, path)| path).collect();
     let mut sessions = Vec::new();
     for id in begun {
         let text = repository.get_plain(&path(&id, "knows"), KNOWS_BYTES_MAX).await?;
@@ -155,7 +165,7 @@ pub(crate) async fn seen(repository: &Repository, now: i64) -> Result<Vec<Sessio
             knows,
         });
     }
-    Ok(sessions)
+    Ok((sessions, left))
 }
 
 /// All condemned lists. One that went while they were read has nothing left to delete.
