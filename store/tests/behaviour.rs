@@ -4,8 +4,8 @@ mod support;
 
 use support::{BLOCK, Crash, Geometry, MemDisk, MemKv, World, content, small_settings};
 use types::{
-    BlockNo, DiskId, HeapBlock, LayerId, LeafNo, Lineage, Payload, PoolId, Seq, ShardId, ShardNo, VdiId,
-    crc32c,
+    BlockNo, DiskId, HeapBlock, LayerId, LeafNo, Lineage, LineageStep, Payload, PoolId, Seq, ShardId,
+    ShardNo, VdiId, crc32c,
 };
 use weft_store::{
     BlockState, ClearKind, Damage, FormatError, FormatParams, Origin, ReadPart, RebuildReason, Reply,
@@ -754,6 +754,85 @@ fn changed_leaves_and_versions_tell_what_resync_needs() {
         (Seq(7), BlockState::Clear(ClearKind::Trim))
     );
     assert_eq!(versions[1].state, BlockState::Absent);
+}
+
+/// Ten thousand layers of which two hold something are two leaves to a listing; and versions are read through layers
+/// as content is.
+#[test]
+fn layers_that_hold_nothing_are_not_listed_and_versions_are_those_that_a_reader_sees() {
+    let mut world = world();
+    let in_layer = |layer: u32, request: Request<HeapBlock>| match request {
+        Request::Write {
+            shard,
+            block,
+            seq,
+            data,
+            crcs,
+            origin,
+            ..
+        } => Request::Write {
+            shard,
+            layer: LayerId(layer),
+            block,
+            seq,
+            data,
+            crcs,
+            origin,
+        },
+        other => panic!("{other:?}"),
+    };
+    world.call(in_layer(1, write(0, 0, 3, 1))).expect("write");
+    world.call(in_layer(1, write(0, 600, 1, 2))).expect("write");
+    world.call(in_layer(10_000, write(0, 1, 1, 3))).expect("write");
+    let list = |world: &mut World, newer: u64, from: (u32, u32)| {
+        let request = Request::ChangedLeaves {
+            shard: shard(0),
+            newer_than: Seq(newer),
+            from: (LayerId(from.0), LeafNo(from.1)),
+        };
+        match world.call(request) {
+            Ok(Reply::Leaves(leaves)) => leaves
+                .iter()
+                .map(|(layer, leaf)| (layer.0, leaf.0))
+                .collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let versions = |world: &mut World, lowest: u32, highest: u32| {
+        let step = LineageStep {
+            vdi: VdiId(1),
+            lowest: LayerId(lowest),
+            highest: LayerId(highest),
+        };
+        let request = Request::LeafVersions {
+            shard: shard(0),
+            lineage: Lineage::new(&[step]).expect("a range"),
+            leaf: LeafNo(0),
+        };
+        let Ok(Reply::Versions(versions)) = world.call(request) else {
+            panic!("versions")
+        };
+        assert_eq!(versions.len(), 256);
+        versions
+            .iter()
+            .take(4)
+            .map(|version| version.seq.0)
+            .collect::<Vec<_>>()
+    };
+    for crash in [false, true] {
+        if crash {
+            world.crash(Crash::Kill);
+        }
+        let world = &mut world;
+        assert_eq!(list(world, 0, (0, 0)), [(1, 0), (1, 2), (10_000, 0)]);
+        assert_eq!(list(world, 1, (0, 0)), [(1, 2), (10_000, 0)]);
+        assert_eq!(list(world, 0, (1, 1)), [(1, 2), (10_000, 0)]);
+        assert_eq!(list(world, 0, (2, 0)), [(10_000, 0)]);
+        assert_eq!(list(world, 0, (10_000, 1)), []);
+        assert_eq!(versions(world, 0, 10_000), [1, 3, 1, 0]);
+        assert_eq!(versions(world, 0, 9_999), [1, 1, 1, 0]);
+        assert_eq!(versions(world, 10_000, 10_000), [0, 3, 0, 0]);
+    }
 }
 
 #[test]
