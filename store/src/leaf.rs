@@ -217,8 +217,12 @@ impl Leaf {
             seq: self.seqs[slot],
             birth: self.births[slot],
             sum: self.sums[slot],
-            below: self.belows.as_ref().map_or(0, |belows| belows[slot]),
+            below: self.below(slot),
         }
+    }
+
+    fn below(&self, slot: usize) -> u32 {
+        self.belows.as_ref().map_or(0, |belows| belows[slot])
     }
 
     pub(crate) fn set(&mut self, slot: usize, value: Slot) {
@@ -236,14 +240,14 @@ impl Leaf {
         }
     }
 
-    /// What a slot comes to when `value` is said of it, by what stands there and beside it; `of` is the layer of the leaf.
-    /// False if nothing changes.
-    pub(crate) fn takes(&self, of: LayerId, slot: usize, value: &Slot) -> bool {
+    /// Whether `value` counts in a slot, by what stands there and beside it; `of` is the layer of the leaf. What it takes the
+    /// place of; `None` if nothing changes.
+    pub(crate) fn takes(&self, of: LayerId, slot: usize, value: &Slot) -> Option<Slot> {
         let old = self.get(slot);
         // A move only ever changes the place of what is there, or says that it is lost.
-        !(old.state.is_there() && old.beats(value))
-            && old != *value
-            && !self.is_voided(slot, LayerId(of.0 - value.below), value.birth)
+        let is_beaten = (old.state.is_there() && old.beats(value)) || old == *value;
+        let origin = LayerId(of.0 - value.below);
+        (!is_beaten && !self.is_voided(slot, origin, value.birth)).then_some(old)
     }
 
     /// Runs of slots that differ only by position: same write, consecutive addresses. Put together in `bytes`, of
@@ -262,7 +266,7 @@ impl Leaf {
             }
             let is_data = state == State::Data as u8;
             let end = self.run_end(slot, u64::from(is_data));
-            let below = self.get(slot).below;
+            let below = self.below(slot);
             let tag = if below > 0 { tag | BELOW } else { tag };
             let run: &mut [u8; RUN_HEAD_MAX] = bytes[at..]
                 .first_chunk_mut()
@@ -325,14 +329,14 @@ impl Leaf {
     fn run_end(&self, first: usize, step: u64) -> usize {
         let (seq, birth) = (self.seqs[first], self.births[first]);
         let mut place = self.places[first];
-        let below = |slot: usize| self.belows.as_ref().map_or(0, |belows| belows[slot]);
+        let belows = self.belows.as_deref();
         let mut next = first + 1;
         while next < SLOTS {
             place += step;
             if self.births[next] != birth || self.places[next] != place || self.seqs[next] != seq {
                 break;
             }
-            if below(next) != below(first) {
+            if belows.is_some_and(|belows| belows[next] != belows[first]) {
                 break;
             }
             next += 1;

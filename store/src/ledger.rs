@@ -495,10 +495,9 @@ impl Ledger {
                 value.sum = *sums.get(index).expect("a sum for every block");
             }
             let at = piece.slot + index;
-            if !leaf.takes(piece.key.layer, at, &value) {
+            let Some(old) = leaf.takes(piece.key.layer, at, &value) else {
                 continue;
-            }
-            let old = leaf.get(at);
+            };
             if old.state == State::Data {
                 segments.drop_live(old.address);
                 shard.data_blocks -= 1;
