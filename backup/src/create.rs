@@ -360,14 +360,26 @@ impl<S: Source> Run<'_, S> {
         })
     }
 
-    async fn read(&self, chunk: u64, blocks: &BlockSet, gap: usize, content: &mut [u8]) -> Result<(), Error> {
+    /// Reads these blocks of a chunk into its content.
+    async fn read(
+        &self,
+        chunk: u64,
+        blocks: &BlockSet,
+        gap: usize,
+        content: &mut Vec<u8>,
+    ) -> Result<(), Error> {
         let start = chunk * crate::CHUNK_BYTES;
         for run in blocks.runs(gap, content.len()) {
             let data = self.source.read(start + run.start as u64, run.len()).await?;
             assert_eq!(data.len(), run.len(), "bytes that the disk gave");
             self.read_bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
             self.progress.add_read(data.len() as u64);
-            content[run].copy_from_slice(&data);
+            if run.len() == content.len() {
+                // The usual case, and no copy where the source gives its buffer away.
+                *content = data.into();
+            } else {
+                content[run].copy_from_slice(&data);
+            }
         }
         Ok(())
     }

@@ -364,7 +364,132 @@ mod tests {
         }
     }
 
+    /// A read of 4096 bytes at 8192 with cookie 1, a question for extents with cookie 2.
+    fn two_waiting() -> (Waiting, [oneshot::Receiver<Result<Answer, String>>; 2]) {
+        let mut waiting = HashMap::new();
+        let answers = [(1, 4096), (2, 0)].map(|(cookie, bytes)| {
+            let (reply, answer) = oneshot::channel();
+            let pending = Pending {
+                reply,
+                offset: 8192,
+                data: vec![0; bytes],
+                filled: 0,
+                extents: Vec::new(),
+                error: None,
+            };
+            waiting.insert(cookie, pending);
+            answer
+        });
+        (Arc::new(Mutex::new(Ok(waiting))), answers)
+    }
+
+    fn replies(bytes: &[u8]) -> (String, [Option<Result<Answer, String>>; 2]) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (waiting, mut answers) = two_waiting();
+            let why = replies::read(&mut &bytes[..], true, Some(9), &waiting).await;
+            (why, answers.each_mut().map(|answer| answer.try_recv().ok()))
+        })
+    }
+
+    fn chunk(flags: u16, kind: u16, cookie: u64, payload: &[u8]) -> Vec<u8> {
+        let mut chunk = 0x668e_33ef_u32.to_be_bytes().to_vec();
+        chunk.extend(flags.to_be_bytes());
+        chunk.extend(kind.to_be_bytes());
+        chunk.extend(cookie.to_be_bytes());
+        chunk.extend((payload.len() as u32).to_be_bytes());
+        chunk.extend(payload);
+        chunk
+    }
+
+    fn at(offset: u64, rest: &[u8]) -> Vec<u8> {
+        [&offset.to_be_bytes(), rest].concat()
+    }
+
+    #[test]
+    fn a_read_is_put_together_from_its_chunks() {
+        let whole = [
+            chunk(0, 1, 1, &at(8192 + 1024, &[7; 3072])),
+            chunk(1, 2, 1, &at(8192, &1024_u32.to_be_bytes())),
+            chunk(1, 5, 2, &[9_u32, 4096, 0, 8192, 3].map(u32::to_be_bytes).concat()),
+        ];
+        let (_, [data, extents]) = replies(&whole.concat());
+        let Some(Ok(Answer::Data(data))) = data else {
+            panic!("{data:?}")
+        };
+        assert_eq!(data, [vec![0; 1024], vec![7; 3072]].concat());
+        let Some(Ok(Answer::Extents(extents))) = extents else {
+            panic!("{extents:?}")
+        };
+        assert_eq!(extents, [(4096, 0), (8192, 3)]);
+        let (_, [refused, _]) = replies(&chunk(1, 1 << 15 | 1, 1, &[0, 0, 0, 5, 0, 0]));
+        assert_eq!(refused.unwrap().unwrap_err(), "input/output error");
+        // Half of it, and then that it is all.
+        let (_, [short, _]) = replies(&chunk(1, 1, 1, &at(8192, &[7; 2048])));
+        assert_eq!(short.unwrap().unwrap_err(), "the server sent 2048 of 4096 bytes");
+    }
+
+    #[test]
+    fn what_was_not_asked_for_ends_the_connection() {
+        for wrong in [
+            chunk(1, 1, 3, &at(8192, &[7; 4096])),
+            chunk(1, 1, 1, &at(8191, &[7; 4096])),
+            chunk(1, 1, 1, &at(8192, &[7; 4097])),
+            chunk(1, 1, 1, &at(u64::MAX, &[7; 2])),
+            [
+                chunk(0, 1, 1, &at(8192, &[7; 4096])),
+                chunk(1, 1, 1, &at(8192, &[7; 1])),
+            ]
+            .concat(),
+            chunk(1, 2, 1, &at(8192, &u32::MAX.to_be_bytes())),
+            chunk(1, 5, 2, &[8_u32, 4096, 0].map(u32::to_be_bytes).concat()),
+            chunk(1, 5, 2, &[9_u32, 0, 0].map(u32::to_be_bytes).concat()),
+            chunk(1, 77, 1, &[]),
+            b"nonsense".to_vec(),
+        ] {
+            let (why, [data, _]) = replies(&wrong);
+            assert!(why.starts_with("the server "), "{why}");
+            assert!(!matches!(data, Some(Ok(_))), "{wrong:?}");
+        }
+        let mut huge = chunk(1, 1, 1, &[]);
+        huge[16..20].copy_from_slice(&u32::MAX.to_be_bytes());
+        assert!(
+            replies(&[&huge[..], &at(8192, &[])].concat())
+                .0
+                .starts_with("the server ")
+        );
+    }
+
     proptest::proptest! {
+        #[test]
+        fn arbitrary_replies_do_no_harm(
+            chunks in proptest::collection::vec((0_u16..2, 0_u16..7, 1_u64..3, proptest::collection::vec(0_u8.., 0..40)), 0..5),
+            rest in proptest::collection::vec(0_u8.., 0..60),
+        ) {
+            let mut bytes: Vec<u8> = chunks.iter().flat_map(|(flags, kind, cookie, data)| chunk(*flags, *kind, *cookie, data)).collect();
+            bytes.extend(&rest);
+            replies(&bytes);
+        }
+
+        #[test]
+        fn arbitrary_handshakes_do_no_harm(
+            answers in proptest::collection::vec((0_usize..3, 0_u32..5, proptest::collection::vec(0_u8.., 0..40)), 0..6),
+            rest in proptest::collection::vec(0_u8.., 0..60),
+        ) {
+            let mut bytes = b"NBDMAGICIHAVEOPT\0\x03".to_vec();
+            for (option, kind, data) in answers {
+                bytes.extend(0x0003_e889_0455_65a9_u64.to_be_bytes());
+                bytes.extend([8_u32, 10, 7][option].to_be_bytes());
+                bytes.extend(kind.to_be_bytes());
+                bytes.extend((data.len() as u32).to_be_bytes());
+                bytes.extend(data);
+            }
+            bytes.extend(&rest);
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let mut to = tokio::io::sink();
+            let _ = runtime.block_on(negotiate::negotiate(&mut &bytes[..], &mut to, "web01", "base:allocation"));
+        }
+
         #[test]
         fn any_text_is_read_without_a_panic(text in ".{0,60}") {
             let _ = parse(&format!("nbd://{text}"));

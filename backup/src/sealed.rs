@@ -70,30 +70,34 @@ impl Sealer {
             "{} bytes of a {kind:?}",
             content.len()
         );
-        let packed = compress(content, level);
-        let mut object = Vec::with_capacity(HEADER_BYTES + SALT_BYTES + TAG_BYTES + content.len());
-        object.extend(MAGIC);
-        object.extend([
-            VERSION,
-            kind as u8,
-            u8::from(packed.is_some()),
-            u8::from(self.keys.is_some()),
-        ]);
-        object.extend((content.len() as u32).to_le_bytes());
-        let payload = packed.as_deref().unwrap_or(content);
-        let Some(keys) = &self.keys else {
-            object.extend(payload);
-            return object;
+        let mut header = Vec::with_capacity(HEADER_BYTES + SALT_BYTES);
+        header.extend(MAGIC);
+        header.extend([VERSION, kind as u8, 0, u8::from(self.keys.is_some())]);
+        header.extend((content.len() as u32).to_le_bytes());
+        let salt: Option<[u8; SALT_BYTES]> = self.keys.as_ref().map(|_| random());
+        header.extend(salt.into_iter().flatten());
+        let start = header.len();
+        // Compressed to where it belongs: a chunk is a megabyte, and a copy of it a page fault for each 4 KiB.
+        let mut object = vec![0; start + content.len() + TAG_BYTES];
+        let length = match compress(content, level, &mut object[start..]) {
+            Some(length) => {
+                header[6] = 1;
+                length
+            }
+            None => {
+                object[start..][..content.len()].copy_from_slice(content);
+                content.len()
+            }
         };
-        let salt: [u8; SALT_BYTES] = random();
-        object.extend(salt);
-        let also = self.also(&object, name);
-        let start = object.len();
-        object.extend(payload);
-        let tag = object_key(keys, &salt)
-            .seal_in_place_separate_tag(no_nonce(), Aad::from(also), &mut object[start..])
-            .expect("far below the limit of AES-GCM");
-        object.extend(tag.as_ref());
+        object.truncate(start + length);
+        object[..start].copy_from_slice(&header);
+        if let Some((keys, salt)) = self.keys.as_ref().zip(salt) {
+            let also = self.also(&header, name);
+            let tag = object_key(keys, &salt)
+                .seal_in_place_separate_tag(no_nonce(), Aad::from(also), &mut object[start..])
+                .expect("far below the limit of AES-GCM");
+            object.extend(tag.as_ref());
+        }
         object
     }
 
@@ -161,18 +165,16 @@ fn no_nonce() -> Nonce {
     Nonce::assume_unique_for_key([0; 12])
 }
 
-/// Compressed, if that is smaller.
-fn compress(content: &[u8], level: i32) -> Option<Vec<u8>> {
+/// How long it is compressed, if that is smaller; `room` has then begun with it.
+fn compress(content: &[u8], level: i32, room: &mut [u8]) -> Option<usize> {
     COMPRESSOR.with_borrow_mut(|kept| {
         if kept.as_ref().is_none_or(|(of, _)| *of != level) {
             *kept = Some((level, Compressor::new(level).expect("zstd takes every level")));
         }
         let (_, compressor) = kept.as_mut().expect("made above");
-        let mut packed = vec![0; content.len().saturating_sub(1)];
         // No room for a result that is not smaller: zstd gives up, and so do we.
-        let length = compressor.compress_to_buffer(content, &mut packed[..]).ok()?;
-        packed.truncate(length);
-        Some(packed)
+        let room = &mut room[..content.len().saturating_sub(1)];
+        compressor.compress_to_buffer(content, room).ok()
     })
 }
 

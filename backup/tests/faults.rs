@@ -300,7 +300,10 @@ async fn a_manifest_that_cannot_be_read_keeps_everything() {
     check_all(&repository, &[("web01@a", &small_disk(6).content)], "mended").await;
 }
 
-/// A disk during whose n-th read something else happens.
+/// Everything was read, the manifest is about to be written.
+const AT_THE_END: u64 = u64::MAX;
+
+/// A disk during whose n-th read a prune runs.
 struct Interrupted<'a> {
     disk: &'a Disk,
     repository: &'a Repository,
@@ -337,6 +340,11 @@ impl Source for Interrupted<'_> {
     }
 
     async fn finish(&self) -> Result<(), Error> {
+        if self.at == AT_THE_END {
+            prune_all(self.repository, self.deletes, self.silent)
+                .await
+                .unwrap();
+        }
         Ok(())
     }
 }
@@ -426,41 +434,42 @@ async fn content_that_is_condemned_is_stored_again_under_the_next_generation() {
 
 #[tokio::test]
 async fn a_parent_whose_objects_are_condemned_is_not_relied_on() {
-    let (_, repository) = fresh(None).await;
-    let mut disk = small_disk(11);
-    let old = backup(&repository, &disk, "web01@a", None).await.unwrap();
-    // The run of the parent began before the prune and relies on what the prune condemns.
-    let source = Interrupted {
-        disk: &disk,
-        repository: &repository,
-        deletes: &[&old],
-        at: 3,
-        reads: AtomicU64::new(0),
-        silent: SILENT_SECONDS_MAX,
-    };
-    let first_content = disk.content.clone();
-    let options_b = options("web01@b", None);
-    let parent = create(&repository, &source, &options_b, &Progress::default())
-        .await
-        .unwrap();
-    change(&mut disk, 12);
-    // The lists are there; this run knows them. Then the parent goes, and what it held with it.
-    let source = Interrupted {
-        disk: &disk,
-        repository: &repository,
-        deletes: &[&parent],
-        at: 1,
-        reads: AtomicU64::new(0),
-        silent: SILENT_SECONDS_MAX,
-    };
-    let options_c = options("web01@c", Some(parent.clone()));
-    create(&repository, &source, &options_c, &Progress::default())
-        .await
-        .unwrap();
-    let known = [("web01@b", &first_content[..]), ("web01@c", &disk.content[..])];
-    check_all(&repository, &known, "with the lists").await;
-    prune_all(&repository, &[], SILENT_SECONDS_MAX).await.unwrap();
-    assert_eq!(check_all(&repository, &known, "after the lists").await, 1);
+    for (is_changed, at) in [(true, 1), (true, AT_THE_END), (false, 1), (false, AT_THE_END)] {
+        let (_, repository) = fresh(None).await;
+        let mut disk = small_disk(11);
+        let old = backup(&repository, &disk, "web01@a", None).await.unwrap();
+        let interrupted = |disk: &Disk, at| (disk.clone(), at);
+        let run = async |(disk, at): (Disk, u64), delete: &Manifest, options| {
+            let source = Interrupted {
+                disk: &disk,
+                repository: &repository,
+                deletes: &[delete],
+                at,
+                reads: AtomicU64::new(0),
+                silent: SILENT_SECONDS_MAX,
+            };
+            create(&repository, &source, &options, &Progress::default())
+                .await
+                .unwrap()
+        };
+        // The run of the parent began before the prune and relies on what the prune condemns.
+        let parent = run(interrupted(&disk, 3), &old, options("web01@b", None)).await;
+        let first_content = disk.content.clone();
+        disk.mark();
+        if is_changed {
+            change(&mut disk, 12);
+        }
+        // The lists are there; this run knows them. Then the parent goes, and what it held with it.
+        let options = options("web01@c", Some(parent.clone()));
+        run(interrupted(&disk, at), &parent, options).await;
+        let known = [("web01@b", &first_content[..]), ("web01@c", &disk.content[..])];
+        let context = format!("changed {is_changed}, pruned at {at}");
+        check_all(&repository, &known, &context).await;
+        prune_all(&repository, &[&parent], SILENT_SECONDS_MAX)
+            .await
+            .unwrap();
+        assert_eq!(check_all(&repository, &known, &context).await, 1, "{context}");
+    }
 }
 
 #[tokio::test]
@@ -576,4 +585,60 @@ async fn backups_and_prunes_in_any_order_keep_every_backup() {
             "{context}, pruned"
         );
     }
+}
+
+#[tokio::test]
+async fn a_page_that_names_a_chunk_of_another_length_is_refused() {
+    use weft_backup::object::{Kind, ObjectRef, SharedObject};
+    use weft_backup::page::{self, Entry};
+    use weft_backup::sealed::Sealer;
+
+    let (store, repository) = fresh(None).await;
+    let format = store.get(&"format".into()).await.unwrap().bytes().await.unwrap();
+    let sealer: Sealer = weft_backup::format::decode(&format, None).unwrap();
+    let mut disk = Disk::new(MIB);
+    disk.write(0, &text(1 << 20, 1));
+    let mut manifest = backup(&repository, &disk, "web01@a", None).await.unwrap();
+    // Everything is as it should be, with the right hashes, but the chunk is as long as another disk's end.
+    let short = text(512, 2);
+    let chunk = SharedObject {
+        kind: Kind::Chunk,
+        reference: ObjectRef::first(sealer.hash(&short)),
+    };
+    let entries = page::encode(&[Entry::Chunk(chunk.reference)]).unwrap();
+    let page = SharedObject {
+        kind: Kind::Page,
+        reference: ObjectRef::first(sealer.hash(&entries)),
+    };
+    manifest.pages = vec![Some(page.reference)];
+    for (kind, path, name, content) in [
+        (
+            Kind::Chunk,
+            chunk.to_string(),
+            chunk.reference.hash.to_vec(),
+            short,
+        ),
+        (
+            Kind::Page,
+            page.to_string(),
+            page.reference.hash.to_vec(),
+            entries,
+        ),
+        (
+            Kind::Manifest,
+            format!("backups/{}", manifest.id),
+            manifest.id.0.to_vec(),
+            manifest.encode(),
+        ),
+    ] {
+        let object = sealer.seal(kind, &name, &content, 3);
+        store.put(&path.as_str().into(), object.into()).await.unwrap();
+    }
+    let refused = restored(&repository, &manifest).await.unwrap_err();
+    assert!(refused.to_string().contains("another length"), "{refused}");
+    let backups = repository.backups().await.unwrap();
+    let report = verify(&repository, &backups, false, 4, &Progress::default())
+        .await
+        .unwrap();
+    assert_eq!((report.bad, report.broken), (1, vec![manifest.id]));
 }
