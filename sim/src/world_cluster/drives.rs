@@ -1,10 +1,11 @@
 //! The virtual disks, and the operator who attaches them here and there.
 
-use types::VdiId;
+use types::{LayerId, VdiId};
 use vdi::{Event, VdiSpec};
 
 use super::guests::Guests;
 use super::{At, MILLI, Time, World};
+use crate::past::layers;
 use crate::trace::tell;
 
 /// One virtual disk.
@@ -156,6 +157,30 @@ impl World {
         }
     }
 
+    /// The newest guest of a disk asks for snapshots, and takes one now and then: only where no other host has the disk open, as
+    /// control lets nobody else count up its layers.
+    fn look_back(&mut self, id: VdiId, at: At) {
+        let is_elsewhere = |other: At| other != at && self.machines[other].open(id).is_some();
+        let is_alone = !(0..self.machines.len()).any(is_elsewhere);
+        let (cuts, asks) = (self.rng.chance(1, 100), self.rng.chance(1, 8));
+        let drive = self.drives.get_mut(&id).expect("a drive");
+        let (guests, spec) = (&mut drive.guests, &mut drive.spec);
+        let mut events = Vec::new();
+        if cuts && is_alone && guests.may_cut() {
+            let head = spec.lineage.newest().1;
+            guests.cut(head);
+            spec.lineage = layers(id, LayerId(head.0 + 1));
+            let lineage = spec.lineage.clone();
+            events.push(Event::Cut { lineage });
+        }
+        let past = if asks { guests.ask_some_past(id) } else { None };
+        let asked = past.into_iter().chain(guests.ask_seal());
+        events.extend(asked.map(|(request, op)| Event::Request(request, op)));
+        for event in events {
+            self.step_vdi(at, id, event);
+        }
+    }
+
     /// Some guest of some disk wants something; whether one that is attached did.
     pub(super) fn somebody_asks(&mut self) -> bool {
         let ids: Vec<VdiId> = self.drives.keys().copied().collect();
@@ -171,6 +196,9 @@ impl World {
         }
         let at = self.rng.pick(&hosts);
         let guest = self.machines[at].guests[&id];
+        if guest == newest {
+            self.look_back(id, at);
+        }
         let drive = self.drives.get_mut(&id).expect("listed");
         if !drive.guests.wants_more(guest) {
             return false;

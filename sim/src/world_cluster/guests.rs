@@ -6,12 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use types::{HeapBlock, Payload, RequestId};
+use types::{HeapBlock, LayerId, Lineage, Payload, RequestId, VdiId};
 use vdi::{Op, Outcome, ReadPart, VdiError};
 
 use super::At;
 use crate::content;
 use crate::guest::{effects_of, in_words};
+use crate::past::{Past, layers};
 use crate::trace::tell;
 use crate::vdi_oracle::{GuestOracle, Moment};
 use crate::{Rng, SECTOR_BYTES};
@@ -36,6 +37,7 @@ struct Waiting {
 pub(super) struct Guests {
     rng: Rng,
     oracle: GuestOracle,
+    past: Past,
     pub bytes: u64,
     sector_bytes: u64,
     shard_bytes: u64,
@@ -55,6 +57,9 @@ pub(super) struct Guests {
     pub late_answers: u64,
     /// Of them, writes that were completed.
     pub late_writes: u64,
+    /// Snapshots cut, and answers about them.
+    pub cuts: u64,
+    pub past_answers: u64,
 }
 
 impl Guests {
@@ -67,6 +72,7 @@ impl Guests {
             is_careful: rng.chance(1, 3),
             rng,
             oracle,
+            past: Past::default(),
             bytes,
             sector_bytes,
             shard_bytes,
@@ -79,17 +85,21 @@ impl Guests {
             answers: 0,
             late_answers: 0,
             late_writes: 0,
+            cuts: 0,
+            past_answers: 0,
         }
     }
 
     /// A new guest is attached; its number.
     pub fn attach(&mut self) -> u64 {
         self.newest += 1;
+        self.past.abandon();
         self.newest
     }
 
     /// A guest is gone; what it had not been answered may have happened.
     pub fn gone(&mut self, by: u64) {
+        self.past.abandon();
         let gone: Vec<u64> = self.waiting_of(by);
         for id in gone {
             let waiting = self.waiting.remove(&id).expect("just listed");
@@ -107,6 +117,7 @@ impl Guests {
 
     /// The disk is closed at a host: what guests that left had asked there is not worked on any more.
     pub fn closed(&mut self, at: At) {
+        self.past.abandon();
         let of = self
             .waiting
             .iter()
@@ -123,6 +134,46 @@ impl Guests {
         for (sectors, _, _) in effects_of(op) {
             self.oracle.complete(id, sectors, false, true);
         }
+    }
+
+    pub fn may_cut(&self) -> bool {
+        self.past.may_cut()
+    }
+
+    /// The layers up to `highest` are a snapshot from now on.
+    pub fn cut(&mut self, highest: LayerId) {
+        tell(|| format!("  cut: {highest} is a snapshot's"));
+        let awaited = self.waiting.keys().copied().collect();
+        self.past.cut(highest, self.oracle.possible(), awaited);
+        self.cuts += 1;
+    }
+
+    /// The flush with which a snapshot is made, when what was under way at its cut has ended.
+    pub fn ask_seal(&mut self) -> Option<(RequestId, Op<HeapBlock>)> {
+        let wants = self.past.wants_flush(self.next_request);
+        wants.then(|| self.register(self.newest, Op::Flush))
+    }
+
+    /// Every snapshot that can be read.
+    pub fn snapshots(&self) -> Vec<LayerId> {
+        self.past.made()
+    }
+
+    /// The newest guest reads a snapshot of the VDI.
+    pub fn ask_past(&mut self, of: Lineage, offset: u64, length: u64) -> (RequestId, Op<HeapBlock>) {
+        let of = Some(of);
+        self.register(self.newest, Op::Read { offset, length, of })
+    }
+
+    /// The same, of some range of some snapshot, if there is one.
+    pub fn ask_some_past(&mut self, vdi: VdiId) -> Option<(RequestId, Op<HeapBlock>)> {
+        let made = self.past.made();
+        if made.is_empty() {
+            return None;
+        }
+        let of = layers(vdi, self.rng.pick(&made));
+        let (offset, length) = self.range(64 << 10);
+        Some(self.ask_past(of, offset, length))
     }
 
     /// Power was lost at some disks: what was not flushed is doubtful.
@@ -225,6 +276,8 @@ impl Guests {
             }
             Op::Flush | Op::Extents { .. } => (0, 0),
         };
+        // What a snapshot holds is nobody's to take over.
+        let length = if is_of_past(op) { 0 } else { length };
         if length == 0 {
             return BTreeSet::new();
         }
@@ -306,10 +359,12 @@ impl Guests {
             Ok(outcome) => outcome,
             Err(error) => {
                 tell(|| format!("  guest {by} is told of {id}: {error}"));
+                self.past.ended(id.0);
                 self.perhaps(id.0, &op);
                 return Err(error);
             }
         };
+        self.past.ended(id.0);
         tell(|| format!("  guest {by} is told that {id} is done"));
         let is_read = matches!(op, Op::Read { .. });
         let may_be_old = is_read && OVERTAKEN_MAY_READ && !is_newest;
@@ -320,6 +375,18 @@ impl Guests {
             self.newest
         );
         match (&op, outcome) {
+            (
+                Op::Read {
+                    offset,
+                    length,
+                    of: Some(of),
+                },
+                Outcome::Read(parts),
+            ) => {
+                let bytes = flat(&parts);
+                assert_eq!(bytes.len() as u64, *length, "guest {by}: length of read {id}");
+                self.check_past(id, of, *offset, &bytes);
+            }
             (Op::Read { offset, length, .. }, Outcome::Read(parts)) => {
                 let bytes = flat(&parts);
                 assert_eq!(bytes.len() as u64, *length, "guest {by}: length of read {id}");
@@ -351,6 +418,19 @@ impl Guests {
     fn done(&mut self, id: RequestId, op: &Op<HeapBlock>, is_durable: bool) {
         for (sectors, _, _) in effects_of(op) {
             self.oracle.complete(id.0, sectors, is_durable, false);
+        }
+    }
+
+    fn check_past(&mut self, id: RequestId, of: &Lineage, offset: u64, bytes: &[u8]) {
+        self.past_answers += 1;
+        for (sector, got) in (offset / SECTOR_BYTES..).zip(bytes.chunks(SECTOR_BYTES as usize)) {
+            let result = match content::sector_version(sector, got) {
+                Some(version) => self.past.read(of, sector, version),
+                None => Err(format!("sector {sector} holds what nobody wrote there")),
+            };
+            if let Err(why) = result {
+                panic!("read {id} of {} B at {offset} lied: {why}", bytes.len());
+            }
         }
     }
 
@@ -406,6 +486,10 @@ impl Guests {
             }
         }
     }
+}
+
+fn is_of_past(op: &Op<HeapBlock>) -> bool {
+    matches!(op, Op::Read { of: Some(_), .. })
 }
 
 fn flat(parts: &[ReadPart<HeapBlock>]) -> Vec<u8> {

@@ -24,10 +24,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use control::ControlStore;
 use replication::ShardRecord;
 use store::StoreSettings;
-use types::{DiskId, LayerId, Lineage, ShardId, ShardNo, VdiId};
+use types::{DiskId, LayerId, ShardId, ShardNo, VdiId};
 use vdi::VdiSpec;
 
 use crate::host::Host;
+use crate::past::layers;
 use crate::trace::tell;
 use crate::{Rng, SimDisk, mix};
 
@@ -213,7 +214,7 @@ impl World {
             bytes,
             sector_bytes,
             shard_bytes: SHARD_BYTES,
-            lineage: Lineage::of_layer(id, HEAD),
+            lineage: layers(id, HEAD),
             sharing: replication::Sharing::Alone,
         };
         let guests = Guests::new(self.rng.draw(), bytes, u64::from(sector_bytes), SHARD_BYTES);

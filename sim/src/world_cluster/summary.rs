@@ -15,6 +15,10 @@ pub struct ClusterSummary {
     pub late_answers: u64,
     /// Of them, writes that were completed: before the newer writer had fenced their shard.
     pub late_writes: u64,
+    /// Snapshots cut under load.
+    pub snapshots: u64,
+    /// Answers about snapshots.
+    pub past_answers: u64,
     /// Take-overs whose old writer was cut off while its leases were young.
     pub watched: u64,
     /// Guests that were attached.
@@ -60,6 +64,8 @@ impl ClusterSummary {
             ("answers", self.answers),
             ("answers of overtaken writers", self.late_answers),
             ("writes completed by overtaken writers", self.late_writes),
+            ("snapshots", self.snapshots),
+            ("answers about snapshots", self.past_answers),
             ("take-overs from a writer with young leases", self.watched),
             ("attachments", self.attachments),
             ("times fenced", self.fenced),

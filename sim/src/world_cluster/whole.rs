@@ -1,9 +1,10 @@
 //! The cluster at rest: healing, scrubbing, and the comparison of everything with everything at the end.
 
-use types::{ShardId, ShardNo, VdiId};
+use types::{LayerId, ShardId, ShardNo, VdiId};
 use vdi::Event;
 
 use super::{At, HEAD, MILLI, PATIENCE, SHARD_BYTES, World};
+use crate::past::layers;
 use crate::trace::tell;
 
 impl World {
@@ -158,6 +159,7 @@ impl World {
                 self.step_vdi(at, *id, Event::Request(request, op));
                 offset += length;
             }
+            self.read_every_snapshot(at, *id, bytes);
         }
         self.become_whole();
         for id in ids {
@@ -168,16 +170,38 @@ impl World {
             self.summary.answers += guests.answers;
             self.summary.late_answers += guests.late_answers;
             self.summary.late_writes += guests.late_writes;
+            self.summary.snapshots += guests.cuts;
+            self.summary.past_answers += guests.past_answers;
+        }
+    }
+
+    fn read_every_snapshot(&mut self, at: At, id: VdiId, bytes: u64) {
+        for highest in self.drives[&id].guests.snapshots() {
+            let mut offset = 0;
+            while offset < bytes {
+                let length = (bytes - offset).min(512 << 10);
+                let guests = &mut self.drives.get_mut(&id).expect("a drive").guests;
+                let (request, op) = guests.ask_past(layers(id, highest), offset, length);
+                self.step_vdi(at, id, Event::Request(request, op));
+                offset += length;
+            }
         }
     }
 
     fn compare_replicas(&mut self, shard: ShardId) {
+        let head = self.drives[&shard.vdi].spec.lineage.newest().1;
+        for layer in HEAD.0..=head.0 {
+            self.compare_layer(shard, LayerId(layer));
+        }
+    }
+
+    fn compare_layer(&mut self, shard: ShardId, layer: LayerId) {
         let mut first = None;
         for disk in self.records.shard(shard).replicas {
             let (at, no) = self.homes[&disk];
             let now = self.local(at);
             let blocks = (SHARD_BYTES / 4096) as u32;
-            let content = self.machines[at].disks[no].content(now, shard, HEAD, blocks);
+            let content = self.machines[at].disks[no].content(now, shard, layer, blocks);
             match &first {
                 None => first = Some((disk, content)),
                 Some((other, expected)) => {
@@ -185,7 +209,7 @@ impl World {
                     let differs = blocks.into_iter().position(|(a, b)| a != b);
                     assert_eq!(
                         differs, None,
-                        "first block of shard {shard} that differs between disks {other} and {disk}"
+                        "first block of shard {shard} that differs between disks {other} and {disk} in layer {layer}"
                     );
                 }
             }
