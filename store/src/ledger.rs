@@ -350,8 +350,11 @@ impl Ledger {
     }
 
     pub(crate) fn is_unfolded(&self, key: LeafKey) -> bool {
-        let shard = self.has_fates.then(|| self.shards.get(&key.shard)).flatten();
-        shard.is_some_and(|shard| shard.is_unfolded(key.layer, key.leaf))
+        self.has_fates
+            && self
+                .shards
+                .get(&key.shard)
+                .is_some_and(|shard| shard.is_unfolded(key.layer, key.leaf))
     }
 
     fn shard(&mut self, id: ShardId) -> &mut Shard {

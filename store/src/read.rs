@@ -219,7 +219,9 @@ impl<B: Payload> Store<B> {
         let Want::Read(read) = &lookup.want else {
             unreachable!("called for reads")
         };
-        if let Some(lineage) = self.as_merged(shard, &read.lineage) {
+        if self.ledger.has_fates
+            && let Some(lineage) = self.as_merged(shard, &read.lineage)
+        {
             self.read_mut(number).lineage = lineage;
             return self.drive_read(number, effects);
         }
@@ -266,6 +268,7 @@ impl<B: Payload> Store<B> {
     }
 
     /// What a reader sees whose newest layer was merged into another.
+    #[cold]
     fn as_merged(&self, shard: ShardId, lineage: &Lineage) -> Option<Lineage> {
         let (vdi, newest) = lineage.newest();
         let home = self.ledger.home(ShardId { vdi, ..shard }, newest);

@@ -442,6 +442,7 @@ impl<B: Payload> Store<B> {
     }
 
     /// Takes what other layers have of a leaf into that of their home.
+    #[cold]
     fn fold(&mut self, key: LeafKey, extra: usize, effects: &mut Vec<Effect<B>>) -> LeafPlace {
         let at = match self.locate_stored(key, extra, effects) {
             LeafPlace::Ready(at) => at,
