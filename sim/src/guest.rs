@@ -102,18 +102,12 @@ impl Guest {
         self.past.may_cut()
     }
 
-    /// The layers up to `highest` are a snapshot from now on.
-    pub fn cut(&mut self, highest: LayerId) {
-        tell(|| format!("  cut: {highest} is a snapshot's"));
-        let awaited = self.waiting.keys().copied().collect();
-        self.past.cut(highest, self.oracle.possible(), awaited);
+    /// A cut: what is up to `highest` becomes a snapshot, and the head reads `lineage`.
+    pub fn cut(&mut self, highest: LayerId, lineage: Lineage) -> (RequestId, Op<HeapBlock>) {
+        let (id, op) = self.register(Op::Cut { lineage });
+        self.past.cut(highest, self.oracle.possible(), id.0);
         self.cuts += 1;
-    }
-
-    /// The flush with which a snapshot is made, when what was under way at its cut has ended.
-    pub fn ask_seal(&mut self) -> Option<(RequestId, Op<HeapBlock>)> {
-        let wants = self.past.wants_flush(self.next_request);
-        wants.then(|| self.register(Op::Flush))
+        (id, op)
     }
 
     /// Every snapshot that can be read.
@@ -144,9 +138,11 @@ impl Guest {
         Some(self.register(op))
     }
 
-    /// The daemon died or was taken over.
+    /// The daemon died or was taken over. A cut is the daemon's own: nobody asks for it again.
     pub fn daemon_gone(&mut self) {
         self.past.abandon();
+        self.waiting
+            .retain(|_, waiting| !matches!(waiting.op, Op::Cut { .. }));
     }
 
     /// Power is lost: the guest and its requests are gone.
@@ -386,7 +382,7 @@ impl Guest {
             (Op::Extents { offset, length, .. }, Outcome::Extents(extents)) => {
                 self.check_extents(id, *offset, *length, &extents, issued);
             }
-            (Op::Flush, Outcome::Done) => {
+            (Op::Flush | Op::Cut { .. }, Outcome::Done) => {
                 let oldest = self.waiting.values().map(|w| w.issued).min();
                 self.oracle.flushed(issued, oldest.unwrap_or(Moment::MAX));
             }
@@ -553,7 +549,7 @@ pub(crate) fn effects_of(op: &Op<HeapBlock>) -> Vec<(std::ops::Range<u64>, u64, 
                 .map(|(from, to, is_sure)| (sectors(from, to), 0, is_sure))
                 .collect()
         }
-        Op::Read { .. } | Op::Flush | Op::Extents { .. } => Vec::new(),
+        Op::Read { .. } | Op::Flush | Op::Extents { .. } | Op::Cut { .. } => Vec::new(),
     }
 }
 
@@ -567,6 +563,7 @@ pub(crate) fn in_words(op: &Op<HeapBlock>) -> String {
         Op::Extents { offset, length, of } => {
             format!("extents of {length} B at {offset} {}", whose(of.as_ref()))
         }
+        Op::Cut { lineage } => format!("cut, the head reads {lineage}"),
     }
 }
 

@@ -1,10 +1,10 @@
 //! What a guest may read from the snapshots of its disk.
 //!
-//! A snapshot is cut while requests are under way: of those it has some and not others. It is made when they have ended and a
-//! flush has: from then on it holds, of each sector, one of the values that were there or on their way when it was cut,
+//! A snapshot is cut while requests are under way: of those it has some and not others. It is made when the cut is answered:
+//! from then on it holds, of each sector, one of the values that were there or on their way when it was cut,
 //! and always the same one, whatever befalls the disk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use types::{LayerId, Lineage, LineageStep, VdiId};
 
@@ -15,10 +15,8 @@ const SNAPSHOTS_MAX: usize = 6;
 #[derive(Debug)]
 struct Snapshot {
     highest: LayerId,
-    /// Requests that were under way at the cut and have not ended.
-    awaited: BTreeSet<u64>,
-    /// The flush after them.
-    flush: Option<u64>,
+    /// The request that cut it.
+    cut: u64,
     is_made: bool,
     /// By sector; what comes after the last is zeros.
     allowed: Vec<Vec<u64>>,
@@ -47,12 +45,11 @@ impl Past {
         self.snapshots.len() < SNAPSHOTS_MAX && self.snapshots.iter().all(|snapshot| snapshot.is_made)
     }
 
-    /// The head becomes a snapshot, with what is allowed of each sector and these requests under way.
-    pub fn cut(&mut self, highest: LayerId, allowed: Vec<Vec<u64>>, awaited: BTreeSet<u64>) {
+    /// The request `cut` makes the head a snapshot, with what is allowed of each sector.
+    pub fn cut(&mut self, highest: LayerId, allowed: Vec<Vec<u64>>, cut: u64) {
         self.snapshots.push(Snapshot {
             highest,
-            awaited,
-            flush: None,
+            cut,
             is_made: false,
             allowed,
             seen: BTreeMap::new(),
@@ -62,19 +59,8 @@ impl Past {
     /// A request has ended.
     pub fn ended(&mut self, request: u64) {
         for snapshot in &mut self.snapshots {
-            snapshot.awaited.remove(&request);
-            snapshot.is_made |= snapshot.flush == Some(request);
+            snapshot.is_made |= snapshot.cut == request;
         }
-    }
-
-    /// Whether a flush is to be asked for, `request`.
-    pub fn wants_flush(&mut self, request: u64) -> bool {
-        let ready = |snapshot: &&mut Snapshot| snapshot.awaited.is_empty() && snapshot.flush.is_none();
-        let snapshot = self.snapshots.iter_mut().find(ready);
-        snapshot.is_some_and(|snapshot| {
-            snapshot.flush = Some(request);
-            true
-        })
     }
 
     /// The daemon is gone: a snapshot that was not made never will be.

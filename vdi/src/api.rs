@@ -21,7 +21,7 @@ pub struct VdiSpec {
     pub sector_bytes: u32,
     /// Bytes per shard, a multiple of 1 MiB.
     pub shard_bytes: u64,
-    /// What the head sees; its newest layer takes the writes. Changes with [`Event::Cut`].
+    /// What the head sees; its newest layer takes the writes. Changes with [`Op::Cut`].
     pub lineage: Lineage,
     /// Who else may write it while it is open.
     pub sharing: Sharing,
@@ -68,6 +68,13 @@ pub enum Op<B> {
         length: u64,
         /// Complete only when on stable media.
         fua: bool,
+    },
+    /// A new layer takes what is written from here on; the head is read through `lineage`, whose newest layer it is and
+    /// above all earlier ones. Writes under way may end in the old layer or the new one. Complete when all that is in the
+    /// old one is complete and on stable media of a quorum: nothing of it changes any more.
+    Cut {
+        /// What the head sees from now on.
+        lineage: Lineage,
     },
     /// Which parts of the range (not empty) hold data; may answer for a prefix of the range only (at least one
     /// block).
@@ -182,12 +189,10 @@ pub enum Event<B> {
         /// Records of shards that did not exist before, in order.
         added: Vec<ShardRecord>,
     },
-    /// A new layer takes what is written from here on; the head is read through `lineage`, whose newest layer it is and
-    /// above all earlier ones. Writes under way end in the layer in which they began: it is sealed when they have.
-    Cut {
-        /// What the head sees from now on.
-        lineage: Lineage,
-    },
+    /// From now on nobody is answered, for [`HOLD_MAX`](crate::HOLD_MAX) at most: several VDIs are to be cut at one moment.
+    Hold,
+    /// They are cut: answers go out again, first those that were held back.
+    Release,
     /// An operator replaced a disk: in every shard `old` gives its place to `new`, which is filled by resync.
     ReplaceDisk {
         /// Leaves.

@@ -75,7 +75,7 @@ impl<B: Payload> Vdi<B> {
     #[must_use]
     pub fn is_busy(&self) -> bool {
         let is_touching = !self.is_closed && self.background.touch_next < self.total();
-        is_touching || !self.ticking.is_empty() || !self.background.fencing.is_empty()
+        is_touching || self.cuts.is_busy() || !self.ticking.is_empty() || !self.background.fencing.is_empty()
     }
 
     pub(crate) fn tick(&mut self, turn: &mut Turn<'_, B>) {
@@ -160,7 +160,7 @@ impl<B: Payload> Vdi<B> {
         self.background.delete = Some(Walk::default());
         for running in std::mem::take(&mut self.queue) {
             let closed = Err(VdiError::Closed);
-            turn.effects.push(Effect::Done(running.guest, closed));
+            self.answer(turn, running.guest, closed);
         }
     }
 

@@ -17,6 +17,7 @@
 mod api;
 mod background;
 mod conflict;
+mod cut;
 mod extents;
 mod flush;
 mod partial;
@@ -29,5 +30,6 @@ mod vdi;
 pub use api::{
     Effect, Event, Extent, Notice, Op, Outcome, ReadPart, ReadParts, VdiError, VdiSpec, VdiStatus,
 };
+pub use cut::HOLD_MAX;
 pub use split::REQUEST_BYTES_MAX;
 pub use vdi::{ADMITTED_MAX, Vdi};

@@ -228,6 +228,12 @@ impl<B> Slab<B> {
         self.slots[slot as usize].as_mut().expect("a running request")
     }
 
+    /// The slots of those that are so.
+    pub fn slots_of(&self, is_so: impl Fn(&Running<B>) -> bool) -> impl Iterator<Item = Slot> {
+        let all = (0..).zip(&self.slots);
+        all.filter_map(move |(slot, running)| running.as_ref().filter(|one| is_so(one)).map(|_| slot))
+    }
+
     pub fn remove(&mut self, slot: Slot) -> Running<B> {
         let running = self.slots[slot as usize].take().expect("a running request");
         assert_eq!(running.under_way, 0, "answered with questions under way");

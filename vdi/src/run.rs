@@ -10,7 +10,7 @@ use crate::partial::{clip, crcs, patch};
 use crate::requests::{Ask, Running, Slot, Stage, Work};
 use crate::split::{Blocks, Cut, Piece, REQUEST_BYTES_MAX, Span, check, global, locate};
 use crate::vdi::{Turn, Vdi};
-use crate::{Effect, Op, Outcome, VdiError};
+use crate::{Op, Outcome, VdiError};
 
 /// Questions one request has under way at once: enough for 32 MiB of reads or writes in flight together, and a
 /// bound for a discard of a whole disk.
@@ -18,9 +18,12 @@ const WINDOW: u32 = 64;
 
 impl<B: Payload> Vdi<B> {
     pub(crate) fn request(&mut self, turn: &mut Turn<'_, B>, id: RequestId, op: Op<B>) {
+        if let Op::Cut { lineage } = op {
+            return self.cut(turn, id, lineage);
+        }
         match self.prepare(id, op) {
             Ok(running) => self.queue.push_back(running),
-            Err(error) => turn.effects.push(Effect::Done(id, Err(error))),
+            Err(error) => self.answer(turn, id, Err(error)),
         }
     }
 
@@ -79,6 +82,7 @@ impl<B: Payload> Vdi<B> {
                 };
                 (work, clears(whole))
             }
+            Op::Cut { .. } => unreachable!("a cut is no request that waits for others"),
             Op::Extents { offset, length, of } => {
                 let span = check(offset, length, u64::MAX, &self.spec)?;
                 self.prepare_extents(span, of)?
@@ -295,7 +299,8 @@ impl<B: Payload> Vdi<B> {
             }
         }
         let running = self.requests.remove(slot);
-        turn.effects.push(Effect::Done(running.guest, outcome(running)));
+        self.answer(turn, running.guest, outcome(running));
+        self.ended(slot);
     }
 
     fn shards_to_flush(&self, slot: Slot) -> Vec<ShardNo> {

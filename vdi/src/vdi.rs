@@ -4,12 +4,11 @@ use std::collections::{BTreeSet, VecDeque};
 
 use replication::{FromReplica, ShardError, ShardOp, ShardRecord, ShardReply};
 use replication::{Writer, WriterEffect, WriterEvent};
-use types::{
-    BLOCK_BYTES, DiskId, Incarnation, Instant, LEAF_BLOCKS, Lineage, Payload, SHARD_BLOCKS_MAX, ShardNo,
-};
+use types::{BLOCK_BYTES, DiskId, Incarnation, Instant, LEAF_BLOCKS, Payload, SHARD_BLOCKS_MAX, ShardNo};
 
 use crate::background::Background;
 use crate::conflict::Conflicts;
+use crate::cut::Cuts;
 use crate::flush::SharedFlush;
 use crate::requests::{Ask, Running, Slab, Slot};
 use crate::{Effect, Event, VdiSpec};
@@ -42,6 +41,7 @@ pub struct Vdi<B: Payload> {
     /// Shards whose writer asked for ticks; looked at again at each tick.
     pub(crate) ticking: Vec<ShardNo>,
     pub(crate) background: Background,
+    pub(crate) cuts: Cuts<B>,
     /// No request is taken any more.
     pub(crate) is_closed: bool,
     /// Answers of writers, in order; worked off before `step` returns, and never from inside a writer's step.
@@ -114,6 +114,7 @@ impl<B: Payload> Vdi<B> {
             unsynced: BTreeSet::new(),
             ticking: Vec::new(),
             background: Background::default(),
+            cuts: Cuts::default(),
             is_closed: false,
             answers: VecDeque::new(),
             ready: VecDeque::new(),
@@ -126,6 +127,7 @@ impl<B: Payload> Vdi<B> {
     /// What happened; appends what to do about it. Cannot fail.
     pub fn step(&mut self, now: Instant, event: Event<B>, effects: &mut Vec<Effect<B>>) {
         let turn = &mut Turn { now, effects };
+        self.release_late(turn);
         match event {
             Event::Request(id, op) => self.request(turn, id, op),
             Event::Replica(message) => self.replica(turn, message),
@@ -133,7 +135,8 @@ impl<B: Payload> Vdi<B> {
             Event::Distance { disk, is_far } => self.distance(turn, disk, is_far),
             Event::RecordSaved { shard, record } => self.record_saved(turn, shard, record),
             Event::Resized { bytes, added } => self.resize(bytes, added),
-            Event::Cut { lineage } => self.cut(turn, lineage),
+            Event::Hold => self.hold(turn),
+            Event::Release => self.release(turn),
             Event::ReplaceDisk { old, new } => self.replace_disk(turn, old, new),
             Event::DiskLeaves { disk, refused } => self.disk_leaves(turn, disk, refused.as_ref()),
             Event::Scrub => self.start_scrub(),
@@ -226,16 +229,6 @@ impl<B: Payload> Vdi<B> {
         if is_ours {
             self.tell(turn, no, WriterEvent::Replica(message));
         }
-    }
-
-    /// In one turn for all shards: what is written from the next request on is of the new layer in each of them. Nothing
-    /// has to stop for it, as a request that depends on another's answer comes after that answer.
-    fn cut(&mut self, turn: &mut Turn<'_, B>, lineage: Lineage) {
-        for no in self.touched_shards() {
-            let lineage = lineage.clone();
-            self.tell(turn, no, WriterEvent::Cut { lineage });
-        }
-        self.spec.lineage = lineage;
     }
 
     fn disk_state(&mut self, turn: &mut Turn<'_, B>, disk: DiskId, is_up: bool) {

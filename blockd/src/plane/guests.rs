@@ -287,6 +287,6 @@ fn content_bytes(op: &Op<Buf>) -> u64 {
     match op {
         Op::Read { length, .. } => *length,
         Op::Write { data, .. } => data.length() as u64,
-        Op::Flush | Op::Discard { .. } | Op::WriteZeroes { .. } | Op::Extents { .. } => 0,
+        Op::Flush | Op::Discard { .. } | Op::WriteZeroes { .. } | Op::Extents { .. } | Op::Cut { .. } => 0,
     }
 }

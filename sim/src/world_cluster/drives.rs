@@ -165,19 +165,17 @@ impl World {
         let (cuts, asks) = (self.rng.chance(1, 100), self.rng.chance(1, 8));
         let drive = self.drives.get_mut(&id).expect("a drive");
         let (guests, spec) = (&mut drive.guests, &mut drive.spec);
-        let mut events = Vec::new();
+        let mut asked = Vec::new();
         if cuts && is_alone && guests.may_cut() {
             let head = spec.lineage.newest().1;
-            guests.cut(head);
             spec.lineage = layers(id, LayerId(head.0 + 1));
-            let lineage = spec.lineage.clone();
-            events.push(Event::Cut { lineage });
+            asked.push(guests.cut(head, spec.lineage.clone()));
         }
-        let past = if asks { guests.ask_some_past(id) } else { None };
-        let asked = past.into_iter().chain(guests.ask_seal());
-        events.extend(asked.map(|(request, op)| Event::Request(request, op)));
-        for event in events {
-            self.step_vdi(at, id, event);
+        if asks {
+            asked.extend(guests.ask_some_past(id));
+        }
+        for (request, op) in asked {
+            self.step_vdi(at, id, Event::Request(request, op));
         }
     }
 

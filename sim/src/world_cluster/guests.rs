@@ -93,13 +93,13 @@ impl Guests {
     /// A new guest is attached; its number.
     pub fn attach(&mut self) -> u64 {
         self.newest += 1;
-        self.past.abandon();
+        self.abandon_cuts();
         self.newest
     }
 
     /// A guest is gone; what it had not been answered may have happened.
     pub fn gone(&mut self, by: u64) {
-        self.past.abandon();
+        self.abandon_cuts();
         let gone: Vec<u64> = self.waiting_of(by);
         for id in gone {
             let waiting = self.waiting.remove(&id).expect("just listed");
@@ -117,7 +117,7 @@ impl Guests {
 
     /// The disk is closed at a host: what guests that left had asked there is not worked on any more.
     pub fn closed(&mut self, at: At) {
-        self.past.abandon();
+        self.abandon_cuts();
         let of = self
             .waiting
             .iter()
@@ -140,18 +140,19 @@ impl Guests {
         self.past.may_cut()
     }
 
-    /// The layers up to `highest` are a snapshot from now on.
-    pub fn cut(&mut self, highest: LayerId) {
-        tell(|| format!("  cut: {highest} is a snapshot's"));
-        let awaited = self.waiting.keys().copied().collect();
-        self.past.cut(highest, self.oracle.possible(), awaited);
+    /// A cut: what is up to `highest` becomes a snapshot, and the head reads `lineage`.
+    pub fn cut(&mut self, highest: LayerId, lineage: Lineage) -> (RequestId, Op<HeapBlock>) {
+        let (id, op) = self.register(self.newest, Op::Cut { lineage });
+        self.past.cut(highest, self.oracle.possible(), id.0);
         self.cuts += 1;
+        (id, op)
     }
 
-    /// The flush with which a snapshot is made, when what was under way at its cut has ended.
-    pub fn ask_seal(&mut self) -> Option<(RequestId, Op<HeapBlock>)> {
-        let wants = self.past.wants_flush(self.next_request);
-        wants.then(|| self.register(self.newest, Op::Flush))
+    /// Snapshots that are not made never will be. A cut is a daemon's own: no other asks for it again.
+    fn abandon_cuts(&mut self) {
+        self.past.abandon();
+        self.waiting
+            .retain(|_, waiting| !matches!(waiting.op, Op::Cut { .. }));
     }
 
     /// Every snapshot that can be read.
@@ -274,7 +275,7 @@ impl Guests {
                 let end = offset + length;
                 (first, (end - end % 4096).saturating_sub(first))
             }
-            Op::Flush | Op::Extents { .. } => (0, 0),
+            Op::Flush | Op::Extents { .. } | Op::Cut { .. } => (0, 0),
         };
         // What a snapshot holds is nobody's to take over.
         let length = if is_of_past(op) { 0 } else { length };
@@ -392,7 +393,7 @@ impl Guests {
                 assert_eq!(bytes.len() as u64, *length, "guest {by}: length of read {id}");
                 self.check_read(id, *offset, &bytes, issued, has_quorum, may_be_old);
             }
-            (Op::Flush, Outcome::Done) => {
+            (Op::Flush | Op::Cut { .. }, Outcome::Done) => {
                 let oldest = self.waiting.values().map(|w| w.issued).min();
                 self.oracle.flushed_by(by, issued, oldest.unwrap_or(Moment::MAX));
             }

@@ -341,17 +341,14 @@ impl World {
         let head = self.spec.lineage.newest().1;
         let lineage = layers(ID, LayerId(head.0 + 1));
         self.spec.lineage = lineage.clone();
-        self.guest.cut(head);
-        self.step(Event::Cut { lineage });
+        let (id, op) = self.guest.cut(head, lineage);
+        self.step(Event::Request(id, op));
     }
 
     fn ask_past(&mut self) {
         if self.guest.wants_more()
             && let Some((id, op)) = self.guest.ask_some_past(ID)
         {
-            self.step(Event::Request(id, op));
-        }
-        if let Some((id, op)) = self.guest.ask_seal() {
             self.step(Event::Request(id, op));
         }
     }

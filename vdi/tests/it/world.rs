@@ -270,6 +270,19 @@ impl World {
         self.submit(Op::Read { offset, length, of }, Waiting::Bytes(expected))
     }
 
+    /// Reads what a snapshot holds, which must be this.
+    pub fn read_of(&mut self, lineage: &Lineage, offset: u64, expected: &[u8]) -> RequestId {
+        let (length, of) = (expected.len() as u64, Some(lineage.clone()));
+        let expected = HeapBlock::new(expected);
+        self.submit(Op::Read { offset, length, of }, Waiting::Bytes(expected))
+    }
+
+    /// Cuts; all that went to the old layer must be on stable media when that is answered.
+    pub fn cut(&mut self, lineage: Lineage) -> RequestId {
+        let old = self.sent.clone();
+        self.submit(Op::Cut { lineage }, Waiting::Flush(old))
+    }
+
     pub fn write(&mut self, offset: u64, length: u64, fua: bool) -> RequestId {
         let mut bytes = Vec::with_capacity(length as usize);
         while bytes.len() < length as usize {

@@ -70,7 +70,7 @@ impl Disk {
                 self.bytes[range(*offset, *length)].fill(0);
             }
             Op::WriteZeroes { offset, length, .. } => self.bytes[range(*offset, *length)].fill(0),
-            Op::Extents { .. } => panic!("guests cannot ask for extents"),
+            Op::Extents { .. } | Op::Cut { .. } => panic!("guests cannot ask for {op:?}"),
         }
         Outcome::Done
     }

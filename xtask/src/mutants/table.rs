@@ -99,6 +99,7 @@ const FULL: Net = Net::World("store-full", 60);
 /// For what shows in one of hundreds.
 const FULL_LONG: Net = Net::World("store-full", 1700);
 const VDI: Net = Net::World("vdi", 120);
+const CUTS: Net = Net::Tests("weft-vdi", "--test it", "cut::");
 const CLUSTER: Net = Net::World("cluster", 100);
 const MODEL: Net = Net::Tests("weft-replication", "--test world", "faults_lose_nothing");
 
@@ -574,6 +575,41 @@ pub const MUTANTS: &[Mutant] = &[
         find: "let whole = span.whole(self.spec.bytes);\n                let work = Work::Clear {\n                    kind: ClearKind::Trim,",
         put: "let whole = span.touched();\n                let work = Work::Clear {\n                    kind: ClearKind::Trim,",
         nets: &[VDI],
+    },
+    Mutant {
+        name: "a layer is sealed while writes to it are under way",
+        file: "vdi/src/cut.rs",
+        find: "changes && running.stage != Stage::Waiting",
+        put: "changes && running.stage == Stage::Waiting",
+        nets: &[CUTS],
+    },
+    Mutant {
+        name: "shards that were touched are not cut",
+        file: "vdi/src/cut.rs",
+        find: "            self.tell(turn, no, WriterEvent::Cut { lineage });",
+        put: "            if no.0 > 0 { self.tell(turn, no, WriterEvent::Cut { lineage }); }",
+        nets: &[CUTS],
+    },
+    Mutant {
+        name: "shards that nobody touched are not cut",
+        file: "vdi/src/cut.rs",
+        find: "        self.spec.lineage = lineage;",
+        put: "        drop(lineage);",
+        nets: &[CUTS],
+    },
+    Mutant {
+        name: "a VDI that is cut with others answers",
+        file: "vdi/src/cut.rs",
+        find: "Some(held) => held.answers.push((id, result)),",
+        put: "Some(held) if id.0 % 2 == 0 => held.answers.push((id, result)),\n            Some(_) => turn.effects.push(Effect::Done(id, result)),",
+        nets: &[CUTS],
+    },
+    Mutant {
+        name: "a VDI that held too long goes on holding",
+        file: "vdi/src/cut.rs",
+        find: "if self.cuts.held.is_some() && !self.is_holding(turn.now)",
+        put: "if self.cuts.held.is_some() && self.is_holding(turn.now) && self.is_closed",
+        nets: &[CUTS],
     },
     Mutant {
         name: "the guest's descriptors are walked again when its request ends",
