@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use edge::uring::{Buf, BufMut, Pool};
 use nbd::{Export, ExportError, ExportInfo, Extent, Part};
 use tokio::sync::oneshot;
-use types::VdiId;
+use types::{Lineage, VdiId};
 use vdi::{Op, Outcome, ReadPart, VdiError};
 
 use crate::plane::{Command, PlaneHandle};
@@ -15,6 +15,8 @@ use crate::plane::{Command, PlaneHandle};
 pub struct VdiExport {
     vdi: VdiId,
     name: String,
+    /// What a snapshot reads; absent: the VDI as it is.
+    view: Option<Lineage>,
     plane: PlaneHandle,
     pool: Pool,
     bytes: Arc<AtomicU64>,
@@ -27,6 +29,7 @@ impl VdiExport {
     pub fn new(
         vdi: VdiId,
         name: String,
+        view: Option<Lineage>,
         plane: PlaneHandle,
         pool: Pool,
         bytes: Arc<AtomicU64>,
@@ -36,6 +39,7 @@ impl VdiExport {
         VdiExport {
             vdi,
             name,
+            view,
             plane,
             pool,
             bytes,
@@ -93,7 +97,7 @@ impl Export for VdiExport {
             .ask(Op::Read {
                 offset,
                 length: u64::from(length),
-                of: None,
+                of: self.view.clone(),
             })
             .await?
         {
@@ -144,7 +148,7 @@ impl Export for VdiExport {
             .ask(Op::Extents {
                 offset,
                 length: u64::from(length),
-                of: None,
+                of: self.view.clone(),
             })
             .await?
         {

@@ -12,6 +12,7 @@ mod output;
 mod pool;
 mod recover;
 mod scrub;
+mod snapshot;
 mod status;
 mod vdi;
 
@@ -78,6 +79,9 @@ enum Command {
     /// Create, list, show, resize, delete, attach and detach virtual disks
     #[command(subcommand)]
     Vdi(vdi::VdiCommand),
+    /// Create, list, delete, protect snapshots of virtual disks, and go back to them
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
     /// Read and verify all data, and repair what is bad
     Scrub(scrub::ScrubArgs),
     /// Back up disks to a directory or a bucket, and restore them
@@ -162,6 +166,7 @@ fn run(cli: Cli) -> Outcome<()> {
             Command::Host(command) => host::run(&client, &command).await,
             Command::Disk(command) => disk::run(&client, command).await,
             Command::Vdi(command) => vdi::run(&client, command).await,
+            Command::Snapshot(command) => snapshot::run(&client, command).await,
             Command::Scrub(args) => scrub::run(&client, args).await,
             Command::Backup(_) => unreachable!("done above"),
             Command::Status(args) => status::run(&client, &args).await,
@@ -224,7 +229,11 @@ mod tests {
             "vdi create web01 --size 20GiB --replicas 2 --sector 4096 --shard-size 512MiB",
             "vdi attach web01 --vhost-user /run/weft/web01.sock --queues 4",
             "vdi attach web01 --nbd tcp:127.0.0.1:10809 --read-only",
+            "vdi attach web01@before --nbd tcp:127.0.0.1:10809",
             "vdi detach web01",
+            "snapshot create web01@before --with web02 web03",
+            "snapshot delete web01@a web01@b --yes",
+            "snapshot rollback web01@a --keep b --force",
             "scrub --vdi web01 --wait",
             "status",
         ];
@@ -248,6 +257,9 @@ mod tests {
             "vdi attach web01 --vhost-user /a --nbd unix:/b",
             "vdi attach web01 --nbd 127.0.0.1:10809",
             "vdi attach web01 --nbd tcp:localhost",
+            "snapshot create",
+            "snapshot delete --yes",
+            "snapshot rollback web01@a --keep b --discard",
             "disk replace x",
             "disk fsck /dev/sdb --index /x",
             "scrub --status --wait",

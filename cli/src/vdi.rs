@@ -1,5 +1,6 @@
 //! `weft vdi`
 
+use ::snapshot::{ParseReferenceError, Point, Reference};
 use clap::{Args, Subcommand};
 use control::{
     AttachBody, AttachTarget, DetachBody, Health, NbdAddress, VdiCreateBody, VdiInfo, VdiResizeBody,
@@ -60,10 +61,11 @@ pub enum VdiCommand {
     /// Open a door for guests: vhost-user-blk or NBD
     #[command(
         after_help = "Examples:\n  weft vdi attach web01 --vhost-user /run/weft/web01.sock --queues 4\n  \
-        weft vdi attach web01 --nbd unix:/run/weft/web01.nbd\n  weft vdi attach web01 --nbd tcp:127.0.0.1:10809"
+        weft vdi attach web01 --nbd unix:/run/weft/web01.nbd\n  weft vdi attach web01 --nbd tcp:127.0.0.1:10809\n  \
+        weft vdi attach web01@before-upgrade --nbd unix:/run/weft/before.nbd"
     )]
     Attach {
-        /// Its name
+        /// Its name, or VDI@SNAPSHOT to serve a snapshot read-only over NBD
         name: String,
         #[command(flatten)]
         door: Door,
@@ -203,10 +205,25 @@ pub async fn run(client: &Client, command: VdiCommand) -> Outcome<()> {
                     "add --vhost-user PATH or --nbd ADDRESS",
                 ));
             };
+            let reference: Reference = name
+                .parse()
+                .map_err(|error: ParseReferenceError| Failure::usage(error.to_string(), error.way_out()))?;
+            let (name, snapshot) = match reference.point {
+                Point::Head => (reference.vdi, None),
+                Point::Snapshot(snapshot) => (reference.vdi, Some(snapshot.to_string())),
+                Point::Time(_) => {
+                    return Err(Failure::usage(
+                        format!("'{name}' is a moment: only snapshots can be served"),
+                        "name a snapshot, see `weft snapshot list`",
+                    ));
+                }
+            };
+            let name = name.to_string();
             let body = AttachBody {
                 target: target.to_string(),
                 read_only,
                 queues,
+                snapshot,
             };
             let answer = client
                 .post(&format!("/v1/vdis/{}/attach", segment(&name)), &body)
@@ -339,6 +356,7 @@ fn describe(vdi: &VdiInfo) -> String {
             ("TARGET", Align::Left),
             ("ACCESS", Align::Left),
             ("QUEUES", Align::Right),
+            ("SNAPSHOT", Align::Left),
         ]);
         for a in &vdi.attachments {
             let access = if a.read_only { "read-only" } else { "read-write" };
@@ -346,6 +364,7 @@ fn describe(vdi: &VdiInfo) -> String {
                 a.target.to_string(),
                 access.to_owned(),
                 a.queues.to_string(),
+                a.snapshot.as_ref().map_or("-".to_owned(), ToString::to_string),
             ]);
         }
         text.push_str(&table.render(2));

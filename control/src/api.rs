@@ -110,6 +110,42 @@ pub struct AttachBody {
     /// Request queues of vhost-user, 1 to 16, default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
+    /// What is served is this snapshot, read-only; absent: the VDI itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
+}
+
+/// `POST /v1/snapshots`
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotCreateBody {
+    /// `VDI@NAME` each. Several are one cut: what one of them holds, the others hold what came before it.
+    pub snapshots: Vec<String>,
+}
+
+/// `POST /v1/vdis/{name}/snapshots/{snapshot}/protect`
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotProtectBody {
+    /// Not to be deleted, by hand or by a schedule.
+    pub protected: bool,
+}
+
+/// `POST /v1/vdis/{name}/rollback`
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackBody {
+    /// The snapshot to go back to.
+    pub to: String,
+    /// The name under which the present state is kept; absent: `before-rollback-` and the time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<String>,
+    /// The present state is not kept at all.
+    #[serde(default)]
+    pub discard: bool,
+    /// Although guests use it: they are hung up on first.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// `POST /v1/vdis/{name}/detach`
@@ -405,6 +441,32 @@ pub struct VdiInfo {
     /// The host that writes it; absent: nobody does, or the pool has a single host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
+}
+
+/// One snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SnapshotInfo {
+    /// Of this VDI.
+    pub vdi: String,
+    /// Unique in its VDI.
+    pub name: String,
+    /// When it was taken.
+    #[schema(value_type = String)]
+    pub created: Timestamp,
+    /// The VDI's virtual size then.
+    pub bytes: u64,
+    /// Not to be deleted.
+    pub protected: bool,
+    /// The snapshot it came after; absent: the VDI was new, or all before it are deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// The VDI as it is now came from this one, by whatever steps.
+    pub is_below_head: bool,
+    /// VDIs that began with it and need it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clones: Vec<String>,
+    /// Its layer, the number in the log.
+    pub layer: u32,
 }
 
 /// One scrub of one VDI, running or the last one that ended.

@@ -4,11 +4,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use snapshot::{Reference, SnapshotName};
 use types::{ByteSize, SHARD_BYTES_DEFAULT};
 
 use crate::{
     ApiError, ApiResult, AttachBody, AttachTarget, DetachBody, DiskAddBody, Frontend, PoolCreateBody,
-    ScrubBody, VdiCreateBody, VdiResizeBody,
+    RollbackBody, ScrubBody, SnapshotCreateBody, VdiCreateBody, VdiResizeBody,
 };
 
 /// Smallest VDI.
@@ -19,6 +20,8 @@ pub const VDI_BYTES_MAX: u64 = 64 << 40;
 pub const DISK_BYTES_MIN: u64 = 1 << 30;
 /// Largest disk a pool takes.
 pub const DISK_BYTES_MAX: u64 = 256 << 40;
+/// Most VDIs in one cut: all their records change in one transaction of the control store.
+pub const GROUP_MAX: usize = 16;
 /// Most request queues of an attachment.
 pub const QUEUES_MAX: u16 = 16;
 /// Most shards of a VDI; bounds the records that one `vdi create` writes at once.
@@ -110,6 +113,37 @@ pub struct Attach {
     pub read_only: bool,
     /// 1 to [`QUEUES_MAX`].
     pub queues: u16,
+    /// What is served; `None` is the VDI itself.
+    pub snapshot: Option<SnapshotName>,
+}
+
+/// A checked [`SnapshotCreateBody`]: at least one, each of another VDI.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotCreate {
+    /// Which VDIs, and how their snapshots are to be called.
+    pub snapshots: Vec<(Name, SnapshotName)>,
+}
+
+/// A checked [`RollbackBody`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rollback {
+    /// The snapshot to go back to.
+    pub to: SnapshotName,
+    /// What becomes of the present state.
+    pub present: Present,
+    /// Although guests use it.
+    pub force: bool,
+}
+
+/// What a roll-back does with the state before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Present {
+    /// Kept as a snapshot of this name.
+    Kept(SnapshotName),
+    /// Kept under a name that says when.
+    KeptByTime,
+    /// Given up.
+    Discarded,
 }
 
 /// A checked [`DetachBody`].
@@ -199,10 +233,19 @@ impl TryFrom<AttachBody> for Attach {
                 "leave queues out; clients open as many connections as they like",
             ));
         }
+        let snapshot = body.snapshot.as_deref().map(snapshot_name).transpose()?;
+        if snapshot.is_some() && target.frontend() != Frontend::Nbd {
+            return Err(ApiError::invalid(
+                "a snapshot is served over NBD only",
+                "give an NBD address; a guest can use that as its disk, too",
+            ));
+        }
         Ok(Attach {
             target,
-            read_only: body.read_only,
+            // Nobody writes into a snapshot.
+            read_only: body.read_only || snapshot.is_some(),
             queues,
+            snapshot,
         })
     }
 }
@@ -213,6 +256,68 @@ impl TryFrom<DetachBody> for Detach {
     fn try_from(body: DetachBody) -> ApiResult<Detach> {
         Ok(Detach {
             target: body.target.as_deref().map(target).transpose()?,
+        })
+    }
+}
+
+/// A snapshot's name out of a path or a body.
+///
+/// # Errors
+/// When it is none.
+pub fn snapshot_name(text: &str) -> ApiResult<SnapshotName> {
+    text.parse().map_err(|error| not_a_reference(&error))
+}
+
+fn not_a_reference(error: &snapshot::ParseReferenceError) -> ApiError {
+    ApiError::invalid(error.to_string(), error.way_out())
+}
+
+impl TryFrom<SnapshotCreateBody> for SnapshotCreate {
+    type Error = ApiError;
+
+    fn try_from(body: SnapshotCreateBody) -> ApiResult<SnapshotCreate> {
+        if body.snapshots.is_empty() || body.snapshots.len() > GROUP_MAX {
+            return Err(ApiError::invalid(
+                format!("{} snapshots at once are not supported", body.snapshots.len()),
+                format!("name 1 to {GROUP_MAX}, as VDI@NAME"),
+            ));
+        }
+        let mut snapshots: Vec<(Name, SnapshotName)> = Vec::new();
+        for text in &body.snapshots {
+            let reference: Reference = text.parse().map_err(|error| not_a_reference(&error))?;
+            let (vdi, snapshot) = reference.snapshot().map_err(|error| not_a_reference(&error))?;
+            let vdi: Name = vdi.as_str().parse()?;
+            if snapshots.iter().any(|(other, _)| *other == vdi) {
+                return Err(ApiError::invalid(
+                    format!("VDI {vdi} is named twice"),
+                    "one cut is one snapshot of each VDI",
+                ));
+            }
+            snapshots.push((vdi, snapshot));
+        }
+        Ok(SnapshotCreate { snapshots })
+    }
+}
+
+impl TryFrom<RollbackBody> for Rollback {
+    type Error = ApiError;
+
+    fn try_from(body: RollbackBody) -> ApiResult<Rollback> {
+        let present = match (body.keep, body.discard) {
+            (Some(_), true) => {
+                return Err(ApiError::invalid(
+                    "the present state cannot be kept and discarded",
+                    "leave out one of the two",
+                ));
+            }
+            (Some(name), false) => Present::Kept(snapshot_name(&name)?),
+            (None, true) => Present::Discarded,
+            (None, false) => Present::KeptByTime,
+        };
+        Ok(Rollback {
+            to: snapshot_name(&body.to)?,
+            present,
+            force: body.force,
         })
     }
 }

@@ -144,6 +144,7 @@ fn attach(target: &str, queues: Option<u16>) -> ApiResult<Attach> {
         target: target.into(),
         read_only: false,
         queues,
+        snapshot: None,
     }
     .try_into()
 }

@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use snapshot::SnapshotName;
 use types::{DiskId, HostId, Incarnation, LayerId, PoolId, VdiId};
 use utoipa::ToSchema;
 
@@ -192,6 +193,10 @@ pub struct Attachment {
     pub read_only: bool,
     /// Request queues (vhost-user); 1 for NBD.
     pub queues: u16,
+    /// What is served is this snapshot; absent: the VDI itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub snapshot: Option<SnapshotName>,
 }
 
 /// Which protocol.

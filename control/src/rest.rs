@@ -19,17 +19,19 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use snapshot::SnapshotName;
 use tokio::net::{UnixListener, UnixStream};
 use types::{DiskId, HostId};
 use utoipa::OpenApi;
 
 use crate::api::object;
-use crate::check::is_hidden;
+use crate::check::{is_hidden, snapshot_name};
 pub use crate::serve::{CONNECTIONS_MAX, REQUEST_WAIT, serve};
 use crate::{
     ApiError, ApiResult, AttachBody, DetachBody, DiskAddBody, DiskInfo, DiskReplaceBody, HostInfo,
-    LeftoverInfo, Name, PoolCreateBody, PoolInfo, Problem, RebalancePlan, ScrubBody, ScrubStatus, Service,
-    StatusInfo, VdiCreateBody, VdiInfo, VdiResizeBody, VersionInfo,
+    LeftoverInfo, Name, PoolCreateBody, PoolInfo, Problem, RebalancePlan, RollbackBody, ScrubBody,
+    ScrubStatus, Service, SnapshotCreateBody, SnapshotInfo, SnapshotProtectBody, StatusInfo, VdiCreateBody,
+    VdiInfo, VdiResizeBody, VersionInfo,
 };
 
 /// Longest request body.
@@ -66,6 +68,11 @@ const TEXT_SHOWN_MAX: usize = 200;
         vdi_delete,
         vdi_attach,
         vdi_detach,
+        vdi_rollback,
+        snapshot_create,
+        snapshot_list,
+        snapshot_delete,
+        snapshot_protect,
         scrub_start,
         scrub_status,
         status,
@@ -109,6 +116,17 @@ pub fn router<S: Service>(service: Arc<S>) -> Router {
         .route("/v1/vdis/{name}/resize", post(vdi_resize::<S>))
         .route("/v1/vdis/{name}/attach", post(vdi_attach::<S>))
         .route("/v1/vdis/{name}/detach", post(vdi_detach::<S>))
+        .route("/v1/vdis/{name}/rollback", post(vdi_rollback::<S>))
+        .route("/v1/snapshots", post(snapshot_create::<S>))
+        .route("/v1/vdis/{name}/snapshots", get(snapshot_list::<S>))
+        .route(
+            "/v1/vdis/{name}/snapshots/{snapshot}",
+            axum::routing::delete(snapshot_delete::<S>),
+        )
+        .route(
+            "/v1/vdis/{name}/snapshots/{snapshot}/protect",
+            post(snapshot_protect::<S>),
+        )
         .route("/v1/scrub", get(scrub_status::<S>).post(scrub_start::<S>))
         .route("/v1/status", get(status::<S>))
         .route("/v1/version", get(version::<S>))
@@ -269,6 +287,20 @@ impl<S: Send + Sync> FromRequestParts<S> for VdiName {
     async fn from_request_parts(parts: &mut axum::http::request::Parts, state: &S) -> ApiResult<VdiName> {
         let UrlPath(text) = url_path(parts, state).await?;
         text.parse().map(VdiName)
+    }
+}
+
+/// The names of a VDI and of a snapshot in the path, checked.
+struct VdiSnapshot(Name, SnapshotName);
+
+impl<S: Send + Sync> FromRequestParts<S> for VdiSnapshot {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut axum::http::request::Parts, state: &S) -> ApiResult<VdiSnapshot> {
+        let UrlPath((vdi, snapshot)) = UrlPath::<(String, String)>::from_request_parts(parts, state)
+            .await
+            .map_err(|rejection| ApiError::invalid(plain(&rejection.body_text()), ""))?;
+        Ok(VdiSnapshot(vdi.parse()?, snapshot_name(&snapshot)?))
     }
 }
 
@@ -505,6 +537,59 @@ async fn vdi_detach<S: Service>(
     Body(body): Body<DetachBody>,
 ) -> ApiResult<Json<VdiInfo>> {
     api.vdi_detach(name, body.try_into()?).await.map(Json)
+}
+
+#[utoipa::path(post, path = "/v1/vdis/{name}/rollback", params(("name" = String, Path)), request_body = RollbackBody,
+    responses((status = 200, body = VdiInfo), (status = "default", body = Problem)))]
+async fn vdi_rollback<S: Service>(
+    State(api): Api<S>,
+    VdiName(name): VdiName,
+    Body(body): Body<RollbackBody>,
+) -> ApiResult<Json<VdiInfo>> {
+    api.vdi_rollback(name, body.try_into()?).await.map(Json)
+}
+
+#[utoipa::path(post, path = "/v1/snapshots", request_body = SnapshotCreateBody,
+    responses((status = 200, body = Vec<SnapshotInfo>), (status = "default", body = Problem)))]
+async fn snapshot_create<S: Service>(
+    State(api): Api<S>,
+    Body(body): Body<SnapshotCreateBody>,
+) -> ApiResult<Json<Vec<SnapshotInfo>>> {
+    api.snapshot_create(body.try_into()?).await.map(Json)
+}
+
+#[utoipa::path(get, path = "/v1/vdis/{name}/snapshots", params(("name" = String, Path)),
+    responses((status = 200, body = Vec<SnapshotInfo>), (status = "default", body = Problem)))]
+async fn snapshot_list<S: Service>(
+    State(api): Api<S>,
+    VdiName(name): VdiName,
+) -> ApiResult<Json<Vec<SnapshotInfo>>> {
+    api.snapshot_list(name).await.map(Json)
+}
+
+#[utoipa::path(delete, path = "/v1/vdis/{name}/snapshots/{snapshot}",
+    params(("name" = String, Path), ("snapshot" = String, Path)),
+    responses((status = 204), (status = "default", body = Problem)))]
+async fn snapshot_delete<S: Service>(
+    State(api): Api<S>,
+    VdiSnapshot(vdi, snapshot): VdiSnapshot,
+) -> ApiResult<StatusCode> {
+    api.snapshot_delete(vdi, snapshot)
+        .await
+        .map(|()| StatusCode::NO_CONTENT)
+}
+
+#[utoipa::path(post, path = "/v1/vdis/{name}/snapshots/{snapshot}/protect",
+    params(("name" = String, Path), ("snapshot" = String, Path)), request_body = SnapshotProtectBody,
+    responses((status = 200, body = SnapshotInfo), (status = "default", body = Problem)))]
+async fn snapshot_protect<S: Service>(
+    State(api): Api<S>,
+    VdiSnapshot(vdi, snapshot): VdiSnapshot,
+    Body(body): Body<SnapshotProtectBody>,
+) -> ApiResult<Json<SnapshotInfo>> {
+    api.snapshot_protect(vdi, snapshot, body.protected)
+        .await
+        .map(Json)
 }
 
 #[utoipa::path(post, path = "/v1/scrub", request_body = ScrubBody,

@@ -2,11 +2,13 @@
 
 use std::future::Future;
 
+use snapshot::SnapshotName;
 use types::{DiskId, HostId};
 
 use crate::{
     ApiResult, Attach, Detach, DiskAdd, DiskInfo, HostInfo, LeftoverInfo, Name, PoolCreate, PoolInfo,
-    RebalancePlan, ScrubStatus, StatusInfo, VdiCreate, VdiInfo, VersionInfo,
+    RebalancePlan, Rollback, ScrubStatus, SnapshotCreate, SnapshotInfo, StatusInfo, VdiCreate, VdiInfo,
+    VersionInfo,
 };
 
 /// The daemon behind the API.
@@ -66,6 +68,29 @@ pub trait Service: Send + Sync + 'static {
     fn vdi_attach(&self, name: Name, request: Attach) -> impl Future<Output = ApiResult<VdiInfo>> + Send;
     /// Closes one door, or all.
     fn vdi_detach(&self, name: Name, request: Detach) -> impl Future<Output = ApiResult<VdiInfo>> + Send;
+
+    /// Takes a snapshot of each of these VDIs, all at one moment, under load; all or none. Durable when it returns.
+    fn snapshot_create(
+        &self,
+        request: SnapshotCreate,
+    ) -> impl Future<Output = ApiResult<Vec<SnapshotInfo>>> + Send;
+    /// The snapshots of a VDI, the oldest first.
+    fn snapshot_list(&self, vdi: Name) -> impl Future<Output = ApiResult<Vec<SnapshotInfo>>> + Send;
+    /// Deletes one; refused when it is protected, served, or a clone needs it.
+    fn snapshot_delete(
+        &self,
+        vdi: Name,
+        snapshot: SnapshotName,
+    ) -> impl Future<Output = ApiResult<()>> + Send;
+    /// Sets or takes away its protection.
+    fn snapshot_protect(
+        &self,
+        vdi: Name,
+        snapshot: SnapshotName,
+        protected: bool,
+    ) -> impl Future<Output = ApiResult<SnapshotInfo>> + Send;
+    /// Makes the VDI what it was when a snapshot of it was taken; refused while guests use it, without `force`.
+    fn vdi_rollback(&self, vdi: Name, request: Rollback) -> impl Future<Output = ApiResult<VdiInfo>> + Send;
 
     /// Starts to read and verify one VDI, or all.
     fn scrub_start(&self, vdi: Option<Name>) -> impl Future<Output = ApiResult<ScrubStatus>> + Send;

@@ -199,6 +199,7 @@ fn door() -> Attachment {
         target: "nbd:tcp:127.0.0.1:10809".parse::<AttachTarget>().unwrap(),
         read_only: false,
         queues: 1,
+        snapshot: None,
     }
 }
 

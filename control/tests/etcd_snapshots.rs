@@ -11,8 +11,8 @@ use std::time::Instant;
 use control::etcd::Etcd;
 use control::{ControlStore, MemoryKv, Placed, RecordError, SNAPSHOTS_AT_ONCE, VdiRecord};
 use etcd::{Servers, until};
-use jiff::Timestamp;
 use replication::ShardRecord;
+use snapshot::tree::Taken;
 use snapshot::{SnapshotName, Tree};
 use types::{DiskId, LayerId, ShardId, ShardNo, VdiId};
 use weft_control as control;
@@ -23,8 +23,11 @@ fn name(no: usize) -> SnapshotName {
     format!("s{no}").parse().unwrap()
 }
 
-fn then() -> Timestamp {
-    "2026-11-21T10:15:00Z".parse().unwrap()
+fn then() -> Taken {
+    Taken {
+        at: "2026-11-21T10:15:00Z".parse().unwrap(),
+        bytes: 20 << 30,
+    }
 }
 
 fn web(store: &ControlStore) -> VdiRecord {
@@ -38,7 +41,7 @@ fn web(store: &ControlStore) -> VdiRecord {
         replicas: 1,
         shard_bytes: GIB,
         head: LayerId(0),
-        created: then(),
+        created: then().at,
         attachments: Vec::new(),
         deleting: false,
     };

@@ -200,12 +200,17 @@ async fn the_document_names_every_path() {
         "/v1/pool",
         "/v1/rebalance",
         "/v1/scrub",
+        "/v1/snapshots",
         "/v1/status",
         "/v1/vdis",
         "/v1/vdis/{name}",
         "/v1/vdis/{name}/attach",
         "/v1/vdis/{name}/detach",
         "/v1/vdis/{name}/resize",
+        "/v1/vdis/{name}/rollback",
+        "/v1/vdis/{name}/snapshots",
+        "/v1/vdis/{name}/snapshots/{snapshot}",
+        "/v1/vdis/{name}/snapshots/{snapshot}/protect",
         "/v1/version",
     ];
     assert_eq!(paths, wanted);

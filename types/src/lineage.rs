@@ -132,6 +132,16 @@ impl Lineage {
         Lineage(Form::One(LineageStep::layer(vdi, layer)))
     }
 
+    /// The layers of one VDI from `lowest` to `highest`.
+    ///
+    /// # Panics
+    /// When they are the wrong way round.
+    #[must_use]
+    pub fn of_layers(vdi: VdiId, lowest: LayerId, highest: LayerId) -> Lineage {
+        assert!(lowest <= highest, "layers from {lowest} to {highest}");
+        Lineage(Form::One(LineageStep { vdi, lowest, highest }))
+    }
+
     /// The newest first; never empty.
     #[inline]
     #[must_use]

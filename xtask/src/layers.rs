@@ -40,12 +40,21 @@ const ARROWS: &[(&str, &[&str])] = &[
             "vhost-blk",
             "nbd",
             "control",
+            "snapshot",
         ],
     ),
     // Offline tools read disks themselves; all else goes through REST.
     (
         "cli",
-        &["types", "backup", "control", "edge", "store", "replication"],
+        &[
+            "types",
+            "backup",
+            "control",
+            "edge",
+            "store",
+            "replication",
+            "snapshot",
+        ],
     ),
     ("fio-tests", &["types"]),
     // Drives the cores as the daemon does, with its buffers, and counts.

@@ -413,8 +413,7 @@ impl Daemon {
     pub(super) async fn take_over(&self, vdi: VdiId, writer: VdiWriter) -> ApiResult<VdiRecord> {
         let record = self.records(|control| control.take_vdi(vdi, writer.host, writer.incarnation))?;
         let shards = self.records(|control| control.shards_now(&record))?;
-        self.open_vdi(&record, shards, Some(writer)).await?;
-        Ok(record)
+        self.open_vdi(&record, shards, Some(writer)).await
     }
 
     /// All hosts, with whether they are alive.

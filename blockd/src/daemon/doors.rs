@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use control::{
     ApiError, ApiResult, Attach, AttachTarget, Attachment, ControlStore, Detach, Name, NbdAddress, Severity,
@@ -57,14 +57,19 @@ impl Daemon {
             .into_iter()
             .filter(|record| written.contains_key(&record.id))
         {
-            for attachment in &record.attachments {
-                if let Err(error) = self.open_door(&record, attachment).await {
-                    let message = format!(
-                        "VDI {}: {} is not served: {error}",
-                        record.name, attachment.target
-                    );
-                    self.events.add(Severity::Critical, message);
-                }
+            self.open_doors_of(&record).await;
+        }
+    }
+
+    /// Opens a VDI's doors again that were closed for a while.
+    pub(super) async fn open_doors_of(&self, record: &VdiRecord) {
+        for attachment in &record.attachments {
+            if let Err(error) = self.open_door(record, attachment).await {
+                let message = format!(
+                    "VDI {}: {} is not served: {error}",
+                    record.name, attachment.target
+                );
+                self.events.add(Severity::Critical, message);
             }
         }
     }
@@ -116,9 +121,18 @@ impl Daemon {
             .get(&record.id)
             .cloned()
             .expect("an open VDI has a size");
+        let (name, view, size) = match &attachment.snapshot {
+            None => (record.name.clone(), None, size),
+            Some(snapshot) => {
+                let (lineage, bytes) = self.view(record, snapshot)?;
+                let name = format!("{}@{snapshot}", record.name);
+                (name, Some(lineage), Arc::new(AtomicU64::new(bytes)))
+            }
+        };
         let export = Arc::new(VdiExport::new(
             record.id,
-            record.name.clone(),
+            name.clone(),
+            view,
             self.home(record.id).clone(),
             self.pool.clone(),
             size,
@@ -127,7 +141,7 @@ impl Daemon {
         ));
         // By its name, and as the default export: clients that name none get the only one there is.
         let exports = nbd::Exports::new();
-        for name in [record.name.as_str(), ""] {
+        for name in [name.as_str(), ""] {
             exports
                 .add(name, Arc::clone(&export))
                 .map_err(|error| ApiError::internal(format!("export name: {error}"), ""))?;
@@ -164,6 +178,7 @@ impl Daemon {
             target: request.target,
             read_only: request.read_only,
             queues: request.queues,
+            snapshot: request.snapshot,
         };
         self.open_door(&record, &attachment).await?;
         let target = attachment.target.to_string();

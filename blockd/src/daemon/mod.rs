@@ -23,6 +23,7 @@ mod removal;
 mod replacing;
 mod reports;
 mod service;
+mod snapshots;
 mod stopping;
 mod vdis;
 

@@ -13,7 +13,7 @@ use control::recover::notes::{DiskNote, NOTES, VdiNote, note, place_of, vdi_note
 use control::{ApiResult, ControlStore, DiskRecord, VdiRecord};
 use replication::{RECORD_BYTES_MAX, ReplicaRequest, ShardRecord, ToReplica};
 use store::ShardSummary;
-use types::{DiskId, Epoch, RequestId, Token, VdiId};
+use types::{DiskId, Epoch, LayerId, Lineage, RequestId, Token, VdiId};
 
 use super::Daemon;
 use crate::plane::Command;
@@ -77,9 +77,15 @@ impl Daemon {
             notes.insert(NOTES, note(&its));
             wanted.insert(disk.id, notes);
         }
+        let lineages = self.records(ControlStore::head_lineages)?;
         for vdi in self.records(ControlStore::vdis)? {
+            // One was heard and the other not yet: when it is, this is gone through again. No note may be left out here,
+            // for a note that is not wanted is taken off the disks.
+            let Some(lineage) = lineage_of(&vdi, &lineages) else {
+                return Ok(());
+            };
             let shards = self.records(|control| control.shards(vdi.id))?;
-            for (disk, bytes) in notes_of(&vdi, &shards) {
+            for (disk, bytes) in notes_of(&vdi, &lineage, &shards) {
                 if let Some(notes) = wanted.get_mut(&disk) {
                     notes.insert(vdi.id, bytes);
                 }
@@ -103,15 +109,23 @@ impl Daemon {
         Ok(())
     }
 
-    /// Before a VDI takes its first write, or a new shard of it does, or it is deleted.
-    pub(super) fn tell_disks_of(&self, vdi: &VdiRecord, shards: &[ShardRecord]) {
+    /// Before a VDI takes its first write, or a new shard or layer of it does, or it is deleted.
+    pub(super) fn tell_disks_of(&self, vdi: &VdiRecord, shards: &[ShardRecord]) -> ApiResult<()> {
+        let lineage = if vdi.head == LayerId(0) {
+            Lineage::of_layer(vdi.id, vdi.head)
+        } else {
+            let tree = self.records(|control| control.layers_now(vdi.id))?;
+            tree.lineage(vdi.id, vdi.head)
+                .map_err(control::RecordError::from)?
+        };
         let mut told = self.told.lock().expect("notes");
-        for (disk, bytes) in notes_of(vdi, shards) {
+        for (disk, bytes) in notes_of(vdi, &lineage, shards) {
             if let Some(told) = told.get_mut(&disk).filter(|_| self.is_up(disk)) {
                 self.put_note(disk, vdi.id, bytes.clone());
                 told.insert(vdi.id, bytes);
             }
         }
+        Ok(())
     }
 
     /// A VDI is gone.
@@ -172,10 +186,23 @@ impl Daemon {
     }
 }
 
+/// What the head of a VDI reads; absent where its layers are not those of its record.
+fn lineage_of(vdi: &VdiRecord, lineages: &BTreeMap<VdiId, Lineage>) -> Option<Lineage> {
+    match lineages.get(&vdi.id) {
+        Some(lineage) => (lineage.newest() == (vdi.id, vdi.head)).then(|| lineage.clone()),
+        // Never snapshotted, or the record of its layers is lost: all of them then.
+        None => Some(Lineage::of_layers(vdi.id, LayerId(0), vdi.head)),
+    }
+}
+
 /// What each disk that a VDI has replicas on is to know of it.
-fn notes_of(vdi: &VdiRecord, shards: &[ShardRecord]) -> impl Iterator<Item = (DiskId, Vec<u8>)> {
+fn notes_of(
+    vdi: &VdiRecord,
+    lineage: &Lineage,
+    shards: &[ShardRecord],
+) -> impl Iterator<Item = (DiskId, Vec<u8>)> {
     let witnesses = shards.first().map_or(&[][..], |shard| &shard.replicas);
-    let bytes = note(&VdiNote::new(vdi, witnesses));
+    let bytes = note(&VdiNote::new(vdi, lineage, witnesses));
     let disks: BTreeSet<DiskId> = shards.iter().flat_map(|shard| shard.replicas.clone()).collect();
     disks.into_iter().map(move |disk| (disk, bytes.clone()))
 }

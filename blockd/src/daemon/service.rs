@@ -6,9 +6,11 @@ use std::sync::Arc;
 use control::{
     API_VERSION, ApiError, ApiResult, Attach, ControlStore, Detach, DiskAdd, DiskInfo, DiskRecord, DiskState,
     Health, HostInfo, LeftoverInfo, Name, PoolCreate, PoolInfo, PoolRecord, RebalancePlan, ResyncInfo,
-    ScrubStatus, Service, StatusInfo, VdiCreate, VdiDisk, VdiInfo, VdiRecord, VersionInfo,
+    Rollback, ScrubStatus, Service, SnapshotCreate, SnapshotInfo, StatusInfo, VdiCreate, VdiDisk, VdiInfo,
+    VdiRecord, VersionInfo,
 };
 use jiff::Timestamp;
+use snapshot::SnapshotName;
 use store::{ShardSummary, StoreStats};
 use types::{BLOCK_BYTES, DiskId, HostId, PoolId, ShardId, VdiId};
 use vdi::{Event, VdiStatus};
@@ -385,6 +387,37 @@ impl Service for RestService {
         let _one = self.0.changes.lock().await;
         self.0.detach(&name, request).await?;
         let record = self.0.named(&name)?;
+        self.0.one_vdi(record).await
+    }
+
+    async fn snapshot_create(&self, request: SnapshotCreate) -> ApiResult<Vec<SnapshotInfo>> {
+        let _one = self.0.changes.lock().await;
+        self.0.take_snapshots(request).await
+    }
+
+    async fn snapshot_list(&self, vdi: Name) -> ApiResult<Vec<SnapshotInfo>> {
+        let record = self.0.named(&vdi)?;
+        self.0.snapshots(&record)
+    }
+
+    async fn snapshot_delete(&self, vdi: Name, snapshot: SnapshotName) -> ApiResult<()> {
+        let _one = self.0.changes.lock().await;
+        self.0.delete_snapshot(&vdi, &snapshot).await
+    }
+
+    async fn snapshot_protect(
+        &self,
+        vdi: Name,
+        snapshot: SnapshotName,
+        protected: bool,
+    ) -> ApiResult<SnapshotInfo> {
+        let _one = self.0.changes.lock().await;
+        self.0.protect_snapshot(&vdi, &snapshot, protected).await
+    }
+
+    async fn vdi_rollback(&self, vdi: Name, request: Rollback) -> ApiResult<VdiInfo> {
+        let _one = self.0.changes.lock().await;
+        let record = self.0.roll_back(&vdi, request).await?;
         self.0.one_vdi(record).await
     }
 

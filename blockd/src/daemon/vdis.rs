@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use control::{ApiError, ApiResult, ControlStore, Name, Placed, Severity, VdiCreate, VdiRecord, VdiWriter};
 use jiff::Timestamp;
 use replication::ShardRecord;
-use types::{ByteSize, LayerId, Lineage, VdiId};
+use types::{ByteSize, LayerId, VdiId};
 use vdi::{Event, VdiSpec};
 
 use super::disks::no_pool;
@@ -45,19 +45,21 @@ impl Daemon {
         Ok(())
     }
 
-    /// Opens a VDI for `writer`, which is this host in a cluster.
+    /// Opens a VDI for `writer`, which is this host in a cluster. Its record may be another afterwards: a snapshot that
+    /// was not finished is given up.
     pub(super) async fn open_vdi(
         &self,
         record: &VdiRecord,
         records: Vec<ShardRecord>,
         writer: Option<VdiWriter>,
-    ) -> ApiResult<()> {
+    ) -> ApiResult<VdiRecord> {
+        let (record, lineage) = self.lineage_to_open(record)?;
         let spec = VdiSpec {
             id: record.id,
             bytes: record.bytes,
             sector_bytes: record.sector_bytes,
             shard_bytes: record.shard_bytes,
-            lineage: Lineage::of_layer(record.id, record.head),
+            lineage,
             sharing: self.records(|control| control.sharing(record.id))?,
         };
         let size = Arc::new(AtomicU64::new(record.bytes));
@@ -72,7 +74,8 @@ impl Daemon {
             up,
             reply,
         })
-        .await
+        .await?;
+        Ok(record)
     }
 
     /// The record of the VDI called `name`.
@@ -131,9 +134,8 @@ impl Daemon {
             record.shard_bytes.min(record.bytes),
         )?;
         self.records(|control| control.create_vdi(&record, &shards, placed))?;
-        self.tell_disks_of(&record, &shards);
-        self.open_vdi(&record, shards, placed.writer).await?;
-        Ok(record)
+        self.tell_disks_of(&record, &shards)?;
+        self.open_vdi(&record, shards, placed.writer).await
     }
 
     pub(super) async fn resize_vdi(&self, name: &Name, bytes: u64) -> ApiResult<VdiRecord> {
@@ -166,7 +168,7 @@ impl Daemon {
         )?;
         let record = self.records(|control| control.resize_vdi(&record, &added, placed))?;
         let shards = self.records(|control| control.shards(record.id))?;
-        self.tell_disks_of(&record, &shards);
+        self.tell_disks_of(&record, &shards)?;
         self.home(record.id).send(Command::Vdi {
             vdi: record.id,
             event: Event::Resized { bytes, added },
@@ -190,7 +192,7 @@ impl Daemon {
         record.deleting = true;
         let record = self.records(|control| control.update_vdi(&record))?;
         let shards = self.records(|control| control.shards(record.id))?;
-        self.tell_disks_of(&record, &shards);
+        self.tell_disks_of(&record, &shards)?;
         self.begin_delete(record.id);
         Ok(())
     }

@@ -60,7 +60,13 @@ pub enum Command {
     CloseVdi { vdi: VdiId, reply: oneshot::Sender<()> },
     /// Something for a VDI's core.
     Vdi { vdi: VdiId, event: Event<Buf> },
-    /// A request of NBD.
+    /// VDIs that are cut together: see [`Hold`]. Answered with whether it answers nobody now.
+    Hold {
+        vdi: VdiId,
+        hold: Hold,
+        reply: oneshot::Sender<bool>,
+    },
+    /// A request of NBD, or of the daemon itself.
     Request {
         vdi: VdiId,
         op: Op<Buf>,
@@ -80,6 +86,17 @@ pub enum Command {
     Figures { reply: oneshot::Sender<PlaneFigures> },
     /// Leave the loop.
     Stop,
+}
+
+/// What is said to VDIs that are cut together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// Answer nobody.
+    Begin,
+    /// Only asked whether it still does.
+    Still,
+    /// Answer again.
+    End,
 }
 
 /// Where a disk is served.

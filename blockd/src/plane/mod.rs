@@ -28,7 +28,9 @@ use types::{DiskId, HostId, InFlight, Instant, VdiId};
 
 use disks::DiskActor;
 use guests::Guests;
-pub use handle::{Command, Home, LinkFigures, NodeFigures, PlaneFigures, PlaneHandle, Report, VdiFigures};
+pub use handle::{
+    Command, Hold, Home, LinkFigures, NodeFigures, PlaneFigures, PlaneHandle, Report, VdiFigures,
+};
 use links::{Link, Way};
 pub use links::{LinkRole, LinkStart};
 use patience::Patience;
@@ -278,6 +280,10 @@ impl Plane {
                 let _ = reply.send(());
             }
             Command::Vdi { vdi, event } => self.step_vdi(vdi, event),
+            Command::Hold { vdi, hold, reply } => {
+                let is_held = self.hold(vdi, hold);
+                let _ = reply.send(is_held);
+            }
             Command::Request { vdi, op, reply } => self.request_from_channel(vdi, op, reply),
             Command::ToDisk(disk, message) => self.inbox.push_back(Letter::ToDisk(disk, message)),
             Command::ToVdi(message) => self.inbox.push_back(Letter::ToVdi(message)),

@@ -8,7 +8,7 @@ use types::{DiskId, Incarnation, RequestId, VdiId};
 use vdi::{Effect, Event, Op, Outcome, Vdi, VdiError, VdiSpec};
 
 use super::guests::GuestTag;
-use super::{Actor, Home, Letter, Plane, PlaneFigures, Report, VdiFigures};
+use super::{Actor, Hold, Home, Letter, Plane, PlaneFigures, Report, VdiFigures};
 
 /// Who gets the answer of a request.
 enum Asker {
@@ -95,6 +95,18 @@ impl Plane {
                 None => {}
             }
         }
+    }
+
+    /// Begins or ends that a VDI answers nobody; whether it does now.
+    pub(super) fn hold(&mut self, vdi: VdiId, hold: Hold) -> bool {
+        self.now = self.clock.now();
+        match hold {
+            Hold::Begin => self.step_vdi(vdi, Event::Hold),
+            Hold::Still => {}
+            Hold::End => self.step_vdi(vdi, Event::Release),
+        }
+        let actor = self.vdis.get(&vdi);
+        actor.is_some_and(|actor| actor.core.is_holding(self.now))
     }
 
     pub(super) fn request_from_channel(

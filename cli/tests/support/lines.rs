@@ -51,6 +51,11 @@ const RIGHT: &[(&str, &str)] = &[
     ("--level <1..19>", "3"),
     ("--parallel <N>", "4"),
     ("--dead-after <MINUTES>", "30"),
+    ("VDI", "web01"),
+    ("SNAPSHOT", "web01@before"),
+    ("SNAPSHOTS", "web01@before"),
+    ("--with <VDI>...", "web02"),
+    ("--keep <NAME>", "after"),
 ];
 
 /// Every wrong line there is, but for places that `takes` does not want with a value.

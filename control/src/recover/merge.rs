@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use replication::ShardRecord;
-use types::{DiskId, Epoch, Incarnation, PoolId, ShardId, ShardNo, VdiId};
+use types::{DiskId, Epoch, Incarnation, Lineage, PoolId, ShardId, ShardNo, VdiId};
 
 use super::export::{Export, FoundDisk, FoundShard};
 use super::notes::VdiNote;
@@ -89,6 +89,8 @@ pub struct Recovery {
 pub struct RecoveredVdi {
     /// Its record, one revision on.
     pub record: VdiRecord,
+    /// What its head reads. Which of its layers were snapshots is not known any more: they are one.
+    pub lineage: Lineage,
     /// Its shards, in order; empty if it is left out.
     pub shards: Vec<ShardRecord>,
     /// Shards that some disk holds.
@@ -130,6 +132,7 @@ pub fn merge(exports: &[Export], asked: &Asked, now: Timestamp) -> Result<Recove
         let is_deleted = !is_wanted && found.is_deleted(&note);
         let mut rebuilt = RecoveredVdi {
             record: note.to_record(),
+            lineage: note.lineage().expect("checked where it was read"),
             shards: Vec::new(),
             found: 0,
             behind: 0,

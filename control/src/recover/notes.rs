@@ -7,7 +7,7 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use types::{DiskId, LayerId, ShardId, ShardNo, VdiId};
+use types::{DiskId, LayerId, Lineage, LineageStep, ShardId, ShardNo, VdiId};
 
 use crate::store::{decode, encode};
 use crate::{DiskRecord, PoolRecord, RecordError, VdiRecord};
@@ -57,6 +57,10 @@ pub struct VdiNote {
     pub shard_bytes: u64,
     /// The layer that takes the writes.
     pub head: LayerId,
+    /// Which layers its head reads, from the newest down: how far below the last that was said the next one is, and how
+    /// many follow it. Absent: all from the head down to 0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lineage: Vec<u32>,
     /// When.
     pub created: Timestamp,
     /// Deleted by the operator, but shards may be left on disks.
@@ -68,9 +72,9 @@ pub struct VdiNote {
 }
 
 impl VdiNote {
-    /// Of a VDI whose first shard has these replicas.
+    /// Of a VDI whose first shard has these replicas, and whose head reads `lineage`.
     #[must_use]
-    pub fn new(vdi: &VdiRecord, replicas: &[DiskId]) -> VdiNote {
+    pub fn new(vdi: &VdiRecord, lineage: &Lineage, replicas: &[DiskId]) -> VdiNote {
         VdiNote {
             id: vdi.id,
             revision: vdi.revision,
@@ -80,10 +84,39 @@ impl VdiNote {
             replicas: vdi.replicas,
             shard_bytes: vdi.shard_bytes,
             head: vdi.head,
+            lineage: told(vdi, lineage),
             created: vdi.created,
             deleting: vdi.deleting,
             witnesses: replicas.iter().copied().take(WITNESSES_MAX).collect(),
         }
+    }
+
+    /// What its head reads, of its own layers; absent: no VDI can have noted this.
+    #[must_use]
+    pub fn lineage(&self) -> Option<Lineage> {
+        let whole = [0, self.head.0];
+        let told = if self.lineage.is_empty() {
+            &whole[..]
+        } else {
+            &self.lineage
+        };
+        let (pairs, []) = told.as_chunks::<2>() else {
+            return None;
+        };
+        let mut last = self.head.0;
+        let mut steps = Vec::new();
+        for [below, more] in pairs {
+            let highest = last.checked_sub(*below)?;
+            let lowest = highest.checked_sub(*more)?;
+            steps.push(LineageStep {
+                vdi: self.id,
+                lowest: LayerId(lowest),
+                highest: LayerId(highest),
+            });
+            last = lowest;
+        }
+        let lineage = Lineage::new(&steps).ok()?;
+        (lineage.newest() == (self.id, self.head)).then_some(lineage)
     }
 
     /// The VDI's record again, one revision on, without its attachments.
@@ -103,6 +136,19 @@ impl VdiNote {
             deleting: false,
         }
     }
+}
+
+/// A lineage in the form of [`VdiNote::lineage`].
+fn told(vdi: &VdiRecord, lineage: &Lineage) -> Vec<u32> {
+    assert_eq!(lineage.newest(), (vdi.id, vdi.head), "what the head reads");
+    let own = lineage.steps().iter().filter(|step| step.vdi == vdi.id);
+    let mut told = Vec::new();
+    let mut last = vdi.head.0;
+    for step in own {
+        told.extend([last - step.highest.0, step.highest.0 - step.lowest.0]);
+        last = step.lowest.0;
+    }
+    if told == [0, vdi.head.0] { Vec::new() } else { told }
 }
 
 /// A note as bytes.
@@ -132,7 +178,8 @@ pub fn vdi_note(vdi: VdiId, bytes: &[u8]) -> Result<VdiNote, RecordError> {
         && note.shard_bytes > 0
         && note.shard_bytes.is_multiple_of(1 << 20)
         && crate::shards_fit(note.bytes, note.shard_bytes).is_ok()
-        && (1..=3).contains(&note.replicas);
+        && (1..=3).contains(&note.replicas)
+        && note.lineage().is_some();
     if !is_possible {
         return Err(RecordError::Damaged {
             key,

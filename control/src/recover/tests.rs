@@ -7,7 +7,7 @@ use super::*;
 use crate::backend::Backend;
 use crate::{ControlStore, DiskRecord, DiskState, Embedded, MemoryKv, PoolRecord, VdiRecord};
 use replication::{EpochEnd, ShardRecord};
-use types::{DiskId, PoolId, ShardId, ShardNo, Token, VdiId};
+use types::{DiskId, Lineage, LineageStep, PoolId, ShardId, ShardNo, Token, VdiId};
 
 const NOW: &str = "2026-11-22T01:00:00Z";
 
@@ -66,6 +66,11 @@ fn web(shards: u64) -> VdiRecord {
     }
 }
 
+/// Of a VDI that was never rolled back.
+fn lineage(vdi: &VdiRecord) -> Lineage {
+    Lineage::of_layers(vdi.id, LayerId(0), vdi.head)
+}
+
 /// Shard 0 of VDI 1 on disks 1 to `replicas`, all of them in sync at epoch 4.
 fn record(replicas: u128) -> ShardRecord {
     let shard = ShardId {
@@ -96,7 +101,11 @@ fn copy(record: &ShardRecord, end: u64) -> FoundShard {
 /// Disks 1, 2, ... each with a note of `vdi` and the copy given.
 fn disks(vdi: &VdiRecord, copies: Vec<Option<FoundShard>>) -> Vec<FoundDisk> {
     let with = |(copy, n): (Option<FoundShard>, u128)| FoundDisk {
-        vdis: vec![VdiNote::new(vdi, &[DiskId(1), DiskId(2), DiskId(3)])],
+        vdis: vec![VdiNote::new(
+            vdi,
+            &lineage(vdi),
+            &[DiskId(1), DiskId(2), DiskId(3)],
+        )],
         shards: copy.into_iter().collect(),
         ..disk(n)
     };
@@ -401,11 +410,84 @@ fn what_cannot_be_one_pool_is_refused() {
 }
 
 #[test]
+fn a_note_says_what_the_head_reads() {
+    let mut vdi = web(1);
+    vdi.head = LayerId(9);
+    let id = vdi.id;
+    let step = |lowest: u32, highest: u32| LineageStep {
+        vdi: id,
+        lowest: LayerId(lowest),
+        highest: LayerId(highest),
+    };
+    for (steps, told) in [
+        (vec![step(0, 9)], vec![]),
+        (vec![step(3, 9)], vec![0, 6]),
+        (vec![step(9, 9), step(5, 6), step(0, 3)], vec![0, 0, 3, 1, 2, 3]),
+    ] {
+        let lineage = Lineage::new(&steps).unwrap();
+        let all = VdiNote::new(&vdi, &lineage, &[DiskId(1)]);
+        assert_eq!(all.lineage, told, "{lineage}");
+        let read = vdi_note(vdi.id, &note(&all)).unwrap();
+        assert_eq!(read.lineage(), Some(lineage));
+    }
+    let lineage = Lineage::of_layers(vdi.id, LayerId(0), LayerId(9));
+    for wrong in [
+        vec![1, 0],
+        vec![0],
+        vec![0, 10],
+        vec![0, 3, 0, 2],
+        vec![0, 3, 7, 0],
+    ] {
+        let wrong = VdiNote {
+            lineage: wrong,
+            ..VdiNote::new(&vdi, &lineage, &[])
+        };
+        assert!(vdi_note(vdi.id, &note(&wrong)).is_err(), "{wrong:?}");
+    }
+    // The deepest lineage of a VDI that was rolled back a hundred times between thousands of snapshots.
+    vdi.head = LayerId(200_000);
+    vdi.name = "x".repeat(63);
+    let steps = (0..128).map(|no| 200_000 - no * 1500);
+    let steps: Vec<LineageStep> = steps.map(|layer| step(layer, layer)).collect();
+    let deepest = Lineage::new(&steps).unwrap();
+    let all = VdiNote::new(&vdi, &deepest, &ids(&[u128::MAX, 2, 3]));
+    assert!(
+        note(&all).len() < replication::RECORD_BYTES_MAX,
+        "{}",
+        note(&all).len()
+    );
+}
+
+#[test]
+fn the_layers_of_a_recovered_vdi_are_what_its_head_read() {
+    let mut vdi = web(1);
+    vdi.head = LayerId(9);
+    let steps = [(9, 9), (5, 6), (0, 3)].map(|(lowest, highest)| LineageStep {
+        vdi: vdi.id,
+        lowest: LayerId(lowest),
+        highest: LayerId(highest),
+    });
+    let lineage = Lineage::new(&steps).unwrap();
+    let mut found = disks(&vdi, (0..3).map(|_| Some(copy(&record(3), 10))).collect());
+    for disk in &mut found {
+        disk.vdis = vec![VdiNote::new(&vdi, &lineage, &[DiskId(1), DiskId(2), DiskId(3)])];
+    }
+    let recovery = merged(found, &Asked::default());
+    let store = ControlStore::new(Box::new(MemoryKv::default()));
+    store.put_recovered(&recovery).unwrap();
+    let tree = store.layers(vdi.id).unwrap();
+    assert_eq!(tree.head(vdi.id).unwrap().lineage, lineage);
+    assert_eq!(tree.snapshots(vdi.id).unwrap().count(), 0);
+    // What it did not read is never read again, whatever is done with it.
+    assert_eq!(store.head_lineages().unwrap()[&vdi.id], lineage);
+}
+
+#[test]
 fn notes_are_small_and_impossible_ones_are_refused() {
     let mut vdi = web(1);
     vdi.name = "x".repeat(63);
     vdi.bytes = 64 << 40;
-    let all = VdiNote::new(&vdi, &ids(&[u128::MAX, 2, 3]));
+    let all = VdiNote::new(&vdi, &lineage(&vdi), &ids(&[u128::MAX, 2, 3]));
     assert!(note(&all).len() < replication::RECORD_BYTES_MAX);
     assert_eq!(vdi_note(VdiId(1), &note(&all)).unwrap(), all);
     assert!(vdi_note(VdiId(2), &note(&all)).is_err());

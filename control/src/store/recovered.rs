@@ -2,6 +2,7 @@
 
 use super::disks::{PLACEMENT, disk_key};
 use super::shards::shard_key;
+use super::snapshots::{layers_key, layers_of_head};
 use super::vdis::{NEXT_ID, name_key, vdi_key};
 use super::{ControlStore, Result, put};
 use crate::backend::{Commit, Transaction};
@@ -9,13 +10,15 @@ use crate::recover::Recovery;
 use crate::{PoolRecord, RecordError, VdiRecord};
 
 /// Everything that a recovery decides anew. Hosts say themselves who they are when they start.
-const REPLACED: [&str; 7] = [
+const REPLACED: [&str; 9] = [
     "disk/",
     "vdi/",
     "vdi-name/",
     "vdi-writer/",
     "vdi-making/",
     "shard/",
+    "layers/",
+    "snapshot/",
     "host-alive/",
 ];
 
@@ -59,6 +62,10 @@ impl ControlStore {
             put(&mut all, &name_key(&vdi.record.name), &vdi.record.id);
             for shard in &vdi.shards {
                 put(&mut all, &shard_key(shard.shard), shard);
+            }
+            if vdi.record.head.0 > 0 {
+                let layers = layers_of_head(&vdi.lineage, vdi.record.revision);
+                put(&mut all, &layers_key(vdi.record.id), &layers);
             }
         }
         self.put_in_parts(all.puts)?;

@@ -1,7 +1,7 @@
 //! Records of layers: what an operation writes is what it is read from.
 
 use snapshot::SnapshotName;
-use snapshot::tree::{Refusal, Tree};
+use snapshot::tree::{Refusal, Taken, Tree};
 use types::{LayerId, VdiId};
 
 use super::tests::{placed, shards, store, vdi};
@@ -14,8 +14,11 @@ fn name(name: &str) -> SnapshotName {
     name.parse().unwrap()
 }
 
-fn then() -> jiff::Timestamp {
-    "2026-11-21T10:15:00Z".parse().unwrap()
+fn then() -> Taken {
+    Taken {
+        at: "2026-11-21T10:15:00Z".parse().unwrap(),
+        bytes: 20 << 30,
+    }
 }
 
 fn with_web() -> ControlStore {
@@ -164,6 +167,39 @@ fn a_snapshot_in_two_halves_survives_its_writer() {
     let tree = store.layers(WEB).unwrap();
     assert_eq!(tree.head(WEB).unwrap().lineage.to_string(), "1:0..=2");
     assert_eq!(tree.unsettled(WEB).unwrap().len(), 1);
+}
+
+#[test]
+fn vdis_that_are_cut_together_change_together() {
+    let store = with_web();
+    let other = VdiRecord {
+        head: LayerId(0),
+        ..vdi(2, "db01", 1)
+    };
+    let shards = shards(2, 0..1);
+    store.create_vdi(&other, &shards, placed(&store)).unwrap();
+    let both = [web(&store), store.vdi(other.id).unwrap().unwrap()];
+    let take = |tree: &mut Tree| {
+        tree.take(WEB, name("a"), then())?;
+        tree.take(other.id, name("a"), then())
+    };
+    let (after, _) = store.change_layers_of(&both, take).unwrap();
+    assert_eq!(after, [web(&store), store.vdi(other.id).unwrap().unwrap()]);
+    assert_eq!(after.iter().map(|vdi| vdi.head.0).collect::<Vec<_>>(), [1, 1]);
+    // The second refuses: the first is as it was.
+    let refused = store.change_layers_of(&after, |tree| {
+        tree.take(WEB, name("b"), then())?;
+        tree.take(other.id, name("a"), then())
+    });
+    assert!(matches!(refused, Err(RecordError::Layers(_))), "{refused:?}");
+    assert_eq!(after, [web(&store), store.vdi(other.id).unwrap().unwrap()]);
+    // And where one of the records is an old one.
+    let refused = store.change_layers_of(&[after[0].clone(), both[1].clone()], |tree| tree.raise(WEB));
+    assert!(
+        matches!(refused, Err(RecordError::OldRevision { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(store.head_lineages().unwrap().len(), 2);
 }
 
 #[test]

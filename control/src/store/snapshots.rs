@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use snapshot::tree::{LayerRange, LayerRecord, Refusal, RunRecord, Tree, VdiLayers, VdiRecords};
-use types::{LayerId, VdiId};
+use types::{LayerId, Lineage, VdiId};
 
 use super::vdis::vdi_key;
 use super::{ControlStore, Held, RecordError, Result, decode, put};
@@ -30,6 +30,9 @@ fn snapshot_key(id: VdiId, layer: LayerId) -> String {
     format!("{}{:08x}", snapshots_prefix(id), layer.0)
 }
 
+/// VDIs with their relatives: as it is written, and as layers.
+type Family = BTreeMap<VdiId, (Held<VdiRecord>, VdiRecords)>;
+
 /// From where records are read.
 #[derive(Clone, Copy)]
 enum From {
@@ -52,9 +55,63 @@ impl ControlStore {
         load(records)
     }
 
-    /// Does an operation on the layers of `vdi`, as read before, and writes down what it changed: all of it or nothing.
-    /// Returns the VDI's record, at least one revision on, and what the operation returned. Who took the VDI over has
-    /// raised the revision, so only its writer's copy can be the present one.
+    /// The same, from the store itself and not as last heard.
+    ///
+    /// # Errors
+    /// See [`layers`](Self::layers).
+    pub fn layers_now(&self, id: VdiId) -> Result<Tree> {
+        let records = self
+            .family(id, From::Store)?
+            .into_values()
+            .map(|(_, records)| records);
+        load(records)
+    }
+
+    /// What each VDI that ever was snapshotted reads now, as last heard.
+    ///
+    /// # Errors
+    /// The backend's, or [`RecordError::Damaged`].
+    pub fn head_lineages(&self) -> Result<BTreeMap<VdiId, Lineage>> {
+        let wholes = self.wholes(From::Seen)?;
+        let mut found = BTreeMap::new();
+        for id in wholes.keys() {
+            if found.contains_key(id) {
+                continue;
+            }
+            let family = match self.family_of(*id, &wholes, From::Seen) {
+                Ok(family) => family,
+                // Deleted while we looked.
+                Err(RecordError::Missing(_)) => continue,
+                Err(error) => return Err(error),
+            };
+            let ids: Vec<VdiId> = family.keys().copied().collect();
+            let tree = load(family.into_values().map(|(_, records)| records))?;
+            for id in ids {
+                found.insert(id, tree.head(id)?.lineage);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Does an operation on the layers of `vdi`: see [`change_layers_of`](Self::change_layers_of).
+    ///
+    /// # Errors
+    /// See there.
+    ///
+    /// # Panics
+    /// See there.
+    pub fn change_layers<T>(
+        &self,
+        vdi: &VdiRecord,
+        operation: impl FnOnce(&mut Tree) -> std::result::Result<T, Refusal>,
+    ) -> Result<(VdiRecord, T)> {
+        let (mut records, done) = self.change_layers_of(std::slice::from_ref(vdi), operation)?;
+        Ok((records.pop().expect("one VDI has one record"), done))
+    }
+
+    /// Does an operation on the layers of these VDIs, as read before, and writes down what it changed: all of it or
+    /// nothing. Returns the VDIs' records in their order, at least one revision on, and what the operation returned. Who
+    /// took a VDI over has raised the revision, so only its writer's copy can be the present one.
     ///
     /// # Errors
     /// The backend's, [`RecordError::Layers`] with the operation's refusal, [`RecordError::Missing`],
@@ -62,24 +119,30 @@ impl ControlStore {
     ///
     /// # Panics
     /// When the operation makes or removes a VDI, or deletes more than [`SNAPSHOTS_AT_ONCE`].
-    pub fn change_layers<T>(
+    pub fn change_layers_of<T>(
         &self,
-        vdi: &VdiRecord,
+        vdis: &[VdiRecord],
         operation: impl FnOnce(&mut Tree) -> std::result::Result<T, Refusal>,
-    ) -> Result<(VdiRecord, T)> {
-        let family = self.family(vdi.id, From::Store)?;
-        let (held, _) = &family[&vdi.id];
-        if let Some(now) = held.record.as_ref().filter(|now| now.revision != vdi.revision) {
-            return Err(RecordError::OldRevision {
-                vdi: vdi.id,
-                held: now.revision,
-                given: vdi.revision,
-            });
+    ) -> Result<(Vec<VdiRecord>, T)> {
+        let wholes = self.wholes(From::Store)?;
+        let mut family = BTreeMap::new();
+        for vdi in vdis {
+            if !family.contains_key(&vdi.id) {
+                family.extend(self.family_of(vdi.id, &wholes, From::Store)?);
+            }
+            let (held, _): &(Held<VdiRecord>, VdiRecords) = &family[&vdi.id];
+            if let Some(now) = held.record.as_ref().filter(|now| now.revision != vdi.revision) {
+                return Err(RecordError::OldRevision {
+                    vdi: vdi.id,
+                    held: now.revision,
+                    given: vdi.revision,
+                });
+            }
         }
         let mut tree = load(family.values().map(|(_, records)| records.clone()))?;
         let done = operation(&mut tree)?;
         let mut change = Transaction::default();
-        let mut result = None;
+        let mut results = BTreeMap::new();
         for (id, (held, before)) in &family {
             let after = tree.save(*id)?;
             let record = held
@@ -87,7 +150,8 @@ impl ControlStore {
                 .as_ref()
                 .expect("a family is made of VDIs that are there");
             change.compares.push(held.unchanged(&vdi_key(*id)));
-            if after == *before && *id != vdi.id {
+            let is_asked = vdis.iter().any(|vdi| vdi.id == *id);
+            if after == *before && !is_asked {
                 continue;
             }
             let next = VdiRecord {
@@ -97,9 +161,7 @@ impl ControlStore {
             };
             put(&mut change, &vdi_key(*id), &next);
             put_layers(&mut change, before, &after);
-            if *id == vdi.id {
-                result = Some(next);
-            }
+            results.insert(*id, next);
         }
         if let Some(limits) = self.backend.limits() {
             let operations = change.puts.len() + change.deletes.len();
@@ -109,14 +171,22 @@ impl ControlStore {
             );
         }
         match self.commit(&change)? {
-            Commit::Done => Ok((result.expect("the VDI is of its own family"), done)),
+            Commit::Done => {
+                let of = |vdi: &VdiRecord| results[&vdi.id].clone();
+                Ok((vdis.iter().map(of).collect(), done))
+            }
             Commit::Refused => Err(RecordError::Overtaken),
         }
     }
 
     /// The VDI, the parents it began with and the clones that began with any of them, each as it is written.
-    fn family(&self, id: VdiId, from: From) -> Result<BTreeMap<VdiId, (Held<VdiRecord>, VdiRecords)>> {
-        let mut wholes: BTreeMap<VdiId, VdiLayers> = BTreeMap::new();
+    fn family(&self, id: VdiId, from: From) -> Result<Family> {
+        self.family_of(id, &self.wholes(from)?, from)
+    }
+
+    /// What belongs to each VDI as a whole, of those that have layers beside the first.
+    fn wholes(&self, from: From) -> Result<BTreeMap<VdiId, VdiLayers>> {
+        let mut wholes = BTreeMap::new();
         for (key, value) in self.entries(LAYERS, from)? {
             let digits = key.trim_start_matches(LAYERS);
             let id = u32::from_str_radix(digits, 16).map_err(|error| RecordError::Damaged {
@@ -125,6 +195,10 @@ impl ControlStore {
             })?;
             wholes.insert(VdiId(id), decode(&key, &value)?);
         }
+        Ok(wholes)
+    }
+
+    fn family_of(&self, id: VdiId, wholes: &BTreeMap<VdiId, VdiLayers>, from: From) -> Result<Family> {
         let mut found = BTreeMap::new();
         let mut to_do = BTreeSet::from([id]);
         while let Some(id) = to_do.pop_first() {
@@ -176,6 +250,32 @@ impl ControlStore {
             From::Seen => self.backend.seen_list(prefix)?,
         })
     }
+}
+
+/// The record of the layers of a VDI of which only its head's lineage is known: all that it reads are one, and what it does
+/// not read is gone.
+pub(super) fn layers_of_head(lineage: &Lineage, revision: u64) -> VdiLayers {
+    let (vdi, _) = lineage.newest();
+    let mut whole = VdiLayers {
+        revision,
+        ..VdiLayers::default()
+    };
+    let run = |low: u32, high: u32| RunRecord {
+        layers: LayerRange {
+            low: LayerId(low),
+            high: LayerId(high),
+        },
+        since: revision,
+    };
+    let mut next = 0;
+    for step in lineage.steps().iter().rev().filter(|step| step.vdi == vdi) {
+        if step.lowest.0 > next {
+            whole.gone.push(run(next, step.lowest.0 - 1));
+        }
+        whole.merged.push(run(step.lowest.0, step.highest.0));
+        next = step.highest.0 + 1;
+    }
+    whole
 }
 
 /// Of a VDI that has no record of its layers: all up to the head are one, so that nothing is ever hidden.

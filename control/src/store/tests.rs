@@ -87,6 +87,7 @@ fn every_record_comes_back_as_it_was_put() {
             target: target.parse::<AttachTarget>().unwrap(),
             read_only: true,
             queues: 4,
+            snapshot: None,
         })
         .to_vec();
     store.create_vdi(&web, &shards(1, 0..3), placed(&store)).unwrap();

@@ -5,14 +5,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
+use snapshot::SnapshotName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use types::{DiskId, HostId, PoolId, VdiId};
 use weft_control as control;
 use weft_control::{
     ApiError, ApiResult, Attach, Attachment, Detach, DiskAdd, DiskInfo, DiskState, Health, HostInfo,
-    LeftoverInfo, Name, PoolCreate, PoolInfo, RebalancePlan, ScrubStatus, Service, StatusInfo, VdiCreate,
-    VdiInfo, VersionInfo, rest,
+    LeftoverInfo, Name, PoolCreate, PoolInfo, RebalancePlan, Rollback, ScrubStatus, Service, SnapshotCreate,
+    SnapshotInfo, StatusInfo, VdiCreate, VdiInfo, VersionInfo, rest,
 };
 
 /// Keeps what it is told; counts the calls that reached it, so that tests see what the border let through.
@@ -27,6 +28,7 @@ struct State {
     pool: Option<String>,
     disks: Vec<DiskInfo>,
     vdis: Vec<VdiInfo>,
+    snapshots: Vec<SnapshotInfo>,
 }
 
 impl Fake {
@@ -231,12 +233,14 @@ impl Service for Fake {
             target,
             read_only,
             queues,
+            snapshot,
         } = request;
         self.with_vdi(&name, |vdi| {
             vdi.attachments.push(Attachment {
                 target,
                 read_only,
                 queues,
+                snapshot,
             });
         })
     }
@@ -244,6 +248,59 @@ impl Service for Fake {
     async fn vdi_detach(&self, name: Name, request: Detach) -> ApiResult<VdiInfo> {
         let stays = |a: &Attachment| request.target.as_ref().is_some_and(|target| a.target != *target);
         self.with_vdi(&name, |vdi| vdi.attachments.retain(stays))
+    }
+
+    async fn snapshot_create(&self, request: SnapshotCreate) -> ApiResult<Vec<SnapshotInfo>> {
+        self.change(|state| {
+            let taken = request.snapshots.into_iter().map(|(vdi, name)| SnapshotInfo {
+                vdi: vdi.to_string(),
+                name: name.to_string(),
+                created: "2026-11-22T01:00:00Z".parse().unwrap(),
+                bytes: 1 << 30,
+                protected: false,
+                parent: None,
+                is_below_head: true,
+                clones: Vec::new(),
+                layer: 0,
+            });
+            let taken: Vec<SnapshotInfo> = taken.collect();
+            state.snapshots.extend(taken.clone());
+            Ok(taken)
+        })
+    }
+
+    async fn snapshot_list(&self, vdi: Name) -> ApiResult<Vec<SnapshotInfo>> {
+        self.change(|state| {
+            let its = state.snapshots.iter().filter(|one| one.vdi == vdi.as_str());
+            Ok(its.cloned().collect())
+        })
+    }
+
+    async fn snapshot_delete(&self, vdi: Name, snapshot: SnapshotName) -> ApiResult<()> {
+        self.change(|state| {
+            let is_it = |one: &SnapshotInfo| one.vdi == vdi.as_str() && one.name == snapshot.as_str();
+            state.snapshots.retain(|one| !is_it(one));
+            Ok(())
+        })
+    }
+
+    async fn snapshot_protect(
+        &self,
+        vdi: Name,
+        snapshot: SnapshotName,
+        protected: bool,
+    ) -> ApiResult<SnapshotInfo> {
+        self.change(|state| {
+            let mut all = state.snapshots.iter_mut();
+            let one = all.find(|one| one.vdi == vdi.as_str() && one.name == snapshot.as_str());
+            let one = one.ok_or_else(|| ApiError::not_found("no such snapshot", ""))?;
+            one.protected = protected;
+            Ok(one.clone())
+        })
+    }
+
+    async fn vdi_rollback(&self, name: Name, _: Rollback) -> ApiResult<VdiInfo> {
+        self.with_vdi(&name, |_| {})
     }
 
     async fn scrub_start(&self, _: Option<Name>) -> ApiResult<ScrubStatus> {

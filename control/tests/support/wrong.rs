@@ -39,12 +39,25 @@ pub const VALID: &[(&str, &str, &str)] = &[
     (
         "POST",
         "/v1/vdis/{name}/attach",
-        r#"{"target":"vhost-user:/run/a","read_only":true,"queues":2}"#,
+        r#"{"target":"nbd:unix:/run/a","read_only":true,"queues":1,"snapshot":"before"}"#,
     ),
     (
         "POST",
         "/v1/vdis/{name}/detach",
         r#"{"target":"vhost-user:/run/a"}"#,
+    ),
+    (
+        "POST",
+        "/v1/vdis/{name}/rollback",
+        r#"{"to":"before","keep":"after","discard":false,"force":true}"#,
+    ),
+    ("POST", "/v1/snapshots", r#"{"snapshots":["web01@before"]}"#),
+    ("GET", "/v1/vdis/{name}/snapshots", "null"),
+    ("DELETE", "/v1/vdis/{name}/snapshots/{snapshot}", "null"),
+    (
+        "POST",
+        "/v1/vdis/{name}/snapshots/{snapshot}/protect",
+        r#"{"protected":true}"#,
     ),
     ("GET", "/v1/scrub", "null"),
     ("POST", "/v1/scrub", r#"{"vdi":"web01"}"#),
@@ -111,7 +124,10 @@ pub fn hostile_targets() -> Vec<(&'static str, String, &'static str)> {
             // A name of digits is a name; it is no id of a disk.
             if path.contains('{') && !(name == "0" && path.contains("{name}")) {
                 let target = path.replace("{id}", name).replace("{name}", name);
-                targets.push((*method, target, *body));
+                targets.push((*method, target.replace("{snapshot}", "before"), *body));
+            }
+            if path.contains("{snapshot}") && name != "0" {
+                targets.push((*method, place(&path.replace("{snapshot}", name)), *body));
             }
         }
         for query in [
@@ -208,6 +224,13 @@ fn wrong_values(valid: &Value) -> Vec<Value> {
                 json!(true),
             ]);
             wrong.extend([json!("1"), json!(""), json!(i64::MIN)]);
+        }
+        Value::Array(items) => {
+            let texts = items.iter().filter(|item| item.is_string());
+            let hostile = texts.flat_map(|_| hostile_texts());
+            wrong.extend(hostile.map(|text| json!([text])));
+            wrong.extend(items.iter().map(|item| json!([item, item])));
+            wrong.extend([json!("x"), json!(true), json!(7), json!([7])]);
         }
         Value::Bool(_) => wrong.extend([json!("true"), json!(1), json!(0), json!("")]),
         _ => wrong.extend([json!("x"), json!(true), json!(7)]),
@@ -345,5 +368,7 @@ impl Faults {
 }
 
 pub fn place(path: &str) -> String {
-    path.replace("{id}", DISK).replace("{name}", "web01")
+    path.replace("{id}", DISK)
+        .replace("{name}", "web01")
+        .replace("{snapshot}", "before")
 }

@@ -406,6 +406,7 @@ fn door(at: At) -> Attachment {
             .expect("a socket"),
         read_only: false,
         queues: 1,
+        snapshot: None,
     }
 }
 

@@ -44,9 +44,20 @@ pub struct Snapshot {
     pub name: SnapshotName,
     /// When it was taken.
     pub created: Timestamp,
+    /// The VDI's virtual size then.
+    pub bytes: u64,
     /// Not to be deleted, by hand or by a schedule.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub protected: bool,
+}
+
+/// How a VDI was when a snapshot of it was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// When.
+    pub at: Timestamp,
+    /// Its virtual size.
+    pub bytes: u64,
 }
 
 /// A state that a clone began with.
@@ -178,12 +189,20 @@ impl Tree {
     ///
     /// # Errors
     /// The name is taken, or there are too many.
-    pub fn take(&mut self, vdi: VdiId, name: SnapshotName, created: Timestamp) -> Result<Head> {
+    pub fn take(&mut self, vdi: VdiId, name: SnapshotName, taken: Taken) -> Result<Head> {
         self.layers(vdi)?.check_name(&name)?;
         let sealed = self.layers(vdi)?.head;
         let head = self.raise(vdi)?;
-        self.name_sealed(vdi, sealed, name, created)?;
+        self.name_sealed(vdi, sealed, name, taken)?;
         Ok(head)
+    }
+
+    /// Whether a snapshot of this name can be taken.
+    ///
+    /// # Errors
+    /// The name is taken, or there are too many.
+    pub fn require_free(&self, vdi: VdiId, name: &SnapshotName) -> Result<()> {
+        self.layers(vdi)?.check_name(name)
     }
 
     /// The first half of a snapshot under load: from now on writes say a new layer. The old one waits for
@@ -211,7 +230,7 @@ impl Tree {
         vdi: VdiId,
         layer: LayerId,
         name: SnapshotName,
-        created: Timestamp,
+        taken: Taken,
     ) -> Result<()> {
         let layers = self.layers_mut(vdi)?;
         layers.check_name(&name)?;
@@ -223,7 +242,8 @@ impl Tree {
         );
         node.kind = Kind::Named(Snapshot {
             name: name.clone(),
-            created,
+            created: taken.at,
+            bytes: taken.bytes,
             protected: false,
         });
         layers.names.insert(name, layer);
@@ -257,7 +277,7 @@ impl Tree {
         &mut self,
         vdi: VdiId,
         to: &SnapshotName,
-        keep: Option<(SnapshotName, Timestamp)>,
+        keep: Option<(SnapshotName, Taken)>,
     ) -> Result<(Head, Outcome)> {
         let layers = self.layers(vdi)?;
         let target = layers.named(to)?;
@@ -269,13 +289,13 @@ impl Tree {
         let layers = self.layers_mut(vdi)?;
         layers.grow(target)?;
         let old_head = layers.node_mut(left);
-        let Some((name, created)) = keep else {
+        let Some((name, taken)) = keep else {
             old_head.kind = Kind::Bare;
             let outcome = self.prune(vdi, &[left]);
             return Ok((self.head(vdi)?, outcome));
         };
         old_head.kind = Kind::Sealed;
-        self.name_sealed(vdi, left, name, created)?;
+        self.name_sealed(vdi, left, name, taken)?;
         Ok((self.head(vdi)?, Outcome::default()))
     }
 
@@ -463,6 +483,15 @@ impl Tree {
         Ok(nodes
             .iter()
             .filter_map(|(layer, node)| Some((*layer, node.snapshot()?))))
+    }
+
+    /// The snapshot of a layer, if it is one's.
+    ///
+    /// # Errors
+    /// No such VDI.
+    pub fn snapshot_of(&self, vdi: VdiId, layer: LayerId) -> Result<Option<&Snapshot>> {
+        let nodes = &self.layers(vdi)?.nodes;
+        Ok(nodes.get(&layer).and_then(Node::snapshot))
     }
 
     /// Layers that wait for their names, or to be given up: what a writer that died between the halves of a snapshot

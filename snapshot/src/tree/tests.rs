@@ -19,8 +19,11 @@ fn names(names: &[&str]) -> Vec<SnapshotName> {
     names.iter().map(|n| name(n)).collect()
 }
 
-fn then() -> Timestamp {
-    "2026-11-21T10:15:00Z".parse().unwrap()
+fn then() -> Taken {
+    Taken {
+        at: "2026-11-21T10:15:00Z".parse().unwrap(),
+        bytes: 20 << 30,
+    }
 }
 
 /// `web` with a snapshot for each of these names.
