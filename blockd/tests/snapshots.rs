@@ -211,6 +211,13 @@ fn what_cannot_be_is_refused_by_name() {
     assert_eq!(names(&daemon, "web"), ["a"]);
     daemon.post("/v1/vdis/web/snapshots/a/protect", &json!({"protected": true}));
     assert_eq!(asked("DELETE", "/v1/vdis/web/snapshots/a", json!({})).0, 409);
+    daemon.post("/v1/vdis/web/detach", &json!({}));
+    let (code, message) = asked("DELETE", "/v1/vdis/web", json!({}));
+    assert_eq!(code, 409);
+    assert!(
+        message.contains("web@a"),
+        "a protected snapshot goes with its VDI: {message}"
+    );
     daemon.post("/v1/vdis/web/snapshots/a/protect", &json!({"protected": false}));
     let target = format!("nbd:unix:{}", daemon.path("a.nbd").display());
     let serve = json!({"target": target, "snapshot": "a"});

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use control::{ApiError, ApiResult, ControlStore, Name, Placed, Severity, VdiCreate, VdiRecord, VdiWriter};
+use control::{
+    ApiError, ApiResult, ControlStore, Name, Placed, RecordError, Severity, VdiCreate, VdiRecord, VdiWriter,
+};
 use jiff::Timestamp;
 use replication::ShardRecord;
 use types::{ByteSize, LayerId, VdiId};
@@ -189,6 +191,9 @@ impl Daemon {
                 format!("`weft vdi detach {}` first", record.name),
             ));
         }
+        // Its snapshots go with it: refused where one is protected, or a clone needs one.
+        let mut trial = self.records(|control| control.layers_now(record.id))?;
+        trial.delete_vdi(record.id).map_err(RecordError::from)?;
         record.deleting = true;
         let record = self.records(|control| control.update_vdi(&record))?;
         let shards = self.records(|control| control.shards(record.id))?;
